@@ -1,0 +1,74 @@
+"""What all tests share: reduced or full counts, real data, and deterministic property tests.
+
+``MATCHWRIGHT_PROVE=1`` (set by ``make prove``) asks for full counts. Nothing else in the tests
+reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+PROVING = os.environ.get("MATCHWRIGHT_PROVE") == "1"
+
+_SLOW_IS_FINE = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
+settings.register_profile(
+    "reduced",
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=_SLOW_IS_FINE,
+)
+settings.register_profile("full", settings.get_profile("reduced"), max_examples=1_000)
+# `pytest --hypothesis-profile=explore` looks where nobody has looked yet.
+settings.register_profile(
+    "explore", deadline=None, max_examples=500, suppress_health_check=_SLOW_IS_FINE
+)
+settings.load_profile("full" if PROVING else "reduced")
+
+
+class Count(Protocol):
+    """How often a test repeats what it does."""
+
+    def __call__(self, *, reduced: int, full: int) -> int: ...
+
+
+@pytest.fixture(scope="session")
+def count() -> Count:
+    """``count(reduced=200, full=100_000)``: the first in ``make test``, the second in proofs."""
+
+    def choose(*, reduced: int, full: int) -> int:
+        return full if PROVING else reduced
+
+    return choose
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The folder that holds pyproject.toml."""
+    return ROOT
+
+
+def _beside_the_checkout(name: str) -> Path:
+    folder = ROOT.parent / "shared" / name
+    if not folder.is_dir():
+        pytest.skip(f"needs real files in ../shared/{name} (beside the checkout)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real exports, beside the checkout; they are never copied into it."""
+    return _beside_the_checkout("data")
+
+
+@pytest.fixture(scope="session")
+def shared_models() -> Path:
+    """Real models, beside the checkout."""
+    return _beside_the_checkout("models")
