@@ -6,31 +6,40 @@ reads the environment.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Protocol
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PROVING = os.environ.get("MATCHWRIGHT_PROVE") == "1"
 
-_SLOW_IS_FINE = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
-settings.register_profile(
-    "reduced",
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=_SLOW_IS_FINE,
-)
-settings.register_profile("full", settings.get_profile("reduced"), max_examples=1_000)
-# `pytest --hypothesis-profile=explore` looks where nobody has looked yet.
-settings.register_profile(
-    "explore", deadline=None, max_examples=500, suppress_health_check=_SLOW_IS_FINE
-)
-settings.load_profile("full" if PROVING else "reduced")
+
+def _property_test_profiles() -> None:
+    slow_is_fine = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
+    settings.register_profile(
+        "reduced",
+        max_examples=40,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=slow_is_fine,
+    )
+    settings.register_profile("full", settings.get_profile("reduced"), max_examples=1_000)
+    # `pytest --hypothesis-profile=explore` looks where nobody has looked yet.
+    settings.register_profile(
+        "explore", deadline=None, max_examples=500, suppress_health_check=slow_is_fine
+    )
+    settings.load_profile("full" if PROVING else "reduced")
+
+
+# `make gpu-check` runs kernel tests with this file on machines without hypothesis.
+if importlib.util.find_spec("hypothesis"):
+    from hypothesis import HealthCheck, settings
+
+    _property_test_profiles()
 
 
 class Count(Protocol):

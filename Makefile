@@ -1,0 +1,69 @@
+# Plain Python 3.11+ (with venv) and make are all that is assumed. Every target works alone and first.
+
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+FOLDERS := engine kernels protos clients
+
+# Newest Python that the pins are tested on; a newer or differently named one as the last resort.
+ifndef PYTHON
+PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3 python3.14; do \
+	if $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	then echo $$p; break; fi; done)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check prove gpu-check protos lint types drift clean
+
+help:  ## Show what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.engine  ## Make a marketplace, serve it, match over gRPC: about a minute
+	$(BIN)/matchwright demo
+
+test: $(VENV)/.dev  ## All tests, large counts reduced: under ten minutes on two cores
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## Lint, types, proto drift, then the tests: what CI runs
+	@$(MAKE) --no-print-directory lint types drift
+	@$(MAKE) --no-print-directory test
+
+prove: $(VENV)/.dev  ## All tests and benches with full counts; writes proofs/*.json
+	$(BIN)/python bench/prove.py
+
+gpu-check:  ## Kernel tests and bench with the system's Python, NumPy, CuPy and pytest
+	PYTHONPATH=engine:kernels:protos:clients $${GPU_PYTHON:-python3} bench/gpu_check.py
+
+protos: $(VENV)/.dev  ## Generate the stubs from the .proto files
+	$(BIN)/python protos/generate.py
+
+drift: $(VENV)/.dev  ## Fail when the committed stubs differ from the .proto files
+	$(BIN)/python protos/generate.py --check
+
+lint: $(VENV)/.dev  ## Ruff, and the guard against stray __init__.py files
+	$(BIN)/ruff check .
+	@for x in $(FOLDERS); do for f in $$x/__init__.py $$x/matchwright/__init__.py; do \
+		if [ -e $$f ]; then echo "$$f hides the other folders of the namespace; delete it"; exit 1; fi; \
+	done; done
+
+types: $(VENV)/.dev  ## mypy --strict
+	$(BIN)/mypy
+
+clean:  ## Remove the environment, caches and build outputs
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build demo-store
+	find $(FOLDERS) tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "no Python 3.11 or newer with venv found; name one: make PYTHON=/path/to/python3"; exit 2; fi
+	$(PYTHON) -m venv $(VENV)
+
+# The engine and its command line: all that the demo needs.
+$(VENV)/.engine: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine]'
+	@touch $@
+
+# Everything that the tests need. CuPy is there so that the kernels compile, GPU or not.
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,gpu,dev]'
+	@touch $(VENV)/.engine $@
