@@ -1,0 +1,1 @@
+"""What was fitted: encoder, vocabularies, rotations, steps, knots, zones (see docs/scoring.md)."""
