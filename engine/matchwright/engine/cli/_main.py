@@ -57,7 +57,7 @@ def _run(arguments: list[str]) -> int:
 
 def _wants_json(arguments: Sequence[str]) -> bool:
     """Whether ``--format json`` (or jsonl) was asked for, even on a line that does not parse."""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name, equals, value = word.partition("=")
         if name in {"--format", "-f"} and (value if equals else following) in {"json", "jsonl"}:
             return True

@@ -193,4 +193,4 @@ def _json(document: Mapping[str, Any], indent: int | None = None) -> str:
 
 def _cell(value: Any) -> Any:
     value = plainly(value)
-    return _json(value) if isinstance(value, (dict, list)) else value
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value

@@ -1,0 +1,227 @@
+"""``matchwright doctor``: what this machine has, what is missing, and why. Writes nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from matchwright.engine.cli._failures import harmless
+from matchwright.engine.cli._options import FormatOption, OutputOption
+from matchwright.engine.cli._output import View, Writer
+from matchwright.engine.errors import DependencyUnavailable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_REQUIRED = (
+    "numpy polars scipy scikit-learn threadpoolctl msgspec typer rich ftfy selectolax pycountry "
+    "tzdata grpcio protobuf googleapis-common-protos grpcio-status grpcio-health-checking "
+    "grpcio-reflection"
+).split()
+_OPTIONAL = "numkong cupy-cuda13x faiss-cpu".split()
+_CPU_FLAGS_OF_INTEREST = ("avx2", "avx512f", "avx512_vnni", "amx_bf16", "amx_int8")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        check: what was looked at.
+        state: "ok", "absent" (and not needed) or "failed".
+        detail: what was found.
+        advice: what to do when it is not ok.
+    """
+
+    check: str
+    state: str
+    detail: str
+    advice: str = ""
+
+
+def doctor(format_: FormatOption = None, output: OutputOption = None) -> int:
+    """Say what this machine has, what is missing and why. Writes nothing."""
+    findings = list(examine())
+    rows = [asdict(finding) for finding in findings]
+    failed = [finding.check for finding in findings if finding.state == "failed"]
+    document = {"healthy": not failed, "findings": rows}
+    with Writer(format_, output) as writer:
+        writer.add(View(document, rows, lambda console: _draw(console, findings)))
+    return DependencyUnavailable.exit_code if failed else 0
+
+
+def examine() -> Iterator[Finding]:
+    """Every check, in order; a check that breaks is a finding, never an exception."""
+    checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
+        ("python", _python),
+        ("machine", _machine),
+        ("packages", _packages),
+        ("sqlite", _sqlite),
+        ("time zones", _time_zones),
+        ("blas", _blas),
+        ("kernels", _kernels),
+        ("numkong", _numkong),
+        ("gpu", _gpu),
+        ("loopback", _loopback),
+    )
+    for name, check in checks:
+        try:
+            yield from check()
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            yield Finding(name, "failed", why, "pip install 'matchwright[engine]' again")
+
+
+def _python() -> Iterator[Finding]:
+    version = platform.python_version()
+    good = sys.version_info >= (3, 11)
+    advice = "" if good else "use Python 3.11 or newer"
+    yield Finding("python", "ok" if good else "failed", f"{version} at {sys.prefix}", advice)
+    yield Finding("matchwright", "ok", metadata.version("matchwright"))
+
+
+def _machine() -> Iterator[Finding]:
+    about = _proc_values(Path("/proc/cpuinfo"))
+    flags = set(about.get("flags", "").split())
+    wide = [flag for flag in _CPU_FLAGS_OF_INTEREST if flag in flags]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = about.get("model name", platform.processor() or platform.machine())
+    yield Finding("cpu", "ok", f"{name}, {cores} cores to use, {' '.join(wide) or 'no wide units'}")
+    memory = _proc_values(Path("/proc/meminfo")).get("MemAvailable", "")
+    if memory:
+        gib = int(memory.split()[0]) / (1 << 20)
+        yield Finding("memory", "ok", f"{gib:.1f} GiB available")
+    yield Finding("system", "ok", platform.platform())
+
+
+def _proc_values(path: Path) -> dict[str, str]:
+    """``name : value`` lines of a /proc file (the first of each name), or nothing."""
+    if not path.exists():
+        return {}
+    pairs = (line.partition(":") for line in path.read_text().splitlines())
+    values: dict[str, str] = {}
+    for name, _, value in pairs:
+        values.setdefault(name.strip(), value.strip())
+    return values
+
+
+def _packages() -> Iterator[Finding]:
+    for name in (*_REQUIRED, *_OPTIONAL):
+        try:
+            yield Finding(name, "ok", metadata.version(name))
+        except metadata.PackageNotFoundError:
+            if name in _OPTIONAL:
+                yield Finding(name, "absent", "not installed; not needed")
+            else:
+                yield Finding(name, "failed", "missing", "pip install 'matchwright[engine]'")
+
+
+def _sqlite() -> Iterator[Finding]:
+    import sqlite3
+
+    good = sqlite3.sqlite_version_info >= (3, 35)
+    advice = "" if good else "use a Python that is built with SQLite 3.35 or newer"
+    yield Finding("sqlite", "ok" if good else "failed", sqlite3.sqlite_version, advice)
+
+
+def _time_zones() -> Iterator[Finding]:
+    import zoneinfo
+
+    count = len(zoneinfo.available_timezones())
+    zoneinfo.ZoneInfo("Asia/Kathmandu")
+    yield Finding("time zones", "ok", f"{count} zones, tzdata {metadata.version('tzdata')}")
+
+
+def _blas() -> Iterator[Finding]:
+    import numpy as np
+    from threadpoolctl import threadpool_info
+
+    np.ones((8, 8), np.float32) @ np.ones((8, 8), np.float32)
+    pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    for pool in pools:
+        detail = f"{pool['internal_api']} {pool['version']}, {pool['num_threads']} threads"
+        yield Finding("blas", "ok", f"{detail}, {pool.get('architecture', 'unknown cores')}")
+    if not pools:
+        yield Finding("blas", "ok", "none that tells about itself; results are exact all the same")
+
+
+def _kernels() -> Iterator[Finding]:
+    """A product at the largest magnitudes: the sum that must be exact on this machine's BLAS."""
+    import numpy as np
+
+    from matchwright.kernels.types import D_MAX
+
+    rng = np.random.default_rng(0)
+    h, x = rng.choice((-127, 127), (2, 64, D_MAX))
+    h[0], x[0] = 127, 127
+    exact = h @ x.T
+    product = h.astype(np.float32) @ x.astype(np.float32).T
+    good = bool(np.array_equal(product, exact))
+    detail = f"float32 sums of {D_MAX:,} dimensions are {'exact' if good else 'NOT exact'}"
+    yield Finding("kernels", "ok" if good else "failed", detail, "" if good else "report this BLAS")
+
+
+def _numkong() -> Iterator[Finding]:
+    try:
+        module: Any = import_module("matchwright.kernels.numkong_ops")
+        why = module.unusable_because()
+    except ImportError as error:
+        why = str(error)
+    if why:
+        yield Finding("numkong self-check", "absent", f"{why}; NumPy does the work")
+    else:
+        yield Finding("numkong self-check", "ok", "agrees with the reference")
+
+
+def _gpu() -> Iterator[Finding]:
+    try:
+        import cupy
+    except ImportError as error:
+        detail = f"CuPy cannot be imported ({error}); NumPy does the work"
+        yield Finding("gpu", "absent", detail, "pip install 'matchwright[gpu]' where there is a GPU")
+        return
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+        names = [
+            cupy.cuda.runtime.getDeviceProperties(device)["name"].decode()
+            for device in range(count)
+        ]
+        version = cupy.cuda.runtime.driverGetVersion()
+    except Exception as error:  # CuPy raises its own classes for a missing driver
+        why = harmless(error)
+        yield Finding("gpu", "absent", f"no device: {why}; NumPy does the work")
+        return
+    yield Finding("gpu", "ok", f"{', '.join(names)}; driver for CUDA {version // 1000}")
+
+
+def _loopback() -> Iterator[Finding]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        yield Finding("loopback", "ok", f"port {listener.getsockname()[1]} could be bound")
+
+
+def _draw(console: Console, findings: list[Finding]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"ok": "green", "absent": "yellow", "failed": "red"}
+    table = Table("check", "", "found", box=None, pad_edge=False)
+    for finding in findings:
+        told = finding.detail + (f" -> {finding.advice}" if finding.advice else "")
+        state = Text(finding.state, style=colours[finding.state])
+        table.add_row(finding.check, state, harmless(told))
+    console.print(table)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(doctor)
