@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import sys
+from typing import Any
 
 from matchwright.engine import errors
 
@@ -44,15 +46,22 @@ def report(error: BaseException, *, as_json: bool) -> int:
     Returns:
         The exit code that belongs to the error.
     """
+    told = describe(error)
+    line = json.dumps({"error": told}) if as_json else f"matchwright: {told['message']}"
+    with contextlib.suppress(BrokenPipeError):  # nobody reads stderr either; the code says it
+        print(line, file=sys.stderr)
+    return int(told["exit_code"])
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """Any error as a JSON object: reason, exit_code, message, details; harmless on a terminal."""
     reason, code, message, details = _describe(error)
-    message = shorten(harmless(message))
-    if as_json:
-        fields = {key: shorten(harmless(value)) for key, value in details.items()}
-        body = {"reason": reason, "exit_code": code, "message": message, "details": fields}
-        print(json.dumps({"error": body}), file=sys.stderr)
-    else:
-        print(f"matchwright: {message}", file=sys.stderr)
-    return code
+    return {
+        "reason": reason,
+        "exit_code": code,
+        "message": shorten(harmless(message)),
+        "details": {key: shorten(harmless(value)) for key, value in details.items()},
+    }
 
 
 def _describe(error: BaseException) -> tuple[str, int, str, dict[str, str]]:

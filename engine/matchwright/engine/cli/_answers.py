@@ -1,0 +1,136 @@
+"""How matches and explanations look: as documents, as flat rows and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from matchwright.engine.cli._failures import harmless
+from matchwright.engine.cli._options import date_of
+from matchwright.engine.cli._output import View, plainly
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_FACETS_SHOWN = 9
+_CERTIFICATE = ("epoch", "generation", "policy", "eligible", "counted", "unverified", "returned")
+
+
+def match_view(answer: Mapping[str, Any], *, brief: bool = False) -> View:
+    """One answer. ``answer`` is ``Result.to_dict()``; ``brief`` draws one line instead of a table."""
+    document = plainly(answer)
+    rows = match_rows(document)
+    if brief:
+        return View(document, rows, lambda console: _draw_line(console, document))
+    return View(document, rows, lambda console: _draw_matches(console, document))
+
+
+def failure_view(query_id: str | None, error: Mapping[str, Any]) -> View:
+    """One query that could not be answered, among others that were."""
+    document = {"query_id": query_id, "error": dict(error), "matches": []}
+    line = f"{query_id}: {error['reason']}: {error['message']}"
+    return View(document, [], lambda console: console.print(harmless(line), style="red"))
+
+
+def match_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One flat row for each match: the query, its certificate, the match and its facets' points."""
+    certificate = {name: document.get(name) for name in _CERTIFICATE}
+    rows = []
+    for match in document["matches"]:
+        facets = {f"points_{name}": points for name, points in match["contributions"].items()}
+        rows.append(
+            {
+                "query_kind": document["kind"],
+                "query_id": document["query_id"],
+                "rank": match["rank"],
+                "id": match["id"],
+                "score": match["score"],
+                "points": match["points"],
+                **certificate,
+                **facets,
+            }
+        )
+    return rows
+
+
+def _draw_matches(console: Console, answer: Mapping[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    other = "freelancer" if answer["kind"] == "job" else "job"
+    console.print(Text(harmless(_headline(answer)), style="bold"))
+    facets = _busiest_facets(answer["matches"])
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("rank", other, "score", *facets):
+        table.add_column(name, justify="left" if name == other else "right")
+    for match in answer["matches"]:
+        parts = [f"{match['contributions'][name] * answer['t']:.3f}" for name in facets]
+        table.add_row(str(match["rank"]), harmless(match["id"]), f"{match['score']:.4f}", *parts)
+    if answer["matches"]:
+        console.print(table)
+    for line in _certificate_lines(answer):
+        console.print(Text(harmless(line), style="dim"))
+
+
+def _draw_line(console: Console, answer: Mapping[str, Any]) -> None:
+    best = answer["matches"][0] if answer["matches"] else None
+    told = f"best {best['id']} at {best['score']:.4f}" if best else _why_fewer(answer)
+    console.print(
+        harmless(
+            f"{answer['kind']} {answer['query_id']}: {answer['returned']} of "
+            f"{_count(answer)} eligible; {told}"
+        )
+    )
+
+
+def _headline(answer: Mapping[str, Any]) -> str:
+    whom = answer["query_id"] or "(inline)"
+    return (
+        f"{answer['kind']} {whom}: {answer['returned']} of {_count(answer)} eligible, "
+        f"as of {date_of(answer['as_of'])}"
+    )
+
+
+def _count(answer: Mapping[str, Any]) -> str:
+    words = {"EXACT": "", "AT_LEAST": "at least "}
+    if answer["counted"] not in words:
+        return "an uncounted number of"
+    return f"{words[answer['counted']]}{answer['eligible']:,}"
+
+
+def _why_fewer(answer: Mapping[str, Any]) -> str:
+    told = {
+        "EMPTY_CORPUS": "there is nobody on the other side",
+        "QUERY_VETOED": "the one that asks rules out every answer by itself",
+        "FEW_ELIGIBLE": "nobody else is eligible",
+        "MIN_SCORE": "the others score below the minimum",
+    }
+    return told.get(answer["shortfall"], "") if answer["shortfall"] else ""
+
+
+def _busiest_facets(matches: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The facets that moved these matches most, in the answer's own order."""
+    if not matches:
+        return []
+    names = list(matches[0]["contributions"])
+    weight = {name: sum(abs(m["contributions"][name]) for m in matches) for name in names}
+    kept = set(sorted(names, key=lambda name: -weight[name])[:_FACETS_SHOWN])
+    return [name for name in names if name in kept]
+
+
+def _certificate_lines(answer: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if answer["returned"] < answer["k"] and answer["shortfall"]:
+        lines.append(f"fewer than {answer['k']}: {_why_fewer(answer)}")
+    if answer["unverified"] > 0:
+        lines.append(f"{answer['unverified']:,} of the eligible passed a rule on an unknown value")
+    lines.append(
+        f"best conceivable {answer['attainable']:.4f}; policy {str(answer['policy'])[:12]}; "
+        f"generation {str(answer['generation'])[:12]}; epoch {_short_epoch(answer['epoch'])}"
+    )
+    return lines
+
+
+def _short_epoch(epoch: Any) -> str:
+    """``uuid:number:digest`` with its long parts cut."""
+    return ":".join(part[:8] for part in str(epoch).split(":"))

@@ -1,0 +1,75 @@
+"""Whom a command asks: the store in a folder, or a server. Both answer alike."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import typer
+
+from matchwright.engine.errors import InvalidArgument, MatchwrightError
+
+if TYPE_CHECKING:
+    from matchwright.engine.matcher import Request
+    from matchwright.engine.records import Kind
+
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto, cpu, numpy or gpu; answers are the same.")
+]
+
+
+class Answer(Protocol):
+    """A result or an explanation."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+class Source(Protocol):
+    """Answers requests."""
+
+    def match(self, request: Request) -> Answer: ...
+
+    def match_many(self, requests: Sequence[Request]) -> Sequence[Answer | MatchwrightError]: ...
+
+    def explain(self, job: str, freelancer: str, **options: Any) -> Answer: ...
+
+    def ids(self, kind: Kind, batch: int) -> Iterator[list[str]]: ...
+
+    def count(self, kind: Kind) -> int: ...
+
+
+def request(kind: Kind, whom: str | Mapping[str, Any] | None, asked: Mapping[str, Any]) -> Request:
+    """A request from the command line's options, for a stored id or an inline record."""
+    from matchwright.engine.matcher import Request
+
+    if isinstance(whom, str):
+        return Request(kind=kind, id=whom, **asked)
+    return Request(kind=kind, record=whom, **asked)
+
+
+@contextlib.contextmanager
+def open_source(
+    store: Path | None, server: str | None, policy: Path | None, device: str
+) -> Iterator[Source]:
+    """The store in a folder, or a server.
+
+    Raises:
+        InvalidArgument: none or both are named, or an option that a server decides by itself.
+    """
+    if (store is None) == (server is None):
+        raise InvalidArgument("say where to look with exactly one of --store DIR, --server ADDRESS")
+    if server is not None:
+        if policy is not None or device != "auto":
+            raise InvalidArgument("--policy and --device belong to the server; leave them out here")
+        from matchwright.engine.cli._remote import remote
+
+        with remote(server) as source:
+            yield source
+        return
+    assert store is not None
+    from matchwright.engine.cli._local import local
+
+    with local(store, policy, device) as source:
+        yield source

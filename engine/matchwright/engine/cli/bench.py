@@ -1,0 +1,65 @@
+"""``matchwright bench``: the speed of this machine, beside its peers, in one run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from matchwright.engine.cli._failures import harmless
+from matchwright.engine.errors import DependencyUnavailable, VerificationFailed, unknown_key
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+BENCHES = {"topk": "matchwright.kernels.bench_topk"}
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help="Which bench: topk.")] = "topk",
+    as_json: Annotated[bool, typer.Option("--json", help="Figures as one JSON object.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="The sizes that the proofs use; takes minutes.")
+    ] = False,
+) -> int:
+    """Measure this machine: ours and its peers in one run, as ratios."""
+    if name not in BENCHES:
+        raise unknown_key("bench", name, BENCHES)
+    try:
+        module: Any = importlib.import_module(BENCHES[name])
+    except ImportError as error:
+        raise DependencyUnavailable(
+            f"the bench needs {error.name}: pip install 'matchwright[dev]'"
+        ) from None
+    figures: Mapping[str, Any] = module.run(full=full)
+    if as_json:
+        print(json.dumps(figures, indent=2))
+    else:
+        _draw(figures)
+    return VerificationFailed.exit_code if figures.get("passed") is False else 0
+
+
+def _draw(figures: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, highlight=False)
+    for name, value in figures.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            table = Table(*value[0], title=name, box=None, pad_edge=False)
+            for row in value:
+                table.add_row(*(_number(cell) for cell in row.values()))
+            console.print(table)
+        else:
+            console.print(f"{name}: {_number(value)}")
+
+
+def _number(value: Any) -> str:
+    return f"{value:,.3g}" if isinstance(value, float) else harmless(value)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(bench)
