@@ -1,0 +1,357 @@
+"""The SQLite side of a store: records, the manifest of segments, tombstones and live rows.
+
+Every change is one transaction, synced before it is acknowledged (write-ahead log,
+``synchronous=FULL``). Numbers are never used twice:
+
+- ``number`` counts epochs, ``seq`` counts records as they are written,
+- ``segment`` names row spaces: each sealed file, and each live segment while it is live. A
+  tombstone is (segment, row), so one that is meant for live rows can never hit a file.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from matchwright.engine.errors import NotFound, StoreDamaged, StoreError, StoreFormat
+from matchwright.engine.store import blobs
+
+Kind = Literal["job", "freelancer"]
+KINDS: tuple[Kind, ...] = ("job", "freelancer")
+
+FORMAT = 1
+FILE = "catalog.sqlite"
+_APPLICATION_ID = 0x4D575354  # "MWST"
+_PAGE_BYTES = 8192
+_BUSY_MS = 10_000
+_PARAMETERS_MAX = 500
+
+_TABLES = """
+CREATE TABLE state (
+  one INTEGER PRIMARY KEY CHECK (one = 1),
+  uuid TEXT NOT NULL, salt BLOB NOT NULL, keep_text INTEGER NOT NULL,
+  number INTEGER NOT NULL, digest BLOB NOT NULL, generation TEXT NOT NULL,
+  next_segment INTEGER NOT NULL, next_seq INTEGER NOT NULL,
+  live_job INTEGER NOT NULL, live_freelancer INTEGER NOT NULL,
+  checksum BLOB NOT NULL);
+CREATE TABLE epoch (number INTEGER PRIMARY KEY, digest BLOB NOT NULL, what TEXT NOT NULL);
+CREATE TABLE segment (
+  segment INTEGER PRIMARY KEY, kind TEXT NOT NULL, generation TEXT NOT NULL,
+  file TEXT NOT NULL, n INTEGER NOT NULL, size INTEGER NOT NULL, digest BLOB NOT NULL);
+CREATE TABLE dead (
+  number INTEGER NOT NULL, segment INTEGER NOT NULL, rows BLOB NOT NULL,
+  PRIMARY KEY (number, segment)) WITHOUT ROWID;
+CREATE TABLE live (
+  segment INTEGER NOT NULL, first INTEGER NOT NULL, n INTEGER NOT NULL, rows BLOB NOT NULL,
+  PRIMARY KEY (segment, first));
+"""
+_RECORD_TABLES = """
+CREATE TABLE {kind} (
+  seq INTEGER PRIMARY KEY, key INTEGER NOT NULL UNIQUE, id TEXT NOT NULL,
+  hash BLOB NOT NULL, body BLOB NOT NULL);
+CREATE TABLE {kind}_old (
+  seq INTEGER PRIMARY KEY, id TEXT NOT NULL, hash BLOB NOT NULL, body BLOB NOT NULL,
+  replaced REAL NOT NULL);
+CREATE INDEX {kind}_old_replaced ON {kind}_old (replaced);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The one row of ``state``: what is in force."""
+
+    uuid: str
+    salt: bytes
+    keep_text: bool
+    number: int
+    digest: bytes
+    generation: str
+    next_segment: int
+    next_seq: int
+    live_job: int
+    live_freelancer: int
+
+    def live(self, kind: Kind) -> int:
+        """The number of the kind's live segment."""
+        return self.live_job if kind == "job" else self.live_freelancer
+
+    def with_live(self, kind: Kind, segment: int) -> State:
+        return (
+            replace(self, live_job=segment)
+            if kind == "job"
+            else replace(self, live_freelancer=segment)
+        )
+
+    def values(self) -> tuple[Any, ...]:
+        """The row, its checksum last."""
+        fields = tuple(getattr(self, name) for name in State.__slots__)
+        return (*fields, blobs.digest(*(repr(field).encode() for field in fields)))
+
+
+_STATE_COLUMNS = ", ".join(State.__slots__) + ", checksum"
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRow:
+    """One row of the manifest."""
+
+    segment: int
+    kind: Kind
+    generation: str
+    file: str
+    n: int
+    size: int
+    digest: bytes
+
+
+class Catalog:
+    """Connections to one catalog file: one per thread, made when needed.
+
+    Args:
+        path: the file.
+        write: False makes every connection refuse to change anything.
+    """
+
+    def __init__(self, path: Path, *, write: bool) -> None:
+        self.path = path
+        self._write = write
+        self._local = threading.local()
+        self._all: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """This thread's connection. A forked child gets its own."""
+        here = (os.getpid(), getattr(self._local, "connection", None))
+        if here[1] is None or here[0] != self._local.pid:
+            with self.guard():
+                self._local.connection = self.connect()
+            self._local.pid = here[0]
+        connection: sqlite3.Connection = self._local.connection
+        return connection
+
+    def connect(self) -> sqlite3.Connection:
+        """A new connection, closed by ``close``."""
+        if self._closed:
+            raise StoreError(f"{self.path}: the store is closed", file=self.path)
+        uri = f"{self.path.resolve().as_uri()}?mode={'rwc' if self._write else self._reader_mode()}"
+        connection = sqlite3.connect(
+            uri,
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=_BUSY_MS / 1000,
+        )
+        with self._lock:
+            self._all.append(connection)
+        connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute("PRAGMA cache_size = -32768")
+        if self._write:
+            connection.execute("PRAGMA synchronous = FULL")
+        else:
+            connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    def _reader_mode(self) -> str:
+        # Reading a write-ahead log needs its shared-memory file; where the folder cannot be
+        # written to and there is no log, the file is complete by itself.
+        if os.access(self.path.parent, os.W_OK):
+            return "rw"
+        wal = self.path.with_name(self.path.name + "-wal")
+        return "ro" if wal.exists() else "ro&immutable=1"
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            for connection in self._all:
+                connection.close()
+            self._all.clear()
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Turns SQLite's errors into the store's, naming the file."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+            name = getattr(error, "sqlite_errorname", "") or type(error).__name__
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise StoreDamaged(
+                    f"{self.path}: is damaged ({error}); restore it from a copy, or import again",
+                    file=self.path,
+                )
+            raise StoreError(f"{self.path}: {error} ({name})", file=self.path)
+
+    @contextmanager
+    def change(self) -> Iterator[sqlite3.Connection]:
+        """One write transaction; durable when the block ends without an error."""
+        with self.guard():
+            connection = self.connection
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def look(self, connection: sqlite3.Connection | None = None) -> Iterator[sqlite3.Connection]:
+        """One read transaction: everything read within belongs to one epoch."""
+        with self.guard():
+            connection = connection or self.connection
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+
+    # ── Creating and opening ──────────────────────────────────────────────────────────────────
+
+    def create(self, state: State) -> None:
+        """Makes the tables and the first state in one transaction."""
+        with self.guard():
+            connection = self.connection
+            connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            connection.execute("PRAGMA journal_mode = WAL")
+        with self.change() as connection:
+            for script in (_TABLES, *(_RECORD_TABLES.format(kind=kind) for kind in KINDS)):
+                for statement in filter(str.strip, script.split(";")):
+                    connection.execute(statement)
+            marks = ", ".join("?" * (len(State.__slots__) + 1))
+            connection.execute(
+                f"INSERT INTO state (one, {_STATE_COLUMNS}) VALUES (1, {marks})", state.values()
+            )
+            connection.execute(
+                "INSERT INTO epoch VALUES (?, ?, ?)", (state.number, state.digest, "create")
+            )
+            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {FORMAT}")
+
+    def check(self) -> None:
+        """Refuses what is not a catalog that this version reads.
+
+        Raises:
+            NotFound: the file is empty: a store that was never finished.
+            StoreFormat: a newer format, or another application's file.
+            StoreDamaged: not an SQLite file.
+        """
+        with self.guard():
+            connection = self.connection
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if not tables:
+            raise NotFound(f"{self.path.parent}: holds no store", file=self.path)
+        if application != _APPLICATION_ID:
+            raise StoreFormat(
+                f"{self.path}: is an SQLite file, but not a store's catalog", file=self.path
+            )
+        if version > FORMAT:
+            raise StoreFormat(
+                f"{self.path}: has format {version}, this version reads up to {FORMAT}; "
+                "use a newer matchwright",
+                file=self.path,
+            )
+
+    # ── State ─────────────────────────────────────────────────────────────────────────────────
+
+    def state(self, connection: sqlite3.Connection) -> State:
+        """What is in force.
+
+        Raises:
+            StoreDamaged: the row does not match its checksum.
+        """
+        row = connection.execute(f"SELECT {_STATE_COLUMNS} FROM state").fetchone()
+        if row is not None:
+            uuid, salt, keep_text, *rest, checksum = row
+            state = State(uuid, salt, bool(keep_text), *rest)
+            if state.values()[-1] == checksum:
+                return state
+        raise StoreDamaged(f"{self.path}: the state does not match its checksum", file=self.path)
+
+    def put_state(self, connection: sqlite3.Connection, state: State, what: str) -> None:
+        """Puts a new epoch in force."""
+        marks = ", ".join("?" * (len(State.__slots__) + 1))
+        connection.execute(f"UPDATE state SET ({_STATE_COLUMNS}) = ({marks})", state.values())
+        connection.execute("INSERT INTO epoch VALUES (?, ?, ?)", (state.number, state.digest, what))
+
+    # ── Manifest, tombstones, live rows ───────────────────────────────────────────────────────
+
+    def segments(self, connection: sqlite3.Connection) -> list[SegmentRow]:
+        """The manifest, oldest first."""
+        columns = ", ".join(SegmentRow.__slots__)
+        rows = connection.execute(f"SELECT {columns} FROM segment ORDER BY segment")
+        return [SegmentRow(*row) for row in rows]
+
+    def add_segment(self, connection: sqlite3.Connection, row: SegmentRow) -> None:
+        values = tuple(getattr(row, name) for name in SegmentRow.__slots__)
+        connection.execute("INSERT INTO segment VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+
+    def dead_since(self, connection: sqlite3.Connection, number: int) -> list[tuple[int, bytes]]:
+        """(segment, packed int32 rows) that died after an epoch."""
+        return connection.execute(
+            "SELECT segment, rows FROM dead WHERE number > ?", (number,)
+        ).fetchall()
+
+    def live_from(
+        self, connection: sqlite3.Connection, segment: int, row: int
+    ) -> list[tuple[int, bytes]]:
+        """(first row, packed rows) of the batches that hold a live segment's rows from ``row``."""
+        return connection.execute(
+            "SELECT first, rows FROM live WHERE segment = ? AND first + n > ? ORDER BY first",
+            (segment, row),
+        ).fetchall()
+
+    # ── Records ───────────────────────────────────────────────────────────────────────────────
+
+    def records_by(
+        self, connection: sqlite3.Connection, table: str, column: str, values: Sequence[int]
+    ) -> Iterator[tuple[int, str, bytes, bytes]]:
+        """(``column``, id, hash, body) of the records whose ``column`` is among ``values``."""
+        for low in range(0, len(values), _PARAMETERS_MAX):
+            chunk = values[low : low + _PARAMETERS_MAX]
+            marks = ", ".join("?" * len(chunk))
+            yield from connection.execute(
+                f"SELECT {column}, id, hash, body FROM {table} WHERE {column} IN ({marks})", chunk
+            )
+
+    def identities(
+        self, connection: sqlite3.Connection, kind: Kind, seqs: Sequence[int]
+    ) -> dict[int, tuple[str, bytes]]:
+        """seq -> (id, hash) of records."""
+        found: dict[int, tuple[str, bytes]] = {}
+        for low in range(0, len(seqs), _PARAMETERS_MAX):
+            chunk = seqs[low : low + _PARAMETERS_MAX]
+            marks = ", ".join("?" * len(chunk))
+            rows = connection.execute(
+                f"SELECT seq, id, hash FROM {kind} WHERE seq IN ({marks})", chunk
+            )
+            found.update((seq, (name, content)) for seq, name, content in rows)
+        return found
+
+    def retire(
+        self, connection: sqlite3.Connection, kind: Kind, seqs: Sequence[int], now: float
+    ) -> None:
+        """Moves records out of force; snapshots that still name them find them for a while."""
+        wanted = [(seq,) for seq in seqs]
+        connection.executemany(
+            f"INSERT INTO {kind}_old SELECT seq, id, hash, body, {now!r} FROM {kind} WHERE seq = ?",
+            wanted,
+        )
+        connection.executemany(f"DELETE FROM {kind} WHERE seq = ?", wanted)
+
+    def purge(self, connection: sqlite3.Connection, before: float) -> None:
+        """Forgets records that went out of force before a time."""
+        for kind in KINDS:
+            connection.execute(f"DELETE FROM {kind}_old WHERE replaced < ?", (before,))

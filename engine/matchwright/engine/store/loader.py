@@ -1,0 +1,208 @@
+"""Keeps an in-memory view of the catalog in step with the file, by reading only what is new.
+
+Writers and readers use the same path: after its commit a writer loads what it has written just
+as any other process does, so memory never says anything that the file does not.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from matchwright.engine.errors import StoreDamaged
+from matchwright.engine.store import blobs
+from matchwright.engine.store.catalog import KINDS, Catalog, Kind, SegmentRow, State
+from matchwright.engine.store.encode import Neighbours
+from matchwright.engine.store.segment_file import SegmentFile
+from matchwright.engine.store.snapshot import Epoch, Part, Snapshot
+from matchwright.engine.store.sources import LiveRows, RowSource, SealedRows
+from matchwright.kernels.types import Bool
+
+POLL_S = 0.05
+_TRIES = 20
+
+
+class Loader:
+    """The newest snapshot of a store.
+
+    Args:
+        root: the store's folder.
+        catalog: its catalog.
+        neighbours: how to load a generation.
+        poll: whether other processes may be writing.
+    """
+
+    def __init__(self, root: Path, catalog: Catalog, neighbours: Neighbours, poll: bool) -> None:
+        self._root = root
+        self._catalog = catalog
+        self._neighbours = neighbours
+        self._poll = poll
+        self._lock = threading.Lock()
+        with catalog.guard():
+            self._connection = catalog.connect()
+        self._version = self._reading = -1
+        self._polled = 0.0
+        self._generations: dict[str, Any] = {}
+        self._sealed: dict[int, SealedRows] = {}
+        self._live: dict[Kind, LiveRows] = {}
+        self._state: State | None = None
+        self._snapshot: Snapshot | None = None
+
+    def newest(self, *, now: bool = False) -> Snapshot:
+        """The newest snapshot; ``now`` asks the file even if it was asked a moment ago."""
+        snapshot = self._snapshot
+        fresh = not self._poll or time.monotonic() - self._polled < POLL_S
+        if snapshot is not None and fresh and not now:
+            return snapshot
+        with self._lock:
+            return self._refresh()
+
+    def keep(self, generation: Any) -> None:
+        """Remembers a generation that was just made, so that it need not be read back."""
+        self._generations[generation.id] = generation
+
+    @property
+    def state(self) -> State:
+        """What the newest snapshot was made from."""
+        self.newest()
+        assert self._state is not None
+        return self._state
+
+    def live(self, kind: Kind) -> LiveRows:
+        """The live rows of a kind; for the writer, under its lock."""
+        return self._live[kind]
+
+    def _refresh(self) -> Snapshot:
+        self._polled = time.monotonic()
+        for attempt in range(_TRIES):
+            with self._catalog.guard():
+                (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+                if self._snapshot is not None and version == self._version:
+                    return self._snapshot
+            try:
+                self._load()
+            except FileNotFoundError as error:
+                # A refit may replace files between reading their names and opening them.
+                if attempt + 1 == _TRIES or not self._moved():
+                    raise StoreDamaged(
+                        f"{error.filename}: is named by the manifest but is not there; "
+                        "restore it from a copy, or import again",
+                        file=error.filename,
+                    )
+                continue
+            self._version = version
+            assert self._snapshot is not None
+            return self._snapshot
+        raise AssertionError("unreachable")
+
+    def _moved(self) -> bool:
+        with self._catalog.look(self._connection) as connection:
+            return self._catalog.state(connection).number != self._reading
+
+    def _load(self) -> None:
+        """Reads everything that is new in one read transaction, then switches at once."""
+        catalog, old = self._catalog, self._state
+        with catalog.look(self._connection) as connection:
+            state = catalog.state(connection)
+            self._reading = state.number
+            if old is not None and old.number == state.number:
+                return
+            manifest = catalog.segments(connection)
+            seen = old.number if old is not None else -1
+            dead = self._group(catalog.dead_since(connection, seen))
+            live = {kind: self._live_rows(connection, state, kind) for kind in KINDS}
+        sealed = {row.segment: self._open(row, state) for row in manifest}
+        generation = self._generation(state.generation)
+        kept = self._alive_before()
+        parts = {
+            kind: self._parts(
+                [sealed[row.segment] for row in manifest if row.kind == kind],
+                live[kind],
+                dead,
+                kept,
+            )
+            for kind in KINDS
+        }
+        epoch = Epoch(state.uuid, state.number, state.digest.hex())
+        self._snapshot = Snapshot(epoch, generation, state.salt, parts, catalog, self._neighbours)
+        self._sealed, self._live, self._state = sealed, live, state
+        self._generations = {state.generation: generation}
+
+    def _group(self, rows: list[tuple[int, bytes]]) -> dict[int, list[Any]]:
+        grouped: dict[int, list[Any]] = {}
+        for segment, packed in rows:
+            array = blobs.unpack_array(packed, np.int32, str(self._catalog.path))
+            grouped.setdefault(segment, []).append(array)
+        return grouped
+
+    def _live_rows(self, connection: sqlite3.Connection, state: State, kind: Kind) -> LiveRows:
+        live = self._live.get(kind)
+        if live is None or live.number != state.live(kind):
+            live = LiveRows(state.live(kind))
+        for first, packed in self._catalog.live_from(connection, live.number, live.n):
+            rows = blobs.unpack_rows(packed, str(self._catalog.path))
+            if first > live.n:
+                raise StoreDamaged(
+                    f"{self._catalog.path}: live rows {live.n}..{first} are missing",
+                    file=self._catalog.path,
+                )
+            live.append_from(rows, live.n - first)
+        return live
+
+    def _open(self, row: SegmentRow, state: State) -> SealedRows:
+        known = self._sealed.get(row.segment)
+        if known is not None:
+            return known
+        file = SegmentFile(self._root / "segments" / row.file, row.digest)
+        if (file.number, file.n, file.about["store"]) != (row.segment, row.n, state.uuid):
+            raise StoreDamaged(
+                f"{file.path}: is not the file that the manifest names", file=file.path
+            )
+        return SealedRows(file, self._neighbours.index_version)
+
+    def _generation(self, name: str) -> Any:
+        known = self._generations.get(name)
+        return known or self._neighbours.load(self._root / "generations" / name)
+
+    def _alive_before(self) -> dict[int, Bool | None]:
+        if self._snapshot is None:
+            return {}
+        return {
+            part.source.number: part.alive
+            for parts in self._snapshot.parts.values()
+            for part in parts
+        }
+
+    @staticmethod
+    def _parts(
+        sealed: list[SealedRows],
+        live: LiveRows,
+        dead: dict[int, list[Any]],
+        kept: dict[int, Bool | None],
+    ) -> tuple[Part, ...]:
+        sources: list[RowSource] = [*sealed]
+        view = live.view()
+        if view is not None:
+            sources.append(view)
+        return tuple(
+            Part(source, _alive(source.n, kept.get(source.number), dead.get(source.number, [])))
+            for source in sources
+        )
+
+
+def _alive(n: int, before: Bool | None, dead: list[Any]) -> Bool | None:
+    """Copy on write: an epoch that kills nothing here shares the array with the one before."""
+    if not dead and (before is None or len(before) == n):
+        return before
+    alive = np.ones(n, dtype=np.bool_)
+    if before is not None:
+        alive[: len(before)] = before
+    for rows in dead:
+        alive[rows] = False
+    alive.flags.writeable = False
+    return alive

@@ -1,0 +1,76 @@
+"""Changing some fields of one record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from matchwright.engine.errors import FailedPrecondition, InvalidData, NotFound, unknown_key
+from matchwright.engine.store.blobs import TEXT_FIELD, without_digest
+from matchwright.engine.store.catalog import Kind
+from matchwright.engine.store.rows import EncodedRows, Rows
+from matchwright.engine.store.snapshot import Snapshot, locate, stored_record
+from matchwright.engine.store.writer import Write, Writer
+
+TEXT_FACET = "text"
+TEXT_FACET_FIELDS = frozenset({"title", TEXT_FIELD})
+
+
+def patch_record(writer: Writer, kind: Kind, name: str, fields: Mapping[str, Any]) -> Write:
+    """Merges fields into a stored record and writes it back. The caller holds the lock.
+
+    Where texts are not kept, the text's part of the vector is carried over from the stored row.
+    """
+    snapshot = writer.newest()
+    record = _stored(writer, snapshot, kind, name)
+    schema = writer.neighbours.schema(kind)
+    for field in fields:
+        if field not in schema:
+            raise unknown_key("field", field, schema, f"a {kind}")
+    if fields.get("id", name) != name:
+        raise InvalidData(f"got id {fields['id']!r}; the id of {name!r} cannot change", field="id")
+    kept = record.get(TEXT_FIELD)
+    carried = kept if isinstance(kept, bytes) and TEXT_FIELD not in fields else None
+    if carried is not None and TEXT_FACET_FIELDS & fields.keys():
+        raise FailedPrecondition(
+            f"this store does not keep texts; give {TEXT_FIELD!r} together with the title",
+            field=TEXT_FIELD,
+        )
+    merged = {**without_digest(record), **fields}
+    pending = writer.pending(kind)
+    tally = pending.add(writer.neighbours.to_frame(kind, [merged]), text_digest=carried)
+    pending.drop_unchanged()
+    epoch = snapshot.epoch
+    if len(pending):
+        rows = writer.encode(snapshot.generation, pending, writer.take_seqs(1))
+        if carried is not None:
+            rows = _with_text_of(snapshot, kind, rows)
+        epoch = writer.commit_live(pending, rows)
+    return Write(epoch, replaced=tally.replaced, duplicate=tally.duplicate)
+
+
+def _stored(writer: Writer, snapshot: Snapshot, kind: Kind, name: str) -> dict[str, Any]:
+    part_m, row_m = locate(snapshot.parts[kind], snapshot.keys([name]))
+    if snapshot.rows_of(kind, [name])[0] < 0:
+        raise NotFound(f"there is no {kind} with the id {name!r}", id=name, kind=kind)
+    seqs = snapshot.parts[kind][int(part_m[0])].source.seqs(row_m)
+    with writer.catalog.look() as connection:
+        ((_, stored, content, body),) = writer.catalog.records_by(
+            connection, kind, "seq", seqs.tolist()
+        )
+    return stored_record(stored, content, body, str(writer.catalog.path))
+
+
+def _with_text_of(snapshot: Snapshot, kind: Kind, rows: Rows) -> Rows:
+    """The row with the text facet of the row that it replaces."""
+    part_m, row_m = locate(snapshot.parts[kind], rows.encoded.key_n)
+    before = snapshot.parts[kind][int(part_m[0])].source.segment.x_nd[row_m]
+    x_nd = np.array(rows.encoded.x_nd)
+    for facet in snapshot.generation.facets:
+        if facet.name == TEXT_FACET:
+            stop = facet.start + facet.width
+            x_nd[:, facet.start : stop] = before[:, facet.start : stop]
+    encoded = EncodedRows(x_nd, rows.encoded.key_n, rows.encoded.scalars, rows.encoded.sets)
+    return Rows(encoded, rows.id_start, rows.id_bytes, rows.seq_n)

@@ -1,0 +1,395 @@
+"""The store: one folder per marketplace. See docs/store.md for the format and the guarantees.
+
+::
+
+    DIR/LOCK              held by the writer
+        catalog.sqlite    records, manifest, tombstones, live rows, epochs (with -wal and -shm)
+        segments/         sealed segment files
+        generations/ID/   what was fitted
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid as uuids
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from matchwright.engine.errors import (
+    EpochGone,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    StoreError,
+)
+from matchwright.engine.store import blobs, catalog, files, refit
+from matchwright.engine.store.bulk import BulkWriter
+from matchwright.engine.store.catalog import KINDS, Catalog, Kind, State
+from matchwright.engine.store.check import damages
+from matchwright.engine.store.encode import Neighbours, default_neighbours
+from matchwright.engine.store.loader import Loader
+from matchwright.engine.store.patch import patch_record
+from matchwright.engine.store.snapshot import Snapshot
+from matchwright.engine.store.writer import Write, Writer
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SALT_BYTES = 16
+SEAL_ROWS = 65_536
+"""Live rows at which they are sealed: bounds what is scanned without an index."""
+CHUNK_ROWS = 131_072
+"""Rows of a bulk chunk and of its segment: large enough to scan well, small enough to hold."""
+CLOSE_SEAL_ROWS = 4_096
+"""Live rows from which closing seals them, so that the next opening need not load them."""
+RETAIN_S = 60.0
+"""How long a replaced record can still be read by snapshots that name it."""
+
+
+class Store:
+    """A marketplace's records and the arrays that are matched. Use ``Store.open``.
+
+    Any thread may call any method. One ``Store`` in one process may be open for writing, any
+    number for reading, also while it writes.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        lock: files.WriterLock | None,
+        neighbours: Neighbours,
+        *,
+        seal_rows: int,
+        chunk_rows: int,
+        retain_s: float,
+    ) -> None:
+        self.root = root
+        self._file_lock = lock
+        self._seal_rows = seal_rows
+        self._chunk_rows = chunk_rows
+        self._catalog = Catalog(root / catalog.FILE, write=lock is not None)
+        self._held: weakref.WeakValueDictionary[int, Snapshot] = weakref.WeakValueDictionary()
+        self._refitting = threading.Lock()
+        try:
+            self._catalog.check()
+            self._loader = Loader(root, self._catalog, neighbours, poll=lock is None)
+            self._loader.newest(now=True)
+            self._writer = None
+            if lock is not None:
+                self._writer = Writer(root, self._catalog, self._loader, neighbours, retain_s)
+                self._remove_orphans()
+        except BaseException:
+            self._catalog.close()
+            raise
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        mode: Literal["r", "w"] = "r",
+        create: bool = False,
+        keep_text: bool = True,
+        salt: bytes | None = None,
+        neighbours: Neighbours | None = None,
+        seal_rows: int = SEAL_ROWS,
+        chunk_rows: int = CHUNK_ROWS,
+        retain_s: float = RETAIN_S,
+    ) -> Self:
+        """Opens the store in a folder.
+
+        Args:
+            path: the folder.
+            mode: "r" to read, "w" to change (one at a time).
+            create: make the store when there is none; needs mode "w".
+            keep_text: for a new store, whether records keep their texts. Without them the store
+                cannot be refitted: a new generation needs a new import.
+            salt: for a new store, 16 bytes that keys are hashed with; random by default.
+            neighbours: what encodes, fits and indexes; the engine's own by default.
+            seal_rows: live rows at which they are sealed.
+            chunk_rows: rows of a bulk chunk and of its segment.
+            retain_s: how long replaced records can be read by older snapshots.
+
+        Raises:
+            NotFound: there is no store, and ``create`` was not asked for.
+            StoreLocked: another writer has it.
+            StoreDamaged, StoreFormat: a file is damaged or newer; the message names it.
+        """
+        root = Path(path)
+        if mode not in ("r", "w") or (create and mode != "w"):
+            raise InvalidArgument(f"got mode {mode!r}, create {create}; expected 'r' or 'w'")
+        if not create and not (root / catalog.FILE).is_file():
+            raise NotFound(f"{root}: holds no store; import into it to make one", file=root)
+        neighbours = neighbours or default_neighbours()
+        if create:
+            _make_folders(root)
+        lock = files.WriterLock(root / "LOCK") if mode == "w" else None
+        try:
+            if create:
+                _create(root, neighbours, keep_text, salt)
+            return cls(
+                root,
+                lock,
+                neighbours,
+                seal_rows=seal_rows,
+                chunk_rows=chunk_rows,
+                retain_s=retain_s,
+            )
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Seals many live rows, lets the next writer in. Snapshots keep their corpora."""
+        writer, self._writer = self._writer, None
+        try:
+            if writer is not None:
+                with writer.lock:
+                    for kind in KINDS:
+                        if self._loader.live(kind).n >= min(CLOSE_SEAL_ROWS, self._seal_rows):
+                            writer.seal(kind)
+                    with self._catalog.change() as connection:
+                        self._catalog.purge(connection, time.time())
+        finally:
+            self._catalog.close()
+            if self._file_lock is not None:
+                self._file_lock.release()
+
+    # ── Reading ───────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def uuid(self) -> str:
+        return self._loader.state.uuid
+
+    @property
+    def salt(self) -> bytes:
+        """The 16 bytes that keys of this store are hashed with."""
+        return self._loader.state.salt
+
+    @property
+    def generation(self) -> Any:
+        """The generation in force."""
+        return self._loader.newest().generation
+
+    @property
+    def keep_text(self) -> bool:
+        return self._loader.state.keep_text
+
+    def snapshot(self, *, epoch: int | None = None, min_epoch: int | None = None) -> Snapshot:
+        """The newest epoch, or one that is asked for by number.
+
+        Other processes' commits are seen within 50 ms, this one's at once.
+
+        Args:
+            epoch: exactly this one; kept as long as somebody in this process holds it.
+            min_epoch: this one or a later one, such as the epoch that a write returned.
+
+        Raises:
+            EpochGone: ``epoch`` is no longer held.
+            FailedPrecondition: the store has not reached the epoch asked for.
+        """
+        newest = self._loader.newest()
+        wanted = max(epoch or 0, min_epoch or 0)
+        if wanted > newest.epoch.number:
+            newest = self._loader.newest(now=True)
+        self._held[newest.epoch.number] = newest
+        if wanted > newest.epoch.number:
+            raise FailedPrecondition(
+                f"epoch {wanted} was asked for, the store is at {newest.epoch.number}",
+                epoch=newest.epoch.number,
+            )
+        if epoch is None or epoch == newest.epoch.number:
+            return newest
+        held = self._held.get(epoch)
+        if held is None:
+            raise EpochGone(
+                f"epoch {epoch} is no longer kept; the newest is {newest.epoch.number}",
+                epoch=newest.epoch.number,
+            )
+        return held
+
+    def records(self, kind: Kind, ids: Sequence[str]) -> pl.DataFrame:
+        """The newest records of ids, in the order given. See ``Snapshot.records``."""
+        return self.snapshot().records(kind, ids)
+
+    def info(self) -> dict[str, Any]:
+        """What is in the store and how much of the disk it takes. All values fit JSON."""
+        snapshot = self.snapshot()
+        with self._catalog.look() as connection:
+            manifest = self._catalog.segments(connection)
+        kinds = {}
+        for kind in KINDS:
+            parts = snapshot.parts[kind]
+            living, rows = snapshot.count(kind), sum(part.source.n for part in parts)
+            sealed = [row for row in manifest if row.kind == kind]
+            kinds[kind] = {
+                "records": living,
+                "dead_rows": rows - living,
+                "live_rows": rows - sum(row.n for row in sealed),
+                "segments": len(sealed),
+                "segment_bytes": sum(row.size for row in sealed),
+            }
+        return {
+            "path": str(self.root),
+            "uuid": snapshot.epoch.uuid,
+            "format": {"catalog": catalog.FORMAT},
+            "epoch": {"number": snapshot.epoch.number, "digest": snapshot.epoch.digest},
+            "generation": snapshot.generation.id,
+            "dimensions": snapshot.generation.d,
+            "keep_text": self.keep_text,
+            "kinds": kinds,
+            "bytes": {
+                "catalog": sum(_size(self.root / (catalog.FILE + end)) for end in ("", "-wal")),
+                "segments": sum(row.size for row in manifest),
+                "generations": _tree_size(self.root / "generations"),
+            },
+        }
+
+    def verify(self) -> list[StoreError]:
+        """Reads and checks everything; one error per damaged thing, none when all is well."""
+        return damages(self.root, self._catalog, self._loader)
+
+    # ── Changing ──────────────────────────────────────────────────────────────────────────────
+
+    def upsert(self, kind: Kind, records: pl.DataFrame) -> Write:
+        """Adds records, or replaces those whose ids are there. Durable when it returns.
+
+        Args:
+            kind: what the records are.
+            records: a frame of that kind's schema; of equal ids the last one counts.
+
+        Raises:
+            InvalidData: columns or ids that the schema does not allow.
+            KeyCollision: an id whose key another id has.
+        """
+        writer = self._writing()
+        with writer.lock:
+            pending = writer.pending(kind)
+            tally = pending.add(records)
+            pending.drop_unchanged()
+            epoch = writer.newest().epoch
+            if len(pending):
+                first = writer.take_seqs(len(pending))
+                rows = writer.encode(writer.newest().generation, pending, first)
+                epoch = writer.commit_live(pending, rows)
+                self._seal_if_large(kind)
+        return Write(epoch, tally.accepted, tally.replaced, tally.duplicate)
+
+    def patch(self, kind: Kind, id: str, fields: Mapping[str, Any]) -> Write:  # noqa: A002
+        """Changes some fields of a record; None makes a field unknown.
+
+        Raises:
+            NotFound: there is no such record.
+            InvalidData: a field or value that the schema does not allow.
+            FailedPrecondition: the title changes, but the text it belongs to is not kept.
+        """
+        writer = self._writing()
+        with writer.lock:
+            write = patch_record(writer, kind, id, fields)
+            self._seal_if_large(kind)
+        return write
+
+    def delete(self, kind: Kind, ids: Sequence[str]) -> Write:
+        """Deletes records; ids that are not there are counted as absent."""
+        distinct = list(dict.fromkeys(ids))
+        epoch, deleted = self._writing().commit_delete(kind, distinct)
+        return Write(epoch, deleted=deleted, absent=len(distinct) - deleted)
+
+    def bulk(self, kind: Kind) -> BulkWriter:
+        """A sink for an import, to be used in a ``with`` block."""
+        return BulkWriter(self._writing(), kind, self._chunk_rows)
+
+    def seal(self) -> None:
+        """Moves live rows into sealed, indexed segments now."""
+        for kind in KINDS:
+            self._writing().seal(kind)
+
+    def refit(self, *, seed: int, sample: int, as_of: int) -> Any:
+        """Fits a generation on a sample of each kind, encodes everything again, switches.
+
+        Readers stay on their snapshots; killed in between, the old generation stays in force.
+
+        Args:
+            seed: of the sample and the fit.
+            sample: records of each kind at most.
+            as_of: days since 1970-01-01 UTC.
+
+        Raises:
+            FailedPrecondition: the store does not keep texts.
+        """
+        writer = self._writing()
+        with self._refitting:
+            return refit.Refit(writer, self._chunk_rows).run(seed=seed, sample=sample, as_of=as_of)
+
+    def _writing(self) -> Writer:
+        if self._writer is None:
+            raise FailedPrecondition(f"{self.root}: the store is not open for writing")
+        return self._writer
+
+    def _seal_if_large(self, kind: Kind) -> None:
+        if self._loader.live(kind).n >= self._seal_rows:
+            self._writing().seal(kind)
+
+    def _remove_orphans(self) -> None:
+        """Files that a killed writer left behind: in no manifest, so nobody reads them."""
+        with self._catalog.look() as connection:
+            named = {row.file for row in self._catalog.segments(connection)}
+        for path in (self.root / "segments").iterdir():
+            if path.name not in named:
+                path.unlink(missing_ok=True)
+
+
+def _make_folders(root: Path) -> None:
+    try:
+        (root / "segments").mkdir(parents=True, exist_ok=True)
+        (root / "generations").mkdir(exist_ok=True)
+        files.sync_folder(root)
+    except OSError as error:
+        raise StoreError(f"{root}: cannot hold a store: {error}", file=root)
+
+
+def _create(root: Path, neighbours: Neighbours, keep_text: bool, salt: bytes | None) -> None:
+    """Makes the catalog, unless it is there. Killed in between, the next creation goes on."""
+    salt = os.urandom(SALT_BYTES) if salt is None else salt
+    if len(salt) != SALT_BYTES:
+        raise InvalidArgument(f"got a salt of {len(salt)} bytes, expected {SALT_BYTES}")
+    made = Catalog(root / catalog.FILE, write=True)
+    try:
+        made.check()
+    except NotFound:
+        generation = neighbours.starter()
+        refit.save_generation(root, generation)
+        name = str(uuids.uuid4())
+        digest = blobs.digest(name.encode(), salt)
+        made.create(State(name, salt, keep_text, 0, digest, generation.id, 3, 1, 1, 2))
+        files.sync_folder(root)
+    finally:
+        made.close()
+
+
+def _size(path: Path) -> int:
+    with suppress(OSError):
+        return path.stat().st_size
+    return 0
+
+
+def _tree_size(folder: Path) -> int:
+    return sum(_size(path) for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,338 @@
+"""Every change of a store: one lock, one transaction each, then the new epoch is loaded.
+
+A change is (1) worked out against the newest snapshot, (2) committed together with the state that
+names the next epoch, (3) loaded. Segment files are durable before a manifest names them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from matchwright.engine.store import blobs
+from matchwright.engine.store.catalog import Catalog, Kind, SegmentRow, State
+from matchwright.engine.store.encode import Neighbours, encode_in_slices
+from matchwright.engine.store.loader import Loader
+from matchwright.engine.store.pending import Pending
+from matchwright.engine.store.rows import Rows, make_rows, take
+from matchwright.engine.store.segment_file import Written, write_segment
+from matchwright.engine.store.snapshot import Epoch, Snapshot, locate
+from matchwright.engine.store.sources import LiveView, sort_keys
+from matchwright.kernels.types import Int64, UInt64
+
+LIVE_FANOUT = 32
+DEAD_LOG_MAX = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """What a change did. A snapshot at ``epoch`` or later shows it.
+
+    Attributes:
+        epoch: in force after the change.
+        accepted, replaced, duplicate: records that were new, changed, equal to what was there.
+        deleted, absent: ids that were deleted, or were not there to delete.
+    """
+
+    epoch: Epoch
+    accepted: int = 0
+    replaced: int = 0
+    duplicate: int = 0
+    deleted: int = 0
+    absent: int = 0
+
+
+class Writer:
+    """The changing side of a store. Methods take the lock; callers may hold it over several.
+
+    Args:
+        root: the store's folder.
+        catalog, loader, neighbours: the store's.
+        retain_s: how long a replaced record can still be read by older snapshots.
+    """
+
+    def __init__(
+        self, root: Path, catalog: Catalog, loader: Loader, neighbours: Neighbours, retain_s: float
+    ) -> None:
+        self.root = root
+        self.catalog = catalog
+        self.loader = loader
+        self.neighbours = neighbours
+        self.lock = threading.RLock()
+        self._retain_s = retain_s
+        loader.newest(now=True)
+        self._next_seq = loader.state.next_seq
+        self._next_segment = loader.state.next_segment
+
+    def newest(self) -> Snapshot:
+        """The newest snapshot: for a writer, what all its own commits made."""
+        return self.loader.newest(now=True)
+
+    def take_seqs(self, n: int) -> int:
+        """The first of ``n`` record numbers that nothing else will use."""
+        with self.lock:
+            first = self._next_seq
+            self._next_seq += n
+            return first
+
+    def take_segment(self) -> int:
+        """A segment number that nothing else will use."""
+        with self.lock:
+            self._next_segment += 1
+            return self._next_segment - 1
+
+    def pending(self, kind: Kind) -> Pending:
+        """An empty batch of changes."""
+        state = self.loader.state
+        return Pending(kind, state.salt, state.keep_text, self.neighbours, self.known)
+
+    def known(self, kind: Kind, key_m: UInt64) -> list[tuple[str, bytes] | None]:
+        """(id, hash) of the record under each key."""
+        with self.lock:
+            seq_m = self._seqs(self.newest(), kind, key_m)
+            present = [seq for seq in seq_m.tolist() if seq >= 0]
+            with self.catalog.look() as connection:
+                found = self.catalog.identities(connection, kind, present)
+            return [found.get(seq) for seq in seq_m.tolist()]
+
+    @staticmethod
+    def _seqs(snapshot: Snapshot, kind: Kind, key_m: UInt64) -> Int64:
+        part_m, row_m = locate(snapshot.parts[kind], key_m)
+        seq_m = np.full(len(key_m), -1, dtype=np.int64)
+        for index, part in enumerate(snapshot.parts[kind]):
+            here = part_m == index
+            seq_m[here] = part.source.seqs(row_m[here])
+        return seq_m
+
+    # ── Encoding ──────────────────────────────────────────────────────────────────────────────
+
+    def encode(self, generation: Any, pending: Pending, first_seq: int) -> Rows:
+        """Rows for the pending records."""
+        salt = self.loader.state.salt
+        frame = pending.frame()
+        encoded = encode_in_slices(
+            self.neighbours.encode_rows, generation, pending.kind, frame, salt
+        )
+        seq_n = np.arange(first_seq, first_seq + len(pending), dtype=np.int64)
+        return make_rows(encoded, pending.ids, pending.key_n, seq_n)
+
+    def write_file(self, kind: Kind, generation: str, rows: Rows) -> tuple[int, Written]:
+        """A durable segment file of the rows, in no manifest yet."""
+        segment = self.take_segment()
+        encoded = rows.encoded
+        index = self.neighbours.build_index(
+            encoded.scalars, encoded.sets, encoded.x_nd, encoded.key_n
+        )
+        arrays = rows.flat()
+        arrays.update({f"index/{name}": np.asarray(array) for name, array in index.items()})
+        arrays.update(sort_keys(encoded.key_n))
+        about = {
+            "kind": kind,
+            "generation": generation,
+            "store": self.loader.state.uuid,
+            "index_version": self.neighbours.index_version,
+        }
+        written = write_segment(self.root / "segments", segment, rows.n, about, arrays)
+        return segment, written
+
+    # ── Commits ───────────────────────────────────────────────────────────────────────────────
+
+    def commit_live(self, pending: Pending, rows: Rows) -> Epoch:
+        """Commits pending records whose rows join the live segment."""
+        with self.lock:
+            snapshot = self.newest()
+            with self.catalog.change() as connection:
+                state = self.catalog.state(connection)
+                self._replace_records(connection, snapshot, state, pending, rows)
+                live = self.loader.live(pending.kind)
+                self._merge_batches(connection, live.number, live.view())
+                connection.execute(
+                    "INSERT INTO live VALUES (?, ?, ?, ?)",
+                    (live.number, live.n, rows.n, blobs.pack_rows(rows)),
+                )
+                self._step(connection, state, "upsert", _content(pending))
+            return self.newest().epoch
+
+    def commit_sealed(
+        self, pending: Pending, rows: Rows, generation: str, segment: int, written: Written
+    ) -> Epoch | None:
+        """Commits pending records whose rows are in a file; None if the generation has changed."""
+        with self.lock:
+            snapshot = self.newest()
+            if snapshot.generation.id != generation:
+                return None
+            pending.check_collisions()
+            with self.catalog.change() as connection:
+                state = self.catalog.state(connection)
+                self._replace_records(connection, snapshot, state, pending, rows)
+                self.catalog.add_segment(
+                    connection, manifest_row(pending.kind, generation, segment, written)
+                )
+                self._step(connection, state, "bulk", _content(pending))
+            return self.newest().epoch
+
+    def commit_delete(self, kind: Kind, ids: Sequence[str]) -> tuple[Epoch, int]:
+        """Deletes the ids that are there; (epoch, how many)."""
+        with self.lock:
+            snapshot = self.newest()
+            present = [
+                name
+                for name, row in zip(ids, snapshot.rows_of(kind, ids).tolist(), strict=True)
+                if row >= 0
+            ]
+            if not present:
+                return snapshot.epoch, 0
+            key_n = snapshot.keys(present)
+            with self.catalog.change() as connection:
+                state = self.catalog.state(connection)
+                self._retire(connection, snapshot, state, kind, key_n)
+                self._step(connection, state, "delete", (kind.encode(), key_n.tobytes()))
+            return self.newest().epoch, len(present)
+
+    def seal(self, kind: Kind) -> None:
+        """Moves the live rows of a kind into a sealed segment. Content does not change."""
+        with self.lock:
+            snapshot = self.newest()
+            live = self.loader.live(kind)
+            if not live.n:
+                return
+            part = snapshot.parts[kind][-1]
+            assert isinstance(part.source, LiveView)
+            rows = part.source.rows
+            if part.alive is not None:
+                rows = take(rows, np.flatnonzero(part.alive))
+            generation = snapshot.generation.id
+            sealed = self.write_file(kind, generation, rows) if rows.n else None
+            with self.catalog.change() as connection:
+                state = self.catalog.state(connection)
+                connection.execute("DELETE FROM live WHERE segment = ?", (live.number,))
+                connection.execute("DELETE FROM dead WHERE segment = ?", (live.number,))
+                if sealed is not None:
+                    row = manifest_row(kind, generation, *sealed)
+                    self.catalog.add_segment(connection, row)
+                self._merge_dead(connection, state.number + 1)
+                state = state.with_live(kind, self.take_segment())
+                self._step(connection, state, "seal", (kind.encode(),))
+            self.newest()
+
+    def _replace_records(
+        self,
+        connection: sqlite3.Connection,
+        snapshot: Snapshot,
+        state: State,
+        pending: Pending,
+        rows: Rows,
+    ) -> None:
+        self._retire(connection, snapshot, state, pending.kind, rows.encoded.key_n)
+        connection.executemany(
+            f"INSERT INTO {pending.kind} (seq, key, id, hash, body) VALUES (?, ?, ?, ?, ?)",
+            pending.table_rows(int(rows.seq_n[0])),
+        )
+
+    def _retire(
+        self,
+        connection: sqlite3.Connection,
+        snapshot: Snapshot,
+        state: State,
+        kind: Kind,
+        key_n: UInt64,
+    ) -> None:
+        """Tombstones for the rows that the keys have now, and their records out of force."""
+        now = time.time()
+        self.catalog.purge(connection, now - self._retain_s)
+        part_m, row_m = locate(snapshot.parts[kind], key_n)
+        for index, part in enumerate(snapshot.parts[kind]):
+            rows = np.sort(row_m[part_m == index])
+            if not len(rows):
+                continue
+            self.catalog.retire(connection, kind, part.source.seqs(rows).tolist(), now)
+            connection.execute(
+                "INSERT INTO dead VALUES (?, ?, ?)",
+                (state.number + 1, part.source.number, blobs.pack_array(rows.astype(np.int32))),
+            )
+
+    def _step(
+        self,
+        connection: sqlite3.Connection,
+        state: State,
+        what: str,
+        content: Sequence[bytes],
+    ) -> None:
+        """Names the next epoch. ``content`` is what its digest covers beside the one before."""
+        number = state.number + 1
+        named = (state.digest, str(number).encode(), what.encode(), state.generation.encode())
+        stepped = replace(
+            state,
+            number=number,
+            digest=blobs.digest(*named, *content),
+            next_seq=self._next_seq,
+            next_segment=self._next_segment,
+        )
+        self.catalog.put_state(connection, stepped, what)
+
+    def step(
+        self, connection: sqlite3.Connection, state: State, what: str, content: Sequence[bytes]
+    ) -> None:
+        """As the commits above, for changes that are made elsewhere (refit)."""
+        self._step(connection, state, what, content)
+
+    def _merge_batches(
+        self, connection: sqlite3.Connection, segment: int, view: LiveView | None
+    ) -> None:
+        """Joins the last batches when they are many and of like size, so that opening stays fast.
+
+        Each row is packed again once per level, log32 of the live rows in all.
+        """
+        last = connection.execute(
+            "SELECT first, n FROM live WHERE segment = ? ORDER BY first DESC LIMIT ?",
+            (segment, LIVE_FANOUT),
+        ).fetchall()
+        if view is None or len(last) < LIVE_FANOUT or len({_level(n) for _, n in last}) > 1:
+            return
+        first = last[-1][0]
+        rows = take(view.rows, np.arange(first, view.n))
+        connection.execute("DELETE FROM live WHERE segment = ? AND first >= ?", (segment, first))
+        connection.execute(
+            "INSERT INTO live VALUES (?, ?, ?, ?)", (segment, first, rows.n, blobs.pack_rows(rows))
+        )
+
+    def _merge_dead(self, connection: sqlite3.Connection, number: int) -> None:
+        """Joins the tombstones of segments that have many entries into one entry each."""
+        crowded = connection.execute(
+            "SELECT segment FROM dead GROUP BY segment HAVING count(*) > ?", (DEAD_LOG_MAX,)
+        ).fetchall()
+        where = str(self.catalog.path)
+        for (segment,) in crowded:
+            entries = connection.execute("SELECT rows FROM dead WHERE segment = ?", (segment,))
+            arrays = [blobs.unpack_array(packed, np.int32, where) for (packed,) in entries]
+            rows = np.unique(np.concatenate(arrays))
+            connection.execute("DELETE FROM dead WHERE segment = ?", (segment,))
+            connection.execute(
+                "INSERT INTO dead VALUES (?, ?, ?)", (number, segment, blobs.pack_array(rows))
+            )
+
+
+def manifest_row(kind: Kind, generation: str, segment: int, written: Written) -> SegmentRow:
+    """The manifest's row for a file."""
+    return SegmentRow(
+        segment, kind, generation, written.file, written.n, written.size, written.digest
+    )
+
+
+def _content(pending: Pending) -> tuple[bytes, ...]:
+    return pending.kind.encode(), pending.key_n.tobytes(), pending.contents
+
+
+def _level(n: int) -> int:
+    level = 0
+    while n >= LIVE_FANOUT:
+        n //= LIVE_FANOUT
+        level += 1
+    return level

@@ -1,0 +1,174 @@
+"""Small stand-ins for what surrounds the store: a two-field schema and a toy encoder.
+
+Not a test module: the store's tests load it by path, and so do the processes that they kill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+
+from matchwright.engine.errors import InvalidData
+from matchwright.engine.store import EncodedRows, Neighbours
+from matchwright.kernels.order import hash_keys
+from matchwright.kernels.types import UNKNOWN, SetColumn
+
+D = 16
+SCHEMA = pl.Schema(
+    {
+        "id": pl.String,
+        "title": pl.String,
+        "text": pl.String,
+        "rate_cents": pl.Int32,
+        "skills": pl.List(pl.Struct({"name": pl.String, "level": pl.Int8})),
+    }
+)
+
+
+def record(name, version=0, **fields):
+    """A record that differs with its version."""
+    return {
+        "id": name,
+        "title": f"title of {name}",
+        "text": f"text {version} of {name}",
+        "rate_cents": version,
+        "skills": [{"name": f"s{version % 7}", "level": 3}],
+        **fields,
+    }
+
+
+def frame(*records):
+    return pl.DataFrame(list(records), schema=SCHEMA)
+
+
+def to_frame(kind, rows):
+    try:
+        return pl.DataFrame(rows, schema=SCHEMA, strict=True)
+    except (TypeError, pl.exceptions.PolarsError) as error:
+        raise InvalidData(str(error))
+
+
+@dataclass(frozen=True)
+class FakeGeneration:
+    """Vectors are a hash of title and text (first half) and of the rest (second half)."""
+
+    seed: int = 0
+    as_of: int = 0
+    d: int = D
+
+    @property
+    def id(self):
+        return hashlib.sha256(f"{self.seed}/{self.as_of}".encode()).hexdigest()[:16]
+
+    @property
+    def facets(self):
+        return (
+            SimpleNamespace(name="text", start=0, width=D // 2),
+            SimpleNamespace(name="rest", start=D // 2, width=D // 2),
+        )
+
+    def save(self, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "fake.json").write_text(json.dumps({"seed": self.seed, "as_of": self.as_of}))
+
+    def vector(self, kind, row):
+        text = repr((self.id, kind, row["title"], row["text"])).encode()
+        rest = repr((self.id, kind, row["rate_cents"], row["skills"])).encode()
+        halves = [hashlib.blake2b(part, digest_size=D // 2).digest() for part in (text, rest)]
+        return np.frombuffer(b"".join(halves), np.int8)
+
+
+def load(folder: Path):
+    return FakeGeneration(**json.loads((folder / "fake.json").read_text()))
+
+
+def encode_rows(generation, kind, records, salt):
+    rows = records.to_dicts()
+    x = np.array([generation.vector(kind, row) for row in rows], np.int8).reshape(len(rows), D)
+    x = np.maximum(x, -127)
+    rate = [UNKNOWN if row["rate_cents"] is None else row["rate_cents"] for row in rows]
+    start, values, known = [0], [], []
+    for row in rows:
+        names = sorted({hash_keys([s["name"]], salt)[0] for s in row["skills"] or ()})
+        values.extend(names)
+        start.append(len(values))
+        known.append(row["skills"] is not None)
+    sets = {
+        "skills": SetColumn(
+            np.array(start, np.int64), np.array(values, np.uint64), np.array(known, bool)
+        )
+    }
+    keys = hash_keys([row["id"] for row in rows], salt)
+    return EncodedRows(x, keys, {"rate_cents": np.array(rate, np.int32)}, sets)
+
+
+def build_index(scalars, sets, x_nd, key_n):
+    return {
+        "rate_order": np.argsort(scalars["rate_cents"], kind="stable"),
+        "nothing": np.zeros(0, np.float32),
+        "scalar": np.array(7, np.uint8),
+    }
+
+
+def fit(jobs, freelancers, *, seed, sample, as_of):
+    assert jobs.height <= sample
+    assert freelancers.height <= sample
+    return FakeGeneration(seed=seed, as_of=as_of)
+
+
+def neighbours(**changes):
+    made = Neighbours(
+        schema=lambda kind: SCHEMA,
+        to_frame=to_frame,
+        hash_keys=hash_keys,
+        encode_rows=encode_rows,
+        build_index=build_index,
+        index_version=1,
+        fit=fit,
+        starter=FakeGeneration,
+        load=load,
+    )
+    return replace(made, **changes)
+
+
+def contents(snapshot, kind):
+    """id -> record of everything alive, worked out through the arrays; checks that they agree."""
+    corpus = snapshot.corpus(kind)
+    alive = [
+        np.ones(segment.n, bool) if mask is None else mask for segment, mask in corpus.parts
+    ]
+    rows = np.flatnonzero(np.concatenate([np.zeros(0, bool), *alive]))
+    ids = snapshot.ids_of(kind, rows)
+    assert len(set(ids)) == len(ids) == snapshot.count(kind)
+    assert snapshot.rows_of(kind, ids).tolist() == rows.tolist()
+    records = snapshot.records(kind, ids)
+    if ids:
+        encoded = encode_rows(snapshot.generation, kind, records, snapshot.salt)
+        _check_arrays(corpus, rows, encoded)
+        assert np.array_equal(snapshot.keys_of(kind, rows), snapshot.keys(ids))
+    return {row["id"]: row for row in records.to_dicts()}
+
+
+def _check_arrays(corpus, rows, encoded):
+    segments = [segment for segment, _ in corpus.parts]
+    x = np.concatenate([segment.x_nd for segment in segments])
+    assert np.array_equal(x[rows], encoded.x_nd)
+    rate = np.concatenate([segment.scalars["rate_cents"] for segment in segments])
+    assert np.array_equal(rate[rows], encoded.scalars["rate_cents"])
+    skills = []
+    for segment in segments:
+        column = segment.sets["skills"]
+        skills += [
+            column.value[low:high].tolist()
+            for low, high in zip(column.start_n[:-1], column.start_n[1:], strict=True)
+        ]
+    column = encoded.sets["skills"]
+    for n, row in enumerate(rows):
+        low, high = column.start_n[n : n + 2]
+        assert skills[row] == column.value[low:high].tolist()
