@@ -19,7 +19,7 @@ SCHEMA_VERSION = 1
 
 ID_BYTES_MAX = 128
 LABEL_CHARS_MAX = 128
-TITLE_CHARS_MAX = 500
+TITLE_CHARS_MAX = 1_000
 TEXT_CHARS_MAX = 100_000
 LIST_ITEMS_MAX = 1_000
 RATE_CENTS_MAX = 100_000_000
@@ -129,7 +129,7 @@ def _limit(name: str, type_: Type, doc: str, **more: object) -> Field:
 _RATE = {"unit": Unit.CENTS, "low": 0, "high": RATE_CENTS_MAX}
 
 _ID = Field("id", Type.ID, "External id: 1 to 128 bytes of NFC UTF-8.", "never unknown")
-_TITLE = Field("title", Type.TITLE, "One line; at most 500 characters, scrubbed.")
+_TITLE = Field("title", Type.TITLE, "One line; at most 1,000 characters, scrubbed.")
 _TEXT = Field("text", Type.TEXT, "Free text; at most 100,000 characters, scrubbed.")
 _COUNTRY = Field("country", Type.COUNTRY, "ISO 3166-1 alpha-2, for example `GB`.")
 _ZONE = Field("zone", Type.ZONE, "IANA time zone, for example `Europe/Paris`.")
