@@ -1,0 +1,57 @@
+"""Asks the store in a folder, in this process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from matchwright.engine.errors import MatchwrightError
+from matchwright.engine.matcher import Matcher, Request
+from matchwright.engine.policy import Policy
+from matchwright.engine.records import Kind
+from matchwright.engine.results import Result
+from matchwright.engine.store import Snapshot, Store
+from matchwright.kernels.ops import get_ops
+
+
+class Local:
+    """A matcher over one snapshot: every answer of a command names the same epoch."""
+
+    def __init__(self, snapshot: Snapshot, matcher: Matcher) -> None:
+        self._snapshot = snapshot
+        self._matcher = matcher
+
+    def match(self, request: Request) -> Result:
+        return self._matcher.match(request)
+
+    def match_many(self, requests: Sequence[Request]) -> Sequence[Result | MatchwrightError]:
+        return self._matcher.match_many(requests)
+
+    def explain(self, job: Any, freelancer: Any, **options: Any) -> Any:
+        return self._matcher.explain(job, freelancer, **options)
+
+    def count(self, kind: Kind) -> int:
+        return self._snapshot.count(kind)
+
+    def ids(self, kind: Kind, batch: int) -> Iterator[list[str]]:
+        """The ids of all living rows, in batches, in the order of the store's rows."""
+        base = 0
+        for segment, alive in self._snapshot.corpus(kind).parts:
+            local = np.arange(segment.n) if alive is None else np.flatnonzero(alive)
+            for start in range(0, local.size, batch):
+                yield self._snapshot.ids_of(kind, base + local[start : start + batch])
+            base += segment.n
+
+
+@contextlib.contextmanager
+def local(folder: Path, policy: Path | None, device: str) -> Iterator[Local]:
+    """A matcher over the newest epoch of the store in ``folder``."""
+    loaded = Policy.load(policy)
+    ops = get_ops(device)
+    with Store.open(folder) as store:
+        snapshot = store.snapshot()
+        yield Local(snapshot, Matcher(snapshot, ops, loaded))

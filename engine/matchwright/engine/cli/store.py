@@ -1,0 +1,129 @@
+"""``matchwright store info|refit|verify``: what is in a store, and fitting its next generation."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from matchwright.engine.cli._failures import Interrupted, harmless
+from matchwright.engine.cli._options import (
+    AsOfOption,
+    FormatOption,
+    OutputOption,
+    StoreOption,
+    date_of,
+    day_of,
+)
+from matchwright.engine.cli._output import View, Writer, plainly
+from matchwright.engine.cli._progress import say
+from matchwright.engine.errors import InvalidArgument, StoreDamaged
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+REFIT_SAMPLE = 50_000
+_SEED_MAX = 2**63 - 1
+
+group = typer.Typer(help="Look at a store, fit it, check it.", rich_markup_mode=None)
+
+
+@group.command()
+def info(store: StoreOption, format_: FormatOption = None, output: OutputOption = None) -> None:
+    """Say what is in a store: records, epoch, generation, bytes."""
+    from matchwright.engine.store import Store
+
+    with Store.open(store) as opened:
+        document = opened.info()
+    with Writer(format_, output) as writer:
+        writer.add(_view(document))
+
+
+@group.command()
+def refit(
+    store: StoreOption,
+    seed: Annotated[int, typer.Option(help="Of the sample and of the fit.")] = 0,
+    sample: Annotated[
+        int, typer.Option(help="Records of each kind to fit on, at most.")
+    ] = REFIT_SAMPLE,
+    as_of: AsOfOption = None,
+    format_: FormatOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Fit the next generation on a seeded sample, encode everything again, then switch."""
+    from matchwright.engine.store import Store
+
+    if not 0 <= seed <= _SEED_MAX or sample < 1:
+        raise InvalidArgument(
+            f"--seed takes 0 to 2^63 - 1 and --sample at least 1, got {seed} and {sample}"
+        )
+    day = day_of(as_of)
+    began = time.monotonic()
+    try:
+        with Store.open(store, mode="w") as opened:
+            before = opened.generation.id
+            say(f"fitting on at most {sample:,} records of each kind, seed {seed}, {date_of(day)}")
+            generation = opened.refit(seed=seed, sample=sample, as_of=day)
+    except KeyboardInterrupt:
+        raise Interrupted("the generation that was in force still is") from None
+    document = {
+        "generation": generation.id,
+        "replaces": before,
+        "dimensions": generation.d,
+        "seed": seed,
+        "sample": sample,
+        "as_of": date_of(day),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    with Writer(format_, output) as writer:
+        writer.add(_view(document))
+
+
+@group.command()
+def verify(store: StoreOption, format_: FormatOption = None, output: OutputOption = None) -> int:
+    """Read and check every block of a store; name what is damaged."""
+    from matchwright.engine.store import Store
+
+    with Store.open(store) as opened:
+        damages = [
+            {"reason": error.reason, "message": harmless(error), **error.details}
+            for error in opened.verify()
+        ]
+    document = {"sound": not damages, "damages": damages}
+    rows = [{"reason": d["reason"], "message": d["message"]} for d in damages]
+    told = [row["message"] for row in rows] or [f"{store}: sound"]
+    with Writer(format_, output) as writer:
+        writer.add(View(document, rows, lambda console: console.print("\n".join(told))))
+    return StoreDamaged.exit_code if damages else 0
+
+
+def _view(document: dict[str, Any]) -> View:
+    flat = dict(flatten(plainly(document)))
+
+    def draw(console: Console) -> None:
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for name, value in flat.items():
+            number = isinstance(value, int) and not isinstance(value, bool)
+            table.add_row(name, f"{value:,}" if number else harmless(value))
+        console.print(table)
+
+    return View(document, [flat], draw)
+
+
+def flatten(document: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """``{"a": {"b": 1}}`` as ``[("a.b", 1)]``."""
+    pairs: list[tuple[str, Any]] = []
+    for name, value in document.items():
+        if isinstance(value, dict):
+            pairs += flatten(value, f"{prefix}{name}.")
+        else:
+            pairs.append((f"{prefix}{name}", value))
+    return pairs
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(group, name="store")
