@@ -140,9 +140,7 @@ def neighbours(**changes):
 def contents(snapshot, kind):
     """id -> record of everything alive, worked out through the arrays; checks that they agree."""
     corpus = snapshot.corpus(kind)
-    alive = [
-        np.ones(segment.n, bool) if mask is None else mask for segment, mask in corpus.parts
-    ]
+    alive = [np.ones(segment.n, bool) if mask is None else mask for segment, mask in corpus.parts]
     rows = np.flatnonzero(np.concatenate([np.zeros(0, bool), *alive]))
     ids = snapshot.ids_of(kind, rows)
     assert len(set(ids)) == len(ids) == snapshot.count(kind)

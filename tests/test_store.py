@@ -525,9 +525,10 @@ def test_key_lookups(open_store):
     rows = snapshot.rows_of("job", ids)
     assert rows.tolist() == [3, 49, -1, 29, 30]
     found = rows[rows >= 0]
-    assert snapshot.keys_of("job", found).tolist() == snapshot.keys(
-        [name for name in ids if name != "none"]
-    ).tolist()
+    assert (
+        snapshot.keys_of("job", found).tolist()
+        == snapshot.keys([name for name in ids if name != "none"]).tolist()
+    )
     with pytest.raises(IndexError):
         snapshot.ids_of("job", [50])
     many = [f"k{n}" for n in range(20)]

@@ -63,7 +63,7 @@ def unpack_record(body: bytes, expected: bytes, where: str) -> dict[str, Any]:
         text = record.get(TEXT_FIELD)
         hashed = {**record, TEXT_FIELD: digest(text.encode())} if isinstance(text, str) else record
         intact = digest(_encode(hashed)) == expected
-    except (msgspec.MsgspecError, zlib.error, AttributeError, UnicodeError):
+    except (msgspec.MsgspecError, zlib.error, AttributeError, TypeError, UnicodeError):
         intact = False
     if not intact:
         raise StoreDamaged(f"{where}: a stored record does not match its hash", file=where)
@@ -123,6 +123,6 @@ def _guarded(data: bytes) -> bytes:
 
 def _checked(blob: bytes, where: str) -> bytes:
     data = blob[4:]
-    if zlib.crc32(data) != int.from_bytes(blob[:4], "little"):
+    if not isinstance(blob, bytes) or zlib.crc32(data) != int.from_bytes(blob[:4], "little"):
         raise StoreDamaged(f"{where}: a stored value does not match its checksum", file=where)
     return data

@@ -179,15 +179,22 @@ class Catalog:
         """Turns SQLite's errors into the store's, naming the file."""
         try:
             yield
+        except UnicodeDecodeError as error:  # out of a damaged schema, by way of a message
+            raise self._damaged(error)
         except sqlite3.Error as error:
             code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
             name = getattr(error, "sqlite_errorname", "") or type(error).__name__
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise StoreDamaged(
-                    f"{self.path}: is damaged ({error}); restore it from a copy, or import again",
-                    file=self.path,
-                )
+            # Python itself finds texts that are no UTF-8, and gives that no code.
+            undecodable = not code and isinstance(error, sqlite3.OperationalError)
+            if undecodable or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise self._damaged(error)
             raise StoreError(f"{self.path}: {error} ({name})", file=self.path)
+
+    def _damaged(self, error: Exception) -> StoreDamaged:
+        return StoreDamaged(
+            f"{self.path}: is damaged ({error}); restore it from a copy, or import again",
+            file=self.path,
+        )
 
     @contextmanager
     def change(self) -> Iterator[sqlite3.Connection]:
@@ -324,7 +331,7 @@ class Catalog:
             marks = ", ".join("?" * len(chunk))
             yield from connection.execute(
                 f"SELECT {column}, id, hash, body FROM {table} WHERE {column} IN ({marks})", chunk
-            )
+            ).fetchall()
 
     def identities(
         self, connection: sqlite3.Connection, kind: Kind, seqs: Sequence[int]

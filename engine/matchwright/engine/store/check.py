@@ -10,7 +10,7 @@ import numpy as np
 
 from matchwright.engine.errors import StoreDamaged, StoreError
 from matchwright.engine.store import blobs
-from matchwright.engine.store.catalog import KINDS, Catalog
+from matchwright.engine.store.catalog import KINDS, Catalog, Kind
 from matchwright.engine.store.loader import Loader
 from matchwright.engine.store.segment_file import SegmentFile
 from matchwright.engine.store.snapshot import stored_record
@@ -42,8 +42,9 @@ def damages(root: Path, catalog: Catalog, loader: Loader) -> list[StoreError]:
         for row in manifest:
             with noting():
                 _check_file(root / "segments" / row.file, row.digest)
-    with noting():
-        loader.newest(now=True)
+    for kind in KINDS if not found else ():
+        with noting():
+            _check_rows(catalog, loader, kind)
     return found
 
 
@@ -71,6 +72,27 @@ def _check_records(catalog: Catalog, table: str) -> None:
         while rows := cursor.fetchmany(_RECORDS_AT_ONCE):
             for name, content, body in rows:
                 stored_record(name, content, body, str(catalog.path))
+
+
+def _check_rows(catalog: Catalog, loader: Loader, kind: Kind) -> None:
+    """Every record has one living row, every living row its record."""
+    snapshot = loader.newest(now=True)
+    with catalog.look() as connection:
+        stored = connection.execute(f"SELECT seq FROM {kind} ORDER BY seq").fetchall()
+        number = catalog.state(connection).number
+    if number != snapshot.epoch.number:
+        return  # a writer went on; what it replaced need not fit what it left
+    alive = [np.zeros(0, dtype=np.int64)]
+    for part in snapshot.parts[kind]:
+        rows = np.arange(part.source.n) if part.alive is None else np.flatnonzero(part.alive)
+        alive.append(part.source.seqs(rows))
+    seqs = np.sort(np.concatenate(alive))
+    if not np.array_equal(seqs, np.array(stored, dtype=np.int64).reshape(-1)):
+        raise StoreDamaged(
+            f"{catalog.path}: has {len(stored)} {kind} records, but {len(seqs)} living rows, "
+            "or others",
+            file=catalog.path,
+        )
 
 
 def _check_file(path: Path, digest: bytes) -> None:

@@ -95,9 +95,7 @@ class Refit:
                 ).fetchall()
             if not rows:
                 return
-            records = [
-                stored_record(name, content, body, where) for _, name, content, body in rows
-            ]
+            records = [stored_record(name, content, body, where) for _, name, content, body in rows]
             low = rows[-1][0] + 1
             seq_n = np.array([row[0] for row in rows], dtype=np.int64)
             yield seq_n, frame(writer.neighbours, kind, records)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from matchwright.engine.errors import EpochGone, NotFound, StoreDamaged
+from matchwright.engine.errors import EpochGone, MatchwrightError, NotFound, StoreDamaged
 from matchwright.engine.store import blobs
 from matchwright.engine.store.catalog import KINDS, Catalog, Kind
 from matchwright.engine.store.encode import Neighbours
@@ -186,25 +186,33 @@ class Snapshot:
         seqs = np.zeros(len(rows), dtype=np.int64)
         for part, here, local in self._split(kind, rows):
             seqs[here] = part.source.seqs(local)
-        found = self._fetch(kind, seqs.tolist())
+        found, number = self._fetch(kind, seqs.tolist())
         if len(found) < len(set(seqs.tolist())):
-            raise EpochGone(
-                f"epoch {self.epoch.number}: a {kind} has changed since and its earlier record "
-                "is no longer kept; take a new snapshot",
-                epoch=self.epoch.number,
-            )
+            raise self._missing(kind, number)
         return frame(self._neighbours, kind, [found[seq] for seq in seqs.tolist()])
 
-    def _fetch(self, kind: Kind, seqs: list[int]) -> dict[int, dict[str, Any]]:
+    def _missing(self, kind: Kind, number: int) -> MatchwrightError:
+        if number == self.epoch.number:
+            where = self._catalog.path
+            return StoreDamaged(f"{where}: lacks the record of a living {kind}", file=where)
+        return EpochGone(
+            f"epoch {self.epoch.number}: a {kind} has changed since and its earlier record "
+            "is no longer kept; take a new snapshot",
+            epoch=self.epoch.number,
+        )
+
+    def _fetch(self, kind: Kind, seqs: list[int]) -> tuple[dict[int, dict[str, Any]], int]:
+        """seq -> record for those that are kept, and the newest epoch's number."""
         where = str(self._catalog.path)
         found: dict[int, dict[str, Any]] = {}
         with self._catalog.look() as connection:
+            number = self._catalog.state(connection).number
             for table in (kind, f"{kind}_old"):
                 left = [seq for seq in dict.fromkeys(seqs) if seq not in found]
                 rows = self._catalog.records_by(connection, table, "seq", left)
                 for seq, name, content, body in rows:
                     found[seq] = stored_record(name, content, body, where)
-        return found
+        return found, number
 
 
 def stored_record(name: str, content: bytes, body: bytes, where: str) -> dict[str, Any]:

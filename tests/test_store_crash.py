@@ -1,0 +1,123 @@
+"""Kill -9 at random moments: what was acknowledged stays, what was not is whole or not there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from matchwright.engine.errors import StoreLocked
+from matchwright.engine.store import Store
+
+HERE = Path(__file__).parent
+CHILD = HERE / "store_crash_child.py"
+
+
+def _load(name):
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fakes = _load("store_fakes")
+
+
+def applied(model, operation):
+    """The model (id -> record) after an operation."""
+    what, *arguments = operation
+    if what in ("upsert", "bulk"):
+        names, version = arguments
+        return model | {name: fakes.record(name, version) for name in names}
+    if what == "delete":
+        return {name: row for name, row in model.items() if name not in arguments[0]}
+    return model
+
+
+def run_and_kill(folder, seed, rng, model):
+    """Lets a child work for a while; (acknowledged model, the operation in flight or None)."""
+    command = [sys.executable, str(CHILD), str(folder), str(seed)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout.readline() == "open\n"
+            deadline = time.monotonic() + rng.uniform(0.0, 0.6)
+            lines = []
+            while time.monotonic() < deadline:
+                lines.append(child.stdout.readline())
+        finally:
+            child.kill()
+        lines += child.stdout.readlines()
+    flying = None
+    for line in lines:
+        if line.startswith("do ") and line.endswith("\n"):
+            flying = json.loads(line[3:])
+        elif line == "done\n":
+            model, flying = applied(model, flying), None
+    return model, flying
+
+
+def test_nothing_acknowledged_is_lost(tmp_path, count):
+    rng = random.Random(8)
+    folder, model, flown = tmp_path / "store", {}, 0
+    for seed in range(count(reduced=5, full=50)):
+        model, flying = run_and_kill(folder, seed, rng, model)
+        with Store.open(folder, mode="r", neighbours=fakes.neighbours()) as store:
+            seen = fakes.contents(store.snapshot(), "job")
+        allowed = [model] + ([applied(model, flying)] if flying else [])
+        assert seen in allowed
+        flown += flying is not None
+        with Store.open(folder, mode="w", neighbours=fakes.neighbours()) as store:
+            assert fakes.contents(store.snapshot(), "job") == seen
+            assert store.verify() == []
+            files = {path.name for path in (folder / "segments").iterdir()}
+            with store._catalog.look() as connection:
+                assert files == {row.file for row in store._catalog.segments(connection)}
+        model = seen
+    assert model
+    assert flown
+
+
+def test_a_killed_writer_leaves_no_lock(tmp_path):
+    folder = tmp_path / "store"
+    command = [sys.executable, str(CHILD), str(folder), "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout.readline() == "open\n"
+            with pytest.raises(StoreLocked, match=f"process {child.pid} is writing"):
+                Store.open(folder, mode="w", neighbours=fakes.neighbours())
+        finally:
+            child.kill()
+        child.stdout.read()
+    Store.open(folder, mode="w", neighbours=fakes.neighbours()).close()
+
+
+def test_a_reader_process_sees_changes_within_a_second(tmp_path, count):
+    """The child writes one change at a time; this process only reads."""
+    folder, model, slowest = tmp_path / "store", {}, 0.0
+    command = [sys.executable, str(CHILD), str(folder), "3", "step"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1) as child:
+        try:
+            assert child.stdout.readline() == "open\n"
+            with Store.open(folder, neighbours=fakes.neighbours()) as reader:
+                for _ in range(count(reduced=40, full=1_000)):
+                    reader.snapshot()
+                    child.stdin.write("go\n")
+                    model = applied(model, json.loads(child.stdout.readline()[3:]))
+                    assert child.stdout.readline() == "done\n"
+                    start = time.monotonic()
+                    while fakes.contents(reader.snapshot(), "job") != model:
+                        assert time.monotonic() - start < 1.0
+                        time.sleep(0.002)
+                    slowest = max(slowest, time.monotonic() - start)
+        finally:
+            child.kill()
+    assert slowest < 1.0
