@@ -146,6 +146,8 @@ def test_every_error_has_its_code_and_line(error, capsys):
         (MemoryError(), 75),
         (Interrupted("3 rows are in x"), 130),
         (typer.BadParameter("no"), 2),
+        (ModuleNotFoundError("No module named 'polars'", name="polars"), 5),
+        (ModuleNotFoundError("No module named 'matchwright.x'", name="matchwright.x"), 1),
         (ZeroDivisionError("division by zero"), 1),
     ],
 )

@@ -8,6 +8,30 @@ a reader of stdout that went away, as for every program that SIGPIPE ends.
 
 from __future__ import annotations
 
-from matchwright.engine.cli._main import main
+import sys
+from collections.abc import Sequence
 
 __all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; ``matchwright`` alone, without ``[engine]``, says what is missing.
+
+    Args:
+        argv: arguments without the program's name; ``sys.argv[1:]`` when None.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        from matchwright.engine.cli._main import main as run
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("matchwright"):
+            raise
+        print(
+            f"matchwright: the command line needs {error.name!r}, which the client alone does not "
+            "bring; pip install 'matchwright[engine]'",
+            file=sys.stderr,
+        )
+        return 5
+    return run(argv)

@@ -76,6 +76,10 @@ def _describe(error: BaseException) -> tuple[str, int, str, dict[str, str]]:
         return "INVALID_ARGUMENT", errors.InvalidArgument.exit_code, message, {}
     if isinstance(error, OSError):
         return _describe_os_error(error)
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("matchwright"):
+        missing = errors.DependencyUnavailable
+        message = f"{error.name!r} is not installed; pip install 'matchwright[engine]'"
+        return missing.reason, missing.exit_code, message, {}
     if isinstance(error, MemoryError):
         return "OUT_OF_MEMORY", errors.Overloaded.exit_code, "out of memory; ask for less", {}
     hint = "this is a defect; run it again with --debug and report what it prints"
