@@ -1,0 +1,11 @@
+// What the kernels can take. The launchers read these lines and refuse what does not fit.
+#pragma once
+
+#define MW_D_MAX 1040           // dimensions: 127 * 127 * D stays below 2^24, exact in float32
+#define MW_K_MAX 1000           // results per query
+#define MW_SORT_MAX 2048        // entries that one block sorts; more than MW_K_MAX
+#define MW_QUERIES_MAX 65535    // queries of one launch: blockIdx.y
+#define MW_ROWS_MAX 2147483647  // rows of a corpus: row numbers are int32
+#define MW_FACETS_MAX 65535     // facets of one launch: blockIdx.y
+#define MW_ALIGN 16             // x rows and low limbs are padded with zeros to this many bytes
+#define MW_THREADS 256          // threads of every block: 8 warps
