@@ -24,7 +24,7 @@ from matchwright.engine.records import Kind
 from matchwright.engine.rule_shapes import LEVEL_UNSTATED, asks_column
 from matchwright.engine.zones import as_zones, zone_numbers
 from matchwright.kernels.order import hash_keys
-from matchwright.kernels.types import NO_LIMIT, UNKNOWN, Int32, Int64, SetColumn, UInt64
+from matchwright.kernels.types import NO_LIMIT, UNKNOWN, Bool, Int32, Int64, SetColumn, UInt64
 
 JOB_STATES = ("OPEN", "PAUSED", "CLOSED")
 FREELANCER_STATES = ("AVAILABLE", "BUSY", "GONE")
@@ -61,11 +61,10 @@ def columns(
 
 def _demands_nothing(
     demand: str, scalars: Mapping[str, Int32], sets: Mapping[str, SetColumn]
-) -> np.ndarray[Any, np.dtype[np.bool_]]:
+) -> Bool:
     if demand in sets:
-        return np.diff(sets[demand].start_n) == 0
-    value = scalars[demand]
-    return (value == NO_LIMIT) | (value == 0) if demand not in CEILINGS else value == NO_LIMIT
+        return np.equal(np.diff(sets[demand].start_n), 0)
+    return np.equal(scalars[demand], NO_LIMIT if demand in CEILINGS else 0)
 
 
 # ── Names to numbers ──────────────────────────────────────────────────────────────────────────
@@ -135,12 +134,11 @@ def _zone(records: pl.DataFrame, zones: tuple[str, ...]) -> Int32:
 def _pay_top(records: pl.DataFrame, zones: tuple[str, ...]) -> Int32:
     """The most that a job says it pays by the hour.
 
-    The top of the budget, else its bottom, and never above the job's own ceiling; ``NO_LIMIT`` (no
-    hourly rule applies) for a job at a fixed price alone; else unknown.
+    The top of the budget, else its bottom; ``NO_LIMIT`` (no hourly rule applies) for a job at a
+    fixed price alone; else unknown. The client's private ceiling is left out: a freelancer who is
+    told why a job does not fit must not learn it.
     """
-    top = pl.coalesce("rate_max_cents", "rate_min_cents", "max_rate_cents")
-    most = pl.min_horizontal(top, pl.col("max_rate_cents"))
-    stated = records.select(most.alias("pay"))["pay"]
+    stated = records.select(pl.coalesce("rate_max_cents", "rate_min_cents").alias("pay"))["pay"]
     hourly = records["rate_max_cents"].is_not_null() | records["rate_min_cents"].is_not_null()
     fixed_alone = (records["fixed_cents"].is_not_null() & ~hourly).to_numpy()
     return np.where(fixed_alone, NO_LIMIT, _int32(stated, UNKNOWN)).astype(np.int32)

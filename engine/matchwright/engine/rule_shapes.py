@@ -3,7 +3,7 @@
 A rule joins a field of jobs and a field of freelancers. Whoever asks, the same pairs must pass, so
 both directions of a form are written side by side here, once, and every rule is an instance::
 
-    entity that asks ── its column values ──> form.ask(query, ...) ──> predicates over the corpus side
+    entity that asks ── its column values ──> form.ask() ──> predicates over the corpus side
 
 An entity that asks is described by its own rule columns (``QueryRow``), the very integers that it
 would be stored with.
@@ -208,7 +208,7 @@ class Floor:
 
 @dataclass(frozen=True, slots=True)
 class NotMoreThan:
-    """The owner's ``small`` is at most the other side's ``large``; both are values, either unknown."""
+    """The owner's ``small`` is at most the other side's ``large``; either may be unknown."""
 
     owner: Kind
     small: str

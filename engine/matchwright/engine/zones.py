@@ -9,10 +9,9 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib import resources
+from importlib import import_module, resources
+from typing import Any
 from zoneinfo import ZoneInfo
-
-import tzdata
 
 _EPOCH = datetime.date(1970, 1, 1)
 _NOON = datetime.time(12, tzinfo=datetime.UTC)
@@ -21,7 +20,7 @@ _FIRST, _LAST = 0, (datetime.date(9_999, 12, 30) - _EPOCH).days
 
 def tz_version() -> str:
     """Version of the time zone database, such as "2025b"."""
-    return str(tzdata.IANA_VERSION)
+    return str(import_module("tzdata").IANA_VERSION)
 
 
 @lru_cache(maxsize=1_024)
@@ -68,5 +67,5 @@ def zone_numbers(zones: tuple[str, ...]) -> dict[str, int]:
 
 def as_zones(source: Sequence[str] | object) -> tuple[str, ...]:
     """The zone names of a generation (its ``zones``), or of a sequence of names."""
-    names = getattr(source, "zones", source)
-    return tuple(str(name) for name in names)
+    names: Any = getattr(source, "zones", source)
+    return tuple(names)
