@@ -1,0 +1,510 @@
+from google.api import field_behavior_pb2 as _field_behavior_pb2
+from google.rpc import status_pb2 as _status_pb2
+from matchwright.v1 import records_pb2 as _records_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class EntityKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ENTITY_KIND_UNSPECIFIED: _ClassVar[EntityKind]
+    ENTITY_KIND_JOB: _ClassVar[EntityKind]
+    ENTITY_KIND_FREELANCER: _ClassVar[EntityKind]
+
+class CountMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COUNT_MODE_UNSPECIFIED: _ClassVar[CountMode]
+    COUNT_MODE_EXACT: _ClassVar[CountMode]
+    COUNT_MODE_NONE: _ClassVar[CountMode]
+
+class CountKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COUNT_KIND_UNSPECIFIED: _ClassVar[CountKind]
+    COUNT_KIND_NOT_COUNTED: _ClassVar[CountKind]
+    COUNT_KIND_AT_LEAST: _ClassVar[CountKind]
+    COUNT_KIND_EXACT: _ClassVar[CountKind]
+
+class ShortfallReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SHORTFALL_REASON_UNSPECIFIED: _ClassVar[ShortfallReason]
+    SHORTFALL_REASON_EMPTY_CORPUS: _ClassVar[ShortfallReason]
+    SHORTFALL_REASON_QUERY_VETOED: _ClassVar[ShortfallReason]
+    SHORTFALL_REASON_FEW_ELIGIBLE: _ClassVar[ShortfallReason]
+    SHORTFALL_REASON_MIN_SCORE: _ClassVar[ShortfallReason]
+
+class Audience(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    AUDIENCE_UNSPECIFIED: _ClassVar[Audience]
+    AUDIENCE_CLIENT: _ClassVar[Audience]
+    AUDIENCE_FREELANCER: _ClassVar[Audience]
+    AUDIENCE_OPERATOR: _ClassVar[Audience]
+
+class UnknownHandling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    UNKNOWN_HANDLING_UNSPECIFIED: _ClassVar[UnknownHandling]
+    UNKNOWN_HANDLING_FAIL: _ClassVar[UnknownHandling]
+    UNKNOWN_HANDLING_PASS: _ClassVar[UnknownHandling]
+
+class VetoClass(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VETO_CLASS_UNSPECIFIED: _ClassVar[VetoClass]
+    VETO_CLASS_STATUS: _ClassVar[VetoClass]
+    VETO_CLASS_REQUIREMENT: _ClassVar[VetoClass]
+    VETO_CLASS_PRIVATE_LIMIT: _ClassVar[VetoClass]
+    VETO_CLASS_EXCLUSION: _ClassVar[VetoClass]
+    VETO_CLASS_REQUEST: _ClassVar[VetoClass]
+ENTITY_KIND_UNSPECIFIED: EntityKind
+ENTITY_KIND_JOB: EntityKind
+ENTITY_KIND_FREELANCER: EntityKind
+COUNT_MODE_UNSPECIFIED: CountMode
+COUNT_MODE_EXACT: CountMode
+COUNT_MODE_NONE: CountMode
+COUNT_KIND_UNSPECIFIED: CountKind
+COUNT_KIND_NOT_COUNTED: CountKind
+COUNT_KIND_AT_LEAST: CountKind
+COUNT_KIND_EXACT: CountKind
+SHORTFALL_REASON_UNSPECIFIED: ShortfallReason
+SHORTFALL_REASON_EMPTY_CORPUS: ShortfallReason
+SHORTFALL_REASON_QUERY_VETOED: ShortfallReason
+SHORTFALL_REASON_FEW_ELIGIBLE: ShortfallReason
+SHORTFALL_REASON_MIN_SCORE: ShortfallReason
+AUDIENCE_UNSPECIFIED: Audience
+AUDIENCE_CLIENT: Audience
+AUDIENCE_FREELANCER: Audience
+AUDIENCE_OPERATOR: Audience
+UNKNOWN_HANDLING_UNSPECIFIED: UnknownHandling
+UNKNOWN_HANDLING_FAIL: UnknownHandling
+UNKNOWN_HANDLING_PASS: UnknownHandling
+VETO_CLASS_UNSPECIFIED: VetoClass
+VETO_CLASS_STATUS: VetoClass
+VETO_CLASS_REQUIREMENT: VetoClass
+VETO_CLASS_PRIVATE_LIMIT: VetoClass
+VETO_CLASS_EXCLUSION: VetoClass
+VETO_CLASS_REQUEST: VetoClass
+
+class FindFreelancersRequest(_message.Message):
+    __slots__ = ("marketplace", "job_id", "job", "options")
+    MARKETPLACE_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    marketplace: str
+    job_id: str
+    job: _records_pb2.Job
+    options: FindOptions
+    def __init__(self, marketplace: _Optional[str] = ..., job_id: _Optional[str] = ..., job: _Optional[_Union[_records_pb2.Job, _Mapping]] = ..., options: _Optional[_Union[FindOptions, _Mapping]] = ...) -> None: ...
+
+class FindFreelancersResponse(_message.Message):
+    __slots__ = ("ranking", "telemetry")
+    RANKING_FIELD_NUMBER: _ClassVar[int]
+    TELEMETRY_FIELD_NUMBER: _ClassVar[int]
+    ranking: Ranking
+    telemetry: Telemetry
+    def __init__(self, ranking: _Optional[_Union[Ranking, _Mapping]] = ..., telemetry: _Optional[_Union[Telemetry, _Mapping]] = ...) -> None: ...
+
+class FindJobsRequest(_message.Message):
+    __slots__ = ("marketplace", "freelancer_id", "freelancer", "options")
+    MARKETPLACE_FIELD_NUMBER: _ClassVar[int]
+    FREELANCER_ID_FIELD_NUMBER: _ClassVar[int]
+    FREELANCER_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    marketplace: str
+    freelancer_id: str
+    freelancer: _records_pb2.Freelancer
+    options: FindOptions
+    def __init__(self, marketplace: _Optional[str] = ..., freelancer_id: _Optional[str] = ..., freelancer: _Optional[_Union[_records_pb2.Freelancer, _Mapping]] = ..., options: _Optional[_Union[FindOptions, _Mapping]] = ...) -> None: ...
+
+class FindJobsResponse(_message.Message):
+    __slots__ = ("ranking", "telemetry")
+    RANKING_FIELD_NUMBER: _ClassVar[int]
+    TELEMETRY_FIELD_NUMBER: _ClassVar[int]
+    ranking: Ranking
+    telemetry: Telemetry
+    def __init__(self, ranking: _Optional[_Union[Ranking, _Mapping]] = ..., telemetry: _Optional[_Union[Telemetry, _Mapping]] = ...) -> None: ...
+
+class BatchFindRequest(_message.Message):
+    __slots__ = ("marketplace", "items", "options")
+    MARKETPLACE_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    marketplace: str
+    items: _containers.RepeatedCompositeFieldContainer[BatchFindItem]
+    options: FindOptions
+    def __init__(self, marketplace: _Optional[str] = ..., items: _Optional[_Iterable[_Union[BatchFindItem, _Mapping]]] = ..., options: _Optional[_Union[FindOptions, _Mapping]] = ...) -> None: ...
+
+class BatchFindItem(_message.Message):
+    __slots__ = ("job_id", "job", "freelancer_id", "freelancer", "options")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    FREELANCER_ID_FIELD_NUMBER: _ClassVar[int]
+    FREELANCER_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    job: _records_pb2.Job
+    freelancer_id: str
+    freelancer: _records_pb2.Freelancer
+    options: FindOptions
+    def __init__(self, job_id: _Optional[str] = ..., job: _Optional[_Union[_records_pb2.Job, _Mapping]] = ..., freelancer_id: _Optional[str] = ..., freelancer: _Optional[_Union[_records_pb2.Freelancer, _Mapping]] = ..., options: _Optional[_Union[FindOptions, _Mapping]] = ...) -> None: ...
+
+class BatchFindResponse(_message.Message):
+    __slots__ = ("results", "telemetry")
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    TELEMETRY_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[BatchFindResult]
+    telemetry: Telemetry
+    def __init__(self, results: _Optional[_Iterable[_Union[BatchFindResult, _Mapping]]] = ..., telemetry: _Optional[_Union[Telemetry, _Mapping]] = ...) -> None: ...
+
+class BatchFindResult(_message.Message):
+    __slots__ = ("ranking", "error")
+    RANKING_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    ranking: Ranking
+    error: _status_pb2.Status
+    def __init__(self, ranking: _Optional[_Union[Ranking, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+
+class FindOptions(_message.Message):
+    __slots__ = ("k", "epoch", "min_epoch", "policy", "weights", "rules", "exclude_ids", "candidates", "min_score", "as_of_day", "count", "contributions")
+    class WeightsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    K_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    MIN_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_IDS_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    MIN_SCORE_FIELD_NUMBER: _ClassVar[int]
+    AS_OF_DAY_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    k: int
+    epoch: int
+    min_epoch: int
+    policy: str
+    weights: _containers.ScalarMap[str, float]
+    rules: ExtraRules
+    exclude_ids: _containers.RepeatedScalarFieldContainer[str]
+    candidates: CandidateIds
+    min_score: float
+    as_of_day: int
+    count: CountMode
+    contributions: bool
+    def __init__(self, k: _Optional[int] = ..., epoch: _Optional[int] = ..., min_epoch: _Optional[int] = ..., policy: _Optional[str] = ..., weights: _Optional[_Mapping[str, float]] = ..., rules: _Optional[_Union[ExtraRules, _Mapping]] = ..., exclude_ids: _Optional[_Iterable[str]] = ..., candidates: _Optional[_Union[CandidateIds, _Mapping]] = ..., min_score: _Optional[float] = ..., as_of_day: _Optional[int] = ..., count: _Optional[_Union[CountMode, str]] = ..., contributions: _Optional[bool] = ...) -> None: ...
+
+class CandidateIds(_message.Message):
+    __slots__ = ("ids",)
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ExtraRules(_message.Message):
+    __slots__ = ("job_limits", "freelancer_limits", "skills_required", "languages_required", "unknown_values")
+    class UnknownValuesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: UnknownHandling
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[UnknownHandling, str]] = ...) -> None: ...
+    JOB_LIMITS_FIELD_NUMBER: _ClassVar[int]
+    FREELANCER_LIMITS_FIELD_NUMBER: _ClassVar[int]
+    SKILLS_REQUIRED_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGES_REQUIRED_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_VALUES_FIELD_NUMBER: _ClassVar[int]
+    job_limits: _records_pb2.JobLimits
+    freelancer_limits: _records_pb2.FreelancerLimits
+    skills_required: _containers.RepeatedScalarFieldContainer[str]
+    languages_required: _containers.RepeatedCompositeFieldContainer[_records_pb2.Language]
+    unknown_values: _containers.ScalarMap[str, UnknownHandling]
+    def __init__(self, job_limits: _Optional[_Union[_records_pb2.JobLimits, _Mapping]] = ..., freelancer_limits: _Optional[_Union[_records_pb2.FreelancerLimits, _Mapping]] = ..., skills_required: _Optional[_Iterable[str]] = ..., languages_required: _Optional[_Iterable[_Union[_records_pb2.Language, _Mapping]]] = ..., unknown_values: _Optional[_Mapping[str, UnknownHandling]] = ...) -> None: ...
+
+class Ranking(_message.Message):
+    __slots__ = ("epoch", "generation", "policy", "as_of_day", "query_kind", "query_id", "query_key", "k", "ids", "keys", "points", "scores", "facets", "contributions", "certificate", "resolution", "attainable", "step", "digest")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    AS_OF_DAY_FIELD_NUMBER: _ClassVar[int]
+    QUERY_KIND_FIELD_NUMBER: _ClassVar[int]
+    QUERY_ID_FIELD_NUMBER: _ClassVar[int]
+    QUERY_KEY_FIELD_NUMBER: _ClassVar[int]
+    K_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    FACETS_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    RESOLUTION_FIELD_NUMBER: _ClassVar[int]
+    ATTAINABLE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    epoch: Epoch
+    generation: str
+    policy: str
+    as_of_day: int
+    query_kind: EntityKind
+    query_id: str
+    query_key: int
+    k: int
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    keys: _containers.RepeatedScalarFieldContainer[int]
+    points: _containers.RepeatedScalarFieldContainer[int]
+    scores: _containers.RepeatedScalarFieldContainer[float]
+    facets: _containers.RepeatedScalarFieldContainer[str]
+    contributions: _containers.RepeatedScalarFieldContainer[int]
+    certificate: Certificate
+    resolution: int
+    attainable: float
+    step: float
+    digest: str
+    def __init__(self, epoch: _Optional[_Union[Epoch, _Mapping]] = ..., generation: _Optional[str] = ..., policy: _Optional[str] = ..., as_of_day: _Optional[int] = ..., query_kind: _Optional[_Union[EntityKind, str]] = ..., query_id: _Optional[str] = ..., query_key: _Optional[int] = ..., k: _Optional[int] = ..., ids: _Optional[_Iterable[str]] = ..., keys: _Optional[_Iterable[int]] = ..., points: _Optional[_Iterable[int]] = ..., scores: _Optional[_Iterable[float]] = ..., facets: _Optional[_Iterable[str]] = ..., contributions: _Optional[_Iterable[int]] = ..., certificate: _Optional[_Union[Certificate, _Mapping]] = ..., resolution: _Optional[int] = ..., attainable: _Optional[float] = ..., step: _Optional[float] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class Epoch(_message.Message):
+    __slots__ = ("store_uuid", "number", "digest")
+    STORE_UUID_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    store_uuid: str
+    number: int
+    digest: str
+    def __init__(self, store_uuid: _Optional[str] = ..., number: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class Certificate(_message.Message):
+    __slots__ = ("count_kind", "eligible", "unverified", "returned", "kth_key", "shortfall")
+    COUNT_KIND_FIELD_NUMBER: _ClassVar[int]
+    ELIGIBLE_FIELD_NUMBER: _ClassVar[int]
+    UNVERIFIED_FIELD_NUMBER: _ClassVar[int]
+    RETURNED_FIELD_NUMBER: _ClassVar[int]
+    KTH_KEY_FIELD_NUMBER: _ClassVar[int]
+    SHORTFALL_FIELD_NUMBER: _ClassVar[int]
+    count_kind: CountKind
+    eligible: int
+    unverified: int
+    returned: int
+    kth_key: OrderKey
+    shortfall: ShortfallReason
+    def __init__(self, count_kind: _Optional[_Union[CountKind, str]] = ..., eligible: _Optional[int] = ..., unverified: _Optional[int] = ..., returned: _Optional[int] = ..., kth_key: _Optional[_Union[OrderKey, _Mapping]] = ..., shortfall: _Optional[_Union[ShortfallReason, str]] = ...) -> None: ...
+
+class OrderKey(_message.Message):
+    __slots__ = ("points", "mix", "low")
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    MIX_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    points: int
+    mix: int
+    low: int
+    def __init__(self, points: _Optional[int] = ..., mix: _Optional[int] = ..., low: _Optional[int] = ...) -> None: ...
+
+class Telemetry(_message.Message):
+    __slots__ = ("plan", "device", "batch_queries", "queue_ms", "run_ms")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    BATCH_QUERIES_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
+    RUN_MS_FIELD_NUMBER: _ClassVar[int]
+    plan: str
+    device: str
+    batch_queries: int
+    queue_ms: float
+    run_ms: float
+    def __init__(self, plan: _Optional[str] = ..., device: _Optional[str] = ..., batch_queries: _Optional[int] = ..., queue_ms: _Optional[float] = ..., run_ms: _Optional[float] = ...) -> None: ...
+
+class ScorePairsRequest(_message.Message):
+    __slots__ = ("marketplace", "pairs", "query_kind", "options")
+    MARKETPLACE_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_FIELD_NUMBER: _ClassVar[int]
+    QUERY_KIND_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    marketplace: str
+    pairs: _containers.RepeatedCompositeFieldContainer[Pair]
+    query_kind: EntityKind
+    options: FindOptions
+    def __init__(self, marketplace: _Optional[str] = ..., pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ..., query_kind: _Optional[_Union[EntityKind, str]] = ..., options: _Optional[_Union[FindOptions, _Mapping]] = ...) -> None: ...
+
+class Pair(_message.Message):
+    __slots__ = ("job_id", "freelancer_id")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    FREELANCER_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    freelancer_id: str
+    def __init__(self, job_id: _Optional[str] = ..., freelancer_id: _Optional[str] = ...) -> None: ...
+
+class ScorePairsResponse(_message.Message):
+    __slots__ = ("epoch", "generation", "policy", "as_of_day", "points", "scores", "eligible", "facets", "contributions", "telemetry")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    AS_OF_DAY_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    ELIGIBLE_FIELD_NUMBER: _ClassVar[int]
+    FACETS_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    TELEMETRY_FIELD_NUMBER: _ClassVar[int]
+    epoch: Epoch
+    generation: str
+    policy: str
+    as_of_day: int
+    points: _containers.RepeatedScalarFieldContainer[int]
+    scores: _containers.RepeatedScalarFieldContainer[float]
+    eligible: _containers.RepeatedScalarFieldContainer[bool]
+    facets: _containers.RepeatedScalarFieldContainer[str]
+    contributions: _containers.RepeatedScalarFieldContainer[int]
+    telemetry: Telemetry
+    def __init__(self, epoch: _Optional[_Union[Epoch, _Mapping]] = ..., generation: _Optional[str] = ..., policy: _Optional[str] = ..., as_of_day: _Optional[int] = ..., points: _Optional[_Iterable[int]] = ..., scores: _Optional[_Iterable[float]] = ..., eligible: _Optional[_Iterable[bool]] = ..., facets: _Optional[_Iterable[str]] = ..., contributions: _Optional[_Iterable[int]] = ..., telemetry: _Optional[_Union[Telemetry, _Mapping]] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("marketplace", "job_id", "job", "freelancer_id", "freelancer", "query_kind", "audience", "options")
+    MARKETPLACE_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    FREELANCER_ID_FIELD_NUMBER: _ClassVar[int]
+    FREELANCER_FIELD_NUMBER: _ClassVar[int]
+    QUERY_KIND_FIELD_NUMBER: _ClassVar[int]
+    AUDIENCE_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    marketplace: str
+    job_id: str
+    job: _records_pb2.Job
+    freelancer_id: str
+    freelancer: _records_pb2.Freelancer
+    query_kind: EntityKind
+    audience: Audience
+    options: FindOptions
+    def __init__(self, marketplace: _Optional[str] = ..., job_id: _Optional[str] = ..., job: _Optional[_Union[_records_pb2.Job, _Mapping]] = ..., freelancer_id: _Optional[str] = ..., freelancer: _Optional[_Union[_records_pb2.Freelancer, _Mapping]] = ..., query_kind: _Optional[_Union[EntityKind, str]] = ..., audience: _Optional[_Union[Audience, str]] = ..., options: _Optional[_Union[FindOptions, _Mapping]] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("explanation", "telemetry")
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    TELEMETRY_FIELD_NUMBER: _ClassVar[int]
+    explanation: Explanation
+    telemetry: Telemetry
+    def __init__(self, explanation: _Optional[_Union[Explanation, _Mapping]] = ..., telemetry: _Optional[_Union[Telemetry, _Mapping]] = ...) -> None: ...
+
+class Explanation(_message.Message):
+    __slots__ = ("epoch", "generation", "policy", "as_of_day", "query_kind", "audience", "job_id", "freelancer_id", "eligible", "vetoes", "unverified", "rank", "eligible_count", "points", "score", "points_to_kth", "facets", "skills", "attainable", "sentences")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    AS_OF_DAY_FIELD_NUMBER: _ClassVar[int]
+    QUERY_KIND_FIELD_NUMBER: _ClassVar[int]
+    AUDIENCE_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    FREELANCER_ID_FIELD_NUMBER: _ClassVar[int]
+    ELIGIBLE_FIELD_NUMBER: _ClassVar[int]
+    VETOES_FIELD_NUMBER: _ClassVar[int]
+    UNVERIFIED_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    ELIGIBLE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    POINTS_TO_KTH_FIELD_NUMBER: _ClassVar[int]
+    FACETS_FIELD_NUMBER: _ClassVar[int]
+    SKILLS_FIELD_NUMBER: _ClassVar[int]
+    ATTAINABLE_FIELD_NUMBER: _ClassVar[int]
+    SENTENCES_FIELD_NUMBER: _ClassVar[int]
+    epoch: Epoch
+    generation: str
+    policy: str
+    as_of_day: int
+    query_kind: EntityKind
+    audience: Audience
+    job_id: str
+    freelancer_id: str
+    eligible: bool
+    vetoes: _containers.RepeatedCompositeFieldContainer[Veto]
+    unverified: _containers.RepeatedCompositeFieldContainer[Veto]
+    rank: int
+    eligible_count: int
+    points: int
+    score: float
+    points_to_kth: int
+    facets: _containers.RepeatedCompositeFieldContainer[FacetContribution]
+    skills: SkillComparison
+    attainable: float
+    sentences: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, epoch: _Optional[_Union[Epoch, _Mapping]] = ..., generation: _Optional[str] = ..., policy: _Optional[str] = ..., as_of_day: _Optional[int] = ..., query_kind: _Optional[_Union[EntityKind, str]] = ..., audience: _Optional[_Union[Audience, str]] = ..., job_id: _Optional[str] = ..., freelancer_id: _Optional[str] = ..., eligible: _Optional[bool] = ..., vetoes: _Optional[_Iterable[_Union[Veto, _Mapping]]] = ..., unverified: _Optional[_Iterable[_Union[Veto, _Mapping]]] = ..., rank: _Optional[int] = ..., eligible_count: _Optional[int] = ..., points: _Optional[int] = ..., score: _Optional[float] = ..., points_to_kth: _Optional[int] = ..., facets: _Optional[_Iterable[_Union[FacetContribution, _Mapping]]] = ..., skills: _Optional[_Union[SkillComparison, _Mapping]] = ..., attainable: _Optional[float] = ..., sentences: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Veto(_message.Message):
+    __slots__ = ("reason", "veto_class", "message")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    VETO_CLASS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    veto_class: VetoClass
+    message: str
+    def __init__(self, reason: _Optional[str] = ..., veto_class: _Optional[_Union[VetoClass, str]] = ..., message: _Optional[str] = ...) -> None: ...
+
+class FacetContribution(_message.Message):
+    __slots__ = ("facet", "weight", "points", "score", "job_known", "freelancer_known")
+    FACET_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    JOB_KNOWN_FIELD_NUMBER: _ClassVar[int]
+    FREELANCER_KNOWN_FIELD_NUMBER: _ClassVar[int]
+    facet: str
+    weight: float
+    points: int
+    score: float
+    job_known: bool
+    freelancer_known: bool
+    def __init__(self, facet: _Optional[str] = ..., weight: _Optional[float] = ..., points: _Optional[int] = ..., score: _Optional[float] = ..., job_known: _Optional[bool] = ..., freelancer_known: _Optional[bool] = ...) -> None: ...
+
+class SkillComparison(_message.Message):
+    __slots__ = ("matched", "missing", "extra", "collided")
+    MATCHED_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    EXTRA_FIELD_NUMBER: _ClassVar[int]
+    COLLIDED_FIELD_NUMBER: _ClassVar[int]
+    matched: _containers.RepeatedScalarFieldContainer[str]
+    missing: _containers.RepeatedScalarFieldContainer[str]
+    extra: _containers.RepeatedScalarFieldContainer[str]
+    collided: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, matched: _Optional[_Iterable[str]] = ..., missing: _Optional[_Iterable[str]] = ..., extra: _Optional[_Iterable[str]] = ..., collided: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class CountEligibleRequest(_message.Message):
+    __slots__ = ("marketplace", "job_id", "job", "freelancer_id", "freelancer", "options")
+    MARKETPLACE_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    FREELANCER_ID_FIELD_NUMBER: _ClassVar[int]
+    FREELANCER_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    marketplace: str
+    job_id: str
+    job: _records_pb2.Job
+    freelancer_id: str
+    freelancer: _records_pb2.Freelancer
+    options: FindOptions
+    def __init__(self, marketplace: _Optional[str] = ..., job_id: _Optional[str] = ..., job: _Optional[_Union[_records_pb2.Job, _Mapping]] = ..., freelancer_id: _Optional[str] = ..., freelancer: _Optional[_Union[_records_pb2.Freelancer, _Mapping]] = ..., options: _Optional[_Union[FindOptions, _Mapping]] = ...) -> None: ...
+
+class CountEligibleResponse(_message.Message):
+    __slots__ = ("epoch", "policy", "as_of_day", "count_kind", "eligible", "unverified", "telemetry")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    AS_OF_DAY_FIELD_NUMBER: _ClassVar[int]
+    COUNT_KIND_FIELD_NUMBER: _ClassVar[int]
+    ELIGIBLE_FIELD_NUMBER: _ClassVar[int]
+    UNVERIFIED_FIELD_NUMBER: _ClassVar[int]
+    TELEMETRY_FIELD_NUMBER: _ClassVar[int]
+    epoch: Epoch
+    policy: str
+    as_of_day: int
+    count_kind: CountKind
+    eligible: int
+    unverified: int
+    telemetry: Telemetry
+    def __init__(self, epoch: _Optional[_Union[Epoch, _Mapping]] = ..., policy: _Optional[str] = ..., as_of_day: _Optional[int] = ..., count_kind: _Optional[_Union[CountKind, str]] = ..., eligible: _Optional[int] = ..., unverified: _Optional[int] = ..., telemetry: _Optional[_Union[Telemetry, _Mapping]] = ...) -> None: ...
