@@ -184,7 +184,7 @@ def test_refused_changes_change_nothing(open_store):
         store.patch("job", "a", {"rate_cents": "much"})
     with pytest.raises(NotFound):
         store.records("job", ["a", "b"])
-    with pytest.raises(InvalidData, match="missing.*skills"):
+    with pytest.raises(InvalidData, match=r"missing: .*skills"):
         store.upsert("job", frame(record("b")).drop("skills"))
     for bad in ("", "x" * 129, "e\u0301"):
         with pytest.raises(InvalidData, match="id"):
@@ -302,10 +302,15 @@ def test_bulk_counts_and_seals(open_store):
 
 def test_an_import_that_fails_keeps_its_earlier_chunks(open_store):
     store = open_store(chunk_rows=4)
-    with pytest.raises(ZeroDivisionError), store.bulk("job") as sink:
-        sink.write(frame(*(record(f"j{n}") for n in range(5))))
-        sink.write(frame(record("late")))
-        raise ZeroDivisionError
+
+    def import_some():
+        with store.bulk("job") as sink:
+            sink.write(frame(*(record(f"j{n}") for n in range(5))))
+            sink.write(frame(record("late")))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        import_some()
     assert sorted(contents(store.snapshot(), "job")) == ["j0", "j1", "j2", "j3", "j4"]
 
 
@@ -325,7 +330,7 @@ def test_colliding_keys_are_refused(open_store):
         return keys
 
     store = open_store(neighbours=fakes.neighbours(hash_keys=same_key_for_bad))
-    with pytest.raises(KeyCollision, match="'bad1' and 'bad2'|'bad2' and 'bad1'"):
+    with pytest.raises(KeyCollision, match=r"'bad1'.*have the same"):
         store.upsert("job", frame(record("bad1"), record("bad2")))
     store.upsert("job", frame(record("bad1")))
     for change in (store.upsert, lambda kind, records: store.bulk(kind).write(records)):
@@ -335,11 +340,13 @@ def test_colliding_keys_are_refused(open_store):
     assert contents(store.snapshot(), "job").keys() == {"bad1"}
     assert store.snapshot().rows_of("job", ["bad2", "bad1"]).tolist() == [-1, 0]
     assert store.delete("job", ["bad2"]).absent == 1
-    with pytest.raises(KeyCollision), store.bulk("job") as sink:
-        sink.write(frame(record("x")))
-        store.delete("job", ["bad1"])
-        sink.write(frame(record("bad2")))
-        store.upsert("job", frame(record("bad1")))
+    sink = store.bulk("job")
+    sink.write(frame(record("x")))
+    store.delete("job", ["bad1"])
+    sink.write(frame(record("bad2")))
+    store.upsert("job", frame(record("bad1")))
+    with pytest.raises(KeyCollision):
+        sink.flush()
     assert contents(store.snapshot(), "job").keys() == {"bad1"}
 
 

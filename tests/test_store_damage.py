@@ -133,7 +133,7 @@ def test_a_block_is_checked_when_it_is_first_read(tmp_path):
     flip(path, 64 + big.nbytes + 5 * BLOCK // 2)
     file = SegmentFile(path, written.digest)
     assert np.array_equal(file.array("one"), big)
-    with pytest.raises(StoreDamaged, match="block 6 .*does not match"):
+    with pytest.raises(StoreDamaged, match=r"block 6 .*does not match"):
         file.array("two")
     with pytest.raises(StoreDamaged, match="block 6"):
         file.verify()

@@ -121,8 +121,9 @@ def _guarded(data: bytes) -> bytes:
     return zlib.crc32(data).to_bytes(4, "little") + data
 
 
-def _checked(blob: bytes, where: str) -> bytes:
-    data = blob[4:]
+def _checked(blob: Any, where: str) -> bytes:
+    # A damaged catalog may give anything: text, a number, nothing.
+    data = blob[4:] if isinstance(blob, bytes) else b""
     if not isinstance(blob, bytes) or zlib.crc32(data) != int.from_bytes(blob[:4], "little"):
         raise StoreDamaged(f"{where}: a stored value does not match its checksum", file=where)
     return data

@@ -30,6 +30,7 @@ FILE = "catalog.sqlite"
 _APPLICATION_ID = 0x4D575354  # "MWST"
 _PAGE_BYTES = 8192
 _BUSY_MS = 10_000
+_LOG_BYTES = 64 << 20
 _PARAMETERS_MAX = 500
 
 _TABLES = """
@@ -155,6 +156,7 @@ class Catalog:
         connection.execute("PRAGMA cache_size = -32768")
         if self._write:
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
         else:
             connection.execute("PRAGMA query_only = ON")
         return connection

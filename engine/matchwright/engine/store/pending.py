@@ -130,10 +130,8 @@ class Pending:
                 field=(missing + extra)[0],
             )
         try:
-            records = records.select(
-                pl.col(name) if records.schema[name] == dtype else pl.col(name).cast(dtype)
-                for name, dtype in schema.items()
-            )
+            if records.schema != schema:
+                records = records.select(pl.col(name).cast(schema[name]) for name in schema)
         except pl.exceptions.PolarsError as error:
             raise InvalidData(f"{self.kind} records do not fit the schema: {error}")
         for name in records["id"].to_list():
