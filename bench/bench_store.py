@@ -137,7 +137,12 @@ def read_everything(store: Store) -> int:
     """Reads every array that a kernel may read; their bytes."""
     total = 0
     for segment, _ in store.snapshot().corpus("freelancer").parts:
-        arrays = [segment.x_nd, segment.key_n, *segment.scalars.values(), *segment.index.values()]
+        arrays: list[Any] = [
+            segment.x_nd,
+            segment.key_n,
+            *segment.scalars.values(),
+            *segment.index.values(),
+        ]
         for column in segment.sets.values():
             arrays += [column.start_n, column.value, column.known_n]
         for array in arrays:

@@ -31,6 +31,7 @@ _APPLICATION_ID = 0x4D575354  # "MWST"
 _PAGE_BYTES = 8192
 _BUSY_MS = 10_000
 _LOG_BYTES = 64 << 20
+_CACHE_KIB = 32 << 10
 _PARAMETERS_MAX = 500
 
 _TABLES = """
@@ -112,7 +113,7 @@ class SegmentRow:
 
 
 class Catalog:
-    """Connections to one catalog file: one per thread, made when needed.
+    """Connections to one catalog file: lent to a thread for a transaction, then kept for the next.
 
     Args:
         path: the file.
@@ -122,24 +123,29 @@ class Catalog:
     def __init__(self, path: Path, *, write: bool) -> None:
         self.path = path
         self._write = write
-        self._local = threading.local()
-        self._all: list[sqlite3.Connection] = []
+        self._free: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
 
-    @property
-    def connection(self) -> sqlite3.Connection:
-        """This thread's connection. A forked child gets its own."""
-        here = (os.getpid(), getattr(self._local, "connection", None))
-        if here[1] is None or here[0] != self._local.pid:
-            with self.guard():
-                self._local.connection = self.connect()
-            self._local.pid = here[0]
-        connection: sqlite3.Connection = self._local.connection
-        return connection
+    @contextmanager
+    def lend(self) -> Iterator[sqlite3.Connection]:
+        """A connection that nobody else uses meanwhile."""
+        with self._lock:
+            connection = self._free.pop() if self._free else None
+        if connection is None:
+            connection = self.connect()
+        try:
+            yield connection
+        finally:
+            with self._lock:
+                kept = not self._closed
+                if kept:
+                    self._free.append(connection)
+            if not kept:
+                connection.close()
 
     def connect(self) -> sqlite3.Connection:
-        """A new connection, closed by ``close``."""
+        """A new connection; its owner closes it."""
         if self._closed:
             raise StoreError(f"{self.path}: the store is closed", file=self.path)
         uri = f"{self.path.resolve().as_uri()}?mode={'rwc' if self._write else self._reader_mode()}"
@@ -150,15 +156,17 @@ class Catalog:
             check_same_thread=False,
             timeout=_BUSY_MS / 1000,
         )
-        with self._lock:
-            self._all.append(connection)
-        connection.execute("PRAGMA temp_store = MEMORY")
-        connection.execute("PRAGMA cache_size = -32768")
-        if self._write:
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
-        else:
-            connection.execute("PRAGMA query_only = ON")
+        try:
+            connection.execute("PRAGMA temp_store = MEMORY")
+            connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            if self._write:
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
+            else:
+                connection.execute("PRAGMA query_only = ON")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _reader_mode(self) -> str:
@@ -170,11 +178,12 @@ class Catalog:
         return "ro" if wal.exists() else "ro&immutable=1"
 
     def close(self) -> None:
+        """Closes what is not lent; what is, when it comes back."""
         with self._lock:
             self._closed = True
-            for connection in self._all:
-                connection.close()
-            self._all.clear()
+            free, self._free = self._free, []
+        for connection in free:
+            connection.close()
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -201,8 +210,7 @@ class Catalog:
     @contextmanager
     def change(self) -> Iterator[sqlite3.Connection]:
         """One write transaction; durable when the block ends without an error."""
-        with self.guard():
-            connection = self.connection
+        with self.guard(), self.lend() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -215,8 +223,11 @@ class Catalog:
     @contextmanager
     def look(self, connection: sqlite3.Connection | None = None) -> Iterator[sqlite3.Connection]:
         """One read transaction: everything read within belongs to one epoch."""
+        if connection is None:
+            with self.guard(), self.lend() as lent, self.look(lent):
+                yield lent
+            return
         with self.guard():
-            connection = connection or self.connection
             connection.execute("BEGIN")
             try:
                 yield connection
@@ -228,8 +239,7 @@ class Catalog:
 
     def create(self, state: State) -> None:
         """Makes the tables and the first state in one transaction."""
-        with self.guard():
-            connection = self.connection
+        with self.guard(), self.lend() as connection:
             connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
@@ -255,8 +265,7 @@ class Catalog:
             StoreFormat: a newer format, or another application's file.
             StoreDamaged: not an SQLite file.
         """
-        with self.guard():
-            connection = self.connection
+        with self.guard(), self.lend() as connection:
             (application,) = connection.execute("PRAGMA application_id").fetchone()
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()

@@ -62,6 +62,11 @@ class Loader:
         with self._lock:
             return self._refresh()
 
+    def close(self) -> None:
+        """Lets the catalog go. The newest snapshot stays."""
+        with self._lock:
+            self._connection.close()
+
     def keep(self, generation: Any) -> None:
         """Remembers a generation that was just made, so that it need not be read back."""
         self._generations[generation.id] = generation

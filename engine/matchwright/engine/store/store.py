@@ -16,7 +16,7 @@ import time
 import uuid as uuids
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -76,17 +76,17 @@ class Store:
         self._catalog = Catalog(root / catalog.FILE, write=lock is not None)
         self._held: weakref.WeakValueDictionary[int, Snapshot] = weakref.WeakValueDictionary()
         self._refitting = threading.Lock()
-        try:
+        self._writer = None
+        with ExitStack() as undo:
+            undo.callback(self._catalog.close)
             self._catalog.check()
             self._loader = Loader(root, self._catalog, neighbours, poll=lock is None)
+            undo.callback(self._loader.close)
             self._loader.newest(now=True)
-            self._writer = None
             if lock is not None:
                 self._writer = Writer(root, self._catalog, self._loader, neighbours, retain_s)
                 self._remove_orphans()
-        except BaseException:
-            self._catalog.close()
-            raise
+            self._closing = undo.pop_all()
 
     @classmethod
     def open(
@@ -169,7 +169,7 @@ class Store:
                     with self._catalog.change() as connection:
                         self._catalog.purge(connection, time.time())
         finally:
-            self._catalog.close()
+            self._closing.close()
             if self._file_lock is not None:
                 self._file_lock.release()
 
