@@ -17,6 +17,7 @@ from matchwright.engine.errors import (
     InvalidData,
     KeyCollision,
     NotFound,
+    StoreError,
     StoreLocked,
     UnknownKey,
 )
@@ -521,6 +522,24 @@ def test_closing_seals_many_live_rows(open_store):
     info = open_store("r").info()
     assert info["kinds"]["job"]["live_rows"] == 4
     assert info["kinds"]["freelancer"]["live_rows"] == 0
+
+
+def test_a_closed_store_changes_nothing_and_its_snapshots_stay(open_store):
+    store = open_store()
+    store.upsert("job", frame(record("a")))
+    sink = store.bulk("job")
+    sink.write(frame(record("b")))
+    snapshot = store.snapshot()
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        sink.flush()
+    with pytest.raises(FailedPrecondition, match="not open for writing"):
+        store.upsert("job", frame(record("c")))
+    assert snapshot.corpus("job").n == 1
+    assert snapshot.rows_of("job", ["a"]).tolist() == [0]
+    with pytest.raises(StoreError, match="closed"):
+        snapshot.records("job", ["a"])
+    assert contents(open_store("r").snapshot(), "job") == {"a": record("a")}
 
 
 def test_key_lookups(open_store):

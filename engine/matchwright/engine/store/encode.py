@@ -96,14 +96,12 @@ def encode_rows(generation: Any, kind: Kind, records: pl.DataFrame, salt: bytes)
         records: a frame of that kind's schema.
         salt: the store's 16 bytes.
     """
-    from matchwright.engine import columns
-    from matchwright.kernels import order
+    from matchwright.engine.columns import columns
+    from matchwright.kernels.order import hash_keys
 
-    ids = records["id"].to_list()
-    scalars, sets = columns.columns(kind, records, salt, generation)
-    return EncodedRows(
-        generation.encode(kind, records).x_nd, order.hash_keys(ids, salt), scalars, sets
-    )
+    scalars, sets = columns(kind, records, salt, generation)
+    key_n = hash_keys(records["id"].to_list(), salt)
+    return EncodedRows(generation.encode(kind, records).x_nd, key_n, scalars, sets)
 
 
 def encode_in_slices(
