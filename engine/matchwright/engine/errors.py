@@ -12,6 +12,7 @@
     │   └── KeyCollision             KEY_COLLISION     3  ALREADY_EXISTS
     ├── FailedPrecondition           FAILED_PRECONDITION  2  FAILED_PRECONDITION
     │   ├── EpochGone                EPOCH_GONE        75  FAILED_PRECONDITION
+    │   ├── EpochNotReached          EPOCH_NOT_REACHED 75  FAILED_PRECONDITION
     │   └── NoGeneration             NO_GENERATION     2  FAILED_PRECONDITION
     ├── StoreError                   STORE_ERROR       3  INTERNAL
     │   ├── StoreDamaged             STORE_DAMAGED     3  DATA_LOSS
@@ -21,6 +22,9 @@
     ├── DeadlineExceeded             DEADLINE_EXCEEDED 75  DEADLINE_EXCEEDED
     ├── Cancelled                    CANCELLED         75  CANCELLED
     ├── DependencyUnavailable        DEPENDENCY_UNAVAILABLE  5  UNAVAILABLE
+    ├── Unauthenticated              UNAUTHENTICATED   2  UNAUTHENTICATED
+    ├── PermissionDenied             PERMISSION_DENIED 2  PERMISSION_DENIED
+    ├── Unimplemented                UNIMPLEMENTED     2  UNIMPLEMENTED
     ├── VerificationFailed           VERIFICATION_FAILED     6  FAILED_PRECONDITION
     └── PartlyDone                   PARTLY_DONE       4  INTERNAL
 
@@ -101,6 +105,12 @@ class EpochGone(FailedPrecondition):
     reason, exit_code = "EPOCH_GONE", 75
 
 
+class EpochNotReached(FailedPrecondition):
+    """The epoch asked for has not come yet."""
+
+    reason, exit_code = "EPOCH_NOT_REACHED", 75
+
+
 class NoGeneration(FailedPrecondition):
     """The store has no generation of the kind asked for."""
 
@@ -153,6 +163,24 @@ class DependencyUnavailable(MatchwrightError):
     """A server or device that the call needs does not answer."""
 
     reason, exit_code, grpc_status = "DEPENDENCY_UNAVAILABLE", 5, "UNAVAILABLE"
+
+
+class Unauthenticated(MatchwrightError):
+    """The server asks for a token, and none or an unknown one was given."""
+
+    reason, exit_code, grpc_status = "UNAUTHENTICATED", 2, "UNAUTHENTICATED"
+
+
+class PermissionDenied(MatchwrightError):
+    """The token does not hold the scope or the marketplace that the call needs."""
+
+    reason, exit_code, grpc_status = "PERMISSION_DENIED", 2, "PERMISSION_DENIED"
+
+
+class Unimplemented(MatchwrightError):
+    """A call that this server does not answer yet."""
+
+    reason, exit_code, grpc_status = "UNIMPLEMENTED", 2, "UNIMPLEMENTED"
 
 
 class VerificationFailed(MatchwrightError):

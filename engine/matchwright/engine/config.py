@@ -1,0 +1,145 @@
+"""What a server is told, once, when it starts. Nothing below reads the environment.
+
+Each limit has one name: that of its field here, which the protos' comments, the checks and the
+errors' ``limit`` detail use as well.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from matchwright.engine.errors import InvalidArgument
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much one request may ask for. The defaults are also the highest values that make sense.
+
+    Attributes:
+        k_max: matches per query. Kernels are built for 1,000; lower it to keep answers small.
+        batch_items_max: queries of one BatchFind.
+        batch_matches_max: sum of k over one BatchFind; keeps its answer below message_bytes_max.
+        score_pairs_max: pairs of one ScorePairs.
+        exclude_ids_max: ids that one query may exclude.
+        candidate_ids_max: ids that one query may be restricted to.
+        id_bytes_max: UTF-8 bytes of an external id or a marketplace's name.
+        weights_max: weights that one query may override.
+        rules_max: rules whose handling of unknown values one query may change.
+        list_items_max: items of one list of an inline record or of extra rules.
+        text_chars_max: characters of an inline record's text.
+        title_chars_max: characters of an inline record's title.
+        label_chars_max: characters of a skill, category or certificate.
+        message_bytes_max: bytes of one gRPC message, either way.
+        epoch_wait_ms: how long a query waits for a ``min_epoch`` that has not come yet.
+        deadline_ms_max: deadline of calls that come with none or a later one.
+    """
+
+    k_max: int = 1_000
+    batch_items_max: int = 1_000
+    batch_matches_max: int = 100_000
+    score_pairs_max: int = 10_000
+    exclude_ids_max: int = 10_000
+    candidate_ids_max: int = 100_000
+    id_bytes_max: int = 128
+    weights_max: int = 64
+    rules_max: int = 64
+    list_items_max: int = 1_000
+    text_chars_max: int = 100_000
+    title_chars_max: int = 1_000
+    label_chars_max: int = 128
+    message_bytes_max: int = 64 << 20
+    epoch_wait_ms: int = 2_000
+    deadline_ms_max: int = 60_000
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value < 1 or (each.name == "k_max" and value > 1_000):
+                raise InvalidArgument(
+                    f"{each.name} is {value}; expected 1 or more (k_max: at most 1,000)",
+                    field=each.name,
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Everything that ``serve`` needs to know.
+
+    Attributes:
+        stores: marketplace -> folder of its store. The one named "default" answers requests that
+            name none.
+        policy: the policy file of every marketplace; None takes the shipped default.
+        device: "auto", "cpu", "numpy" or "gpu"; answers are the same.
+        threads: kernel threads; None takes one for each core.
+        memory_bytes: temporary memory of the kernels; 256 MiB serves a laptop, more helps many
+            queries at once.
+        host: address to listen on. Loopback unless the machine is meant to serve others.
+        port: port to listen on; 0 lets the system choose one, which is then printed.
+        insecure_listen: allows a listener without TLS on an address that others can reach.
+        tls_cert, tls_key: PEM files; both or neither.
+        tls_client_ca: PEM file; when set, clients must present a certificate that it signed.
+        tokens: TOML file of tokens and scopes (docs/api.md); None asks for no token.
+        queue_pairs_max: work that may wait, in pairs (queries x corpus rows). Choose the pairs per
+            second of the device times the seconds that a caller would wait; 2**32 is some 20 s
+            on a laptop and 5 ms on an H100.
+        batch_pairs_max: work of one batch, in pairs; a lone query may exceed it. It bounds how
+            long a query waits behind others: 2**28 is about 1.5 s on a laptop.
+        shutdown_grace_ms: how long a stopping server lets waiting calls finish.
+        limits: how much one request may ask for.
+    """
+
+    stores: Mapping[str, Path]
+    policy: Path | None = None
+    device: str = "auto"
+    threads: int | None = None
+    memory_bytes: int = 256 << 20
+    host: str = "127.0.0.1"
+    port: int = 50_051
+    insecure_listen: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    tokens: Path | None = None
+    queue_pairs_max: int = 2**32
+    batch_pairs_max: int = 2**28
+    shutdown_grace_ms: int = 10_000
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not self.stores:
+            raise InvalidArgument("got no store; name one folder for each marketplace")
+        if not 0 <= self.port <= 65_535:
+            raise InvalidArgument(f"port is {self.port}; expected 0..65535", field="port")
+        for name in ("queue_pairs_max", "batch_pairs_max"):
+            if getattr(self, name) < 1:
+                raise InvalidArgument(f"{name} must be 1 or more", field=name)
+        if self.shutdown_grace_ms < 0:
+            raise InvalidArgument("shutdown_grace_ms must be 0 or more", field="shutdown_grace_ms")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InvalidArgument("TLS needs both a certificate and its key", field="tls_key")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise InvalidArgument("a client CA needs a server certificate", field="tls_client_ca")
+        if self.tls_cert is None and not self.insecure_listen and not is_loopback(self.host):
+            raise InvalidArgument(
+                f"{self.host} can be reached by others and there is no TLS; give a certificate and "
+                "a key, or ask for it with --insecure-listen",
+                field="host",
+            )
+
+    @property
+    def address(self) -> str:
+        """``host:port``, an IPv6 host in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
