@@ -1,7 +1,8 @@
 """Facet parameters of a policy: what the query side of a facet may be told at match time.
 
-Everything here shapes query vectors only. What shapes stored corpus vectors (knots, steps, shrinkage,
-vocabularies) belongs to the generation, because changing it means encoding every row again.
+Everything here shapes query vectors only. What shapes stored corpus vectors (knots, steps,
+shrinkage, vocabularies) belongs to the generation, because changing it means encoding every row
+again.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ class FacetParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Query-side parameters of the facets, with the shipped defaults.
 
     Attributes:
-        last_active_half_life_days: a freelancer's recency is worth one half this many days after the
-            plateau. Choose about the time in which half of your freelancers stop answering.
+        last_active_half_life_days: a freelancer's recency is worth one half this many days after
+            the plateau. Choose about the time in which half of your freelancers stop answering.
         posted_half_life_days: the same for the day a job was posted.
         recency_plateau_days: nothing is lost for this many days, so that touching a profile daily
             earns nothing.

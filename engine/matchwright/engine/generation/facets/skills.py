@@ -1,0 +1,182 @@
+"""Skills: how much of what the job asks is there.
+
+Form: sum over the asked skills of weight * level weight of the freelancer's (0 when missing).
+    Weights are IDF, twice that for a must-have, normalised to sum 1. The level weight of an
+    unstated level is the population's mean, so that hiding a level does not pay.
+Basis: the most frequent 96 skills have a dimension each, the others share 32 by hash. A job's
+    weights add up on a shared dimension; a freelancer's level weights take the largest, so coverage
+    stays at most 1. The form is the same in both directions.
+Largest error: a tail skill is taken for another on its dimension: up to the weight of the job's
+    tail skills; explanations itemise it.
+Width: 128. The first 30 skills of an entity count, so listing 200 gains nothing over listing the
+    best 30.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import ClassVar
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from matchwright.engine.generation.facets.base import (
+    OTHER,
+    Block,
+    QueryBlock,
+    any_row,
+    convex_best,
+    even,
+    exploded,
+)
+from matchwright.engine.generation.fixed import GRID, ratio
+from matchwright.engine.generation.hashing import bucket
+from matchwright.engine.generation.params import FacetParams
+from matchwright.engine.generation.text import codes
+from matchwright.engine.records import Kind
+from matchwright.kernels.types import Float64, Int64
+
+WIDTH = 128
+OWN_MAX = 96
+ITEMS_MAX = 30
+"""Skills of an entity that count, in the order listed."""
+DF_MIN = 5
+"""A name that fewer entities use is not learnt."""
+MUST_FACTOR = 2
+IDF_UNIT = 1_024
+LEVEL_PERMILLE = (600, 700, 800, 900, 1_000)
+"""Weight of levels 1 to 5."""
+
+
+class Skills(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Fitted state.
+
+    Attributes:
+        names: learnt names; the first ``own`` of them have a dimension of their own.
+        idf: their weights in units of 1/1,024, in the same order.
+        own: number of dimensions that belong to one skill.
+        idf_unknown: weight of a name that is not learnt.
+        level_unknown: weight of an unstated level, in thousandths.
+    """
+
+    names: tuple[str, ...] = ()
+    idf: tuple[int, ...] = ()
+    own: int = 0
+    idf_unknown: int = IDF_UNIT
+    level_unknown: int = 800
+
+    name: ClassVar[str] = "skills"
+    width: ClassVar[int] = WIDTH
+
+    def dim(self, name: str) -> int:
+        """The dimension of a (normalised) skill name, 0..127, before rotation."""
+        place = _places(self.names).get(name, self.own)
+        return place if place < self.own else self.own + bucket(name, WIDTH - self.own)
+
+    def weight(self, name: str) -> int:
+        """IDF of a (normalised) skill name in units of 1/1,024."""
+        place = _places(self.names).get(name)
+        return self.idf_unknown if place is None else self.idf[place]
+
+    def corpus(self, kind: Kind, records: pl.DataFrame) -> Block:
+        """Normalised weights (job) or level weights (freelancer) on their dimensions."""
+        raw = self._job(records) if kind == "job" else self._freelancer(records)
+        return Block(raw, any_row(raw))
+
+    def query(
+        self, kind: Kind, records: pl.DataFrame, params: FacetParams, as_of: int
+    ) -> QueryBlock:
+        """The same vectors."""
+        block = self.corpus(kind, records)
+        if OTHER[kind] == "job":
+            return QueryBlock(block.raw_nw, block.known_n, convex_best(block.raw_nw))
+        return QueryBlock(block.raw_nw, block.known_n, block.raw_nw.sum(axis=1) / GRID)
+
+    def _job(self, records: pl.DataFrame) -> Float64:
+        items = self._items(records)
+        weight = self._map(items["name"], self.weight)
+        weight = weight * np.where(items["must"].fill_null(False).to_numpy(), MUST_FACTOR, 1)
+        # A name that is listed twice counts once, with its larger weight.
+        once = (
+            items.select("row", "name")
+            .with_columns(weight=weight)
+            .group_by("row", "name", maintain_order=True)
+            .agg(pl.col("weight").max())
+        )
+        flat = np.bincount(self._cells(once), once["weight"].to_numpy(), records.height * WIDTH)
+        cell = flat.astype(np.float64).reshape(-1, WIDTH)
+        total = cell.sum(axis=1)
+        total[total == 0] = 1.0
+        return ratio(cell, total[:, None])
+
+    def _freelancer(self, records: pl.DataFrame) -> Float64:
+        items = self._items(records)
+        table = np.array((*LEVEL_PERMILLE, self.level_unknown))
+        level = items["level"].cast(pl.Int64).fill_null(len(table)).to_numpy()
+        weight = ratio(table[np.clip(level, 1, len(table)) - 1].astype(np.float64), 1_000.0)
+        cell = np.zeros(records.height * WIDTH)
+        np.maximum.at(cell, self._cells(items), weight)
+        return cell.reshape(-1, WIDTH)
+
+    def _items(self, records: pl.DataFrame) -> pl.DataFrame:
+        return exploded(records, "skills", ITEMS_MAX).unnest("skills").drop_nulls("name")
+
+    def _cells(self, items: pl.DataFrame) -> Int64:
+        """Flat positions of items in an (N, 128) array."""
+        row = items["row"].to_numpy().astype(np.int64)
+        return np.asarray(row * WIDTH + self._map(items["name"], self.dim))
+
+    @staticmethod
+    def _map(names: pl.Series, of: Callable[[str], int]) -> Int64:
+        """``of`` for every name, asked once for each different one."""
+        numbers = {name: of(name) for name in names.unique().to_list()}
+        return codes(names, numbers)
+
+    def reach(self, kind: Kind) -> float:
+        return (1.0 if kind == "job" else 11.0) / float(np.sqrt(np.float64(WIDTH)))
+
+    def neutral(self, kind: Kind) -> Float64:
+        return even(WIDTH, 1.0 if kind == "job" else 6.0)
+
+
+@lru_cache(maxsize=16)
+def _places(names: tuple[str, ...]) -> Mapping[str, int]:
+    return {name: place for place, name in enumerate(names)}
+
+
+def fit(jobs: pl.DataFrame, freelancers: pl.DataFrame) -> Skills:
+    """Learns names that at least five entities list, most frequent first."""
+    used: Counter[str] = Counter()
+    entities = 0
+    for records in (jobs, freelancers):
+        items = exploded(records, "skills", ITEMS_MAX).unnest("skills").drop_nulls("name")
+        entities += items["row"].n_unique()
+        counts = items.select("row", "name").unique()["name"].value_counts()
+        used.update(dict(counts.iter_rows()))
+    ranked = sorted((-n, name) for name, n in used.items() if n >= DF_MIN)
+    levels = exploded(freelancers, "skills", ITEMS_MAX).unnest("skills")["level"].drop_nulls()
+    return Skills(
+        names=tuple(name for _, name in ranked),
+        idf=tuple(idf(-n, entities) for n, _ in ranked),
+        own=min(len(ranked), OWN_MAX),
+        idf_unknown=idf(0, entities),
+        level_unknown=_mean_level(levels),
+    )
+
+
+def idf(df: int, entities: int) -> int:
+    """1 + ln((1 + entities) / (1 + df)), in units of 1/1,024."""
+    return round(IDF_UNIT * (1.0 + math.log((1 + entities) / (1 + df))))
+
+
+def _mean_level(levels: pl.Series) -> int:
+    """The mean weight of stated levels, in thousandths; 1,000 where nobody states any."""
+    if len(levels) == 0:
+        return 1_000
+    table = np.array(LEVEL_PERMILLE)
+    weights = table[np.clip(levels.to_numpy(), 1, len(table)) - 1]
+    return round(float(weights.mean()))

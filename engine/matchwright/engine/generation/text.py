@@ -1,0 +1,226 @@
+"""Text to unit vectors in fixed point.
+
+``TextEncoder`` is what any encoder offers, a served one too. The embedded ones work on tokens::
+
+    title, title, text, skills -> one string -> tokens -> counts -> integer sums -> unit length
+
+``SvdEncoder`` is TF-IDF with truncated SVD, fitted by scikit-learn (see ``fitting``), applied with
+integer tables: y = sum_t tf_table[count_t] * idf[t] * projection[t]. With at most 2**15 learnt
+tokens the sums stay below 2**53, so they are exact in float64 and no order of summation matters.
+``HashedEncoder`` needs no fit: every token has one signed dimension.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import polars as pl
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from matchwright.engine.generation.fixed import unit
+from matchwright.engine.generation.hashing import hash64
+from matchwright.kernels.types import Float64, Int16, Int32, Int64
+
+WIDTH = 128
+TOKENS_MAX = 2**15
+"""Learnt tokens: 2**15 of them, times 2**9 (tf), 2**12 (idf), 2**15 (projection), stay below
+2**53."""
+TOKEN_CHARS_MAX = 40
+SKILLS_MAX = 30
+TF_UNIT = 64
+TF_TABLE: tuple[int, ...] = (0, *(round(TF_UNIT * (1 + math.log(n))) for n in range(1, 64)))
+"""1 + ln(count) in units of 1/64; more than 63 times counts as 63. Stored with the generation."""
+IDF_UNIT = 256
+
+_INVISIBLE = r"[\p{Cf}\u{34F}\u{115F}\u{1160}\u{17B4}\u{17B5}\u{2800}\u{3164}\u{FE00}-\u{FE0F}]"
+_TOKEN = r"[\p{L}\p{M}\p{N}]+(?:\+\+|\+|#)?"
+
+
+class TextEncoder(Protocol):
+    """Turns texts into unit vectors.
+
+    An embedded encoder gives the same bytes for a text in any batch and on any machine. A served
+    one need not; its output is stored once.
+    """
+
+    @property
+    def content_hash(self) -> str:
+        """Hex digest of everything that its output depends on."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Dimensions, a power of two."""
+        ...
+
+    def encode(self, texts: pl.Series) -> Float64:
+        """float64 (N, width), grid integers of length 1; zeros where nothing can be said."""
+        ...
+
+
+def prepare(records: pl.DataFrame) -> pl.Series:
+    """One string for each record: the title twice, the text, the names of its first 30 skills.
+
+    Titles and texts have been scrubbed of names and contact details when records were made.
+    """
+    skills = pl.col("skills").list.head(SKILLS_MAX).list.eval(pl.element().struct.field("name"))
+    title, text = pl.col("title").fill_null(""), pl.col("text").fill_null("")
+    return records.select(
+        text=pl.concat_str(title, title, text, skills.list.join(" ").fill_null(""), separator="\n")
+    )["text"]
+
+
+def tokens(texts: pl.Series) -> pl.DataFrame:
+    """``row`` (uint32) and ``token``: runs of letters and digits with a final ``+``, ``++`` or
+    ``#``.
+
+    NFKC, invisible and bidirectional format characters taken out, lower case. Longer tokens than 40
+    characters are left out.
+    """
+    plain = texts.str.normalize("NFKC").str.replace_all(_INVISIBLE, "").str.to_lowercase()
+    found = pl.DataFrame({"token": plain.str.extract_all(_TOKEN)}).with_row_index("row")
+    return (
+        found.explode("token")
+        .drop_nulls()
+        .filter(pl.col("token").str.len_bytes() <= 4 * TOKEN_CHARS_MAX)
+        .filter(pl.col("token").str.len_chars() <= TOKEN_CHARS_MAX)
+    )
+
+
+def codes(names: pl.Series, numbers: Mapping[str, int]) -> Int64:
+    """The number of every name, int64 (N,); every name has one."""
+    if len(names) == 0:
+        return np.empty(0, dtype=np.int64)
+    return np.asarray(names.replace_strict(numbers, return_dtype=pl.Int64).to_numpy())
+
+
+def counts(row: NDArray[np.uint32], code: Int64, codes: int) -> tuple[Int64, Int64, Int64]:
+    """Row, code and how often, ascending, of pairs with repeats."""
+    pair = row.astype(np.int64) * codes + code
+    pair.sort()
+    first = np.flatnonzero(np.diff(pair, prepend=-1))
+    often = np.diff(first, append=len(pair))
+    return pair[first] // codes, pair[first] % codes, often.astype(np.int64)
+
+
+class SvdEncoder:
+    """TF-IDF with truncated SVD in fixed point.
+
+    Args:
+        vocabulary: V different tokens.
+        idf: int32 (V,), in units of 1/256, below 2**12.
+        projection: int16 (V, width).
+        tf_table: weight by count, below 2**9.
+    """
+
+    def __init__(
+        self,
+        vocabulary: tuple[str, ...],
+        idf: Int32,
+        projection: Int16,
+        tf_table: tuple[int, ...] = TF_TABLE,
+    ) -> None:
+        if len(vocabulary) > TOKENS_MAX:
+            raise ValueError(f"{len(vocabulary)} tokens; at most {TOKENS_MAX}")
+        self.vocabulary = vocabulary
+        self.idf = idf
+        self.projection = projection
+        self.tf_table = tf_table
+        self._tf = np.array(tf_table, dtype=np.float64)
+
+    @property
+    def width(self) -> int:
+        return int(self.projection.shape[1])
+
+    @cached_property
+    def content_hash(self) -> str:
+        digest = hashlib.blake2b(digest_size=16, person=b"mw-svd-v1")
+        for part in (
+            "\n".join(self.vocabulary).encode(),
+            self.idf.astype("<i4").tobytes(),
+            self.projection.astype("<i2").tobytes(),
+            ",".join(map(str, self.tf_table)).encode(),
+        ):
+            digest.update(len(part).to_bytes(8, "little") + part)
+        return digest.hexdigest()
+
+    @cached_property
+    def _table(self) -> pl.DataFrame:
+        codes = pl.int_range(len(self.vocabulary), dtype=pl.Int64, eager=True)
+        return pl.DataFrame({"token": pl.Series(self.vocabulary, dtype=pl.String), "code": codes})
+
+    @cached_property
+    def _wide(self) -> Float64:
+        return self.projection.astype(np.float64)
+
+    def known_tokens(self, texts: pl.Series) -> tuple[int, int]:
+        """How many tokens the texts have, and how many of them were learnt."""
+        found = tokens(texts)
+        return found.height, found.join(self._table, on="token", how="semi").height
+
+    def encode(self, texts: pl.Series) -> Float64:
+        """Unit vectors; zeros where no token was learnt."""
+        found = tokens(texts).join(self._table, on="token", how="inner")
+        size = len(self.vocabulary)
+        row, code, often = counts(found["row"].to_numpy(), found["code"].to_numpy(), size)
+        weight = self._tf[np.minimum(often, len(self._tf) - 1)] * self.idf[code]
+        start = np.searchsorted(row, np.arange(len(texts) + 1))
+        sums = sp.csr_array((weight, code, start), shape=(len(texts), size)) @ self._wide
+        return unit(sums)
+
+
+class HashedEncoder:
+    """Signed hashing of tokens onto dimensions, without the most common English words."""
+
+    def __init__(self, width: int = WIDTH, tf_table: tuple[int, ...] = TF_TABLE) -> None:
+        self._width = width
+        self.tf_table = tf_table
+        self._tf = np.array(tf_table, dtype=np.float64)
+
+    @property
+    def width(self) -> int:
+        return self._width
+
+    @cached_property
+    def content_hash(self) -> str:
+        about = f"mw-hashed-v1:{self._width}:{','.join(map(str, self.tf_table))}:{COMMON}"
+        return hashlib.blake2b(about.encode(), digest_size=16).hexdigest()
+
+    def known_tokens(self, texts: pl.Series) -> tuple[int, int]:
+        """How many tokens the texts have, twice: a hash knows them all."""
+        height = tokens(texts).height
+        return height, height
+
+    def encode(self, texts: pl.Series) -> Float64:
+        """Unit vectors; zeros where there is no token."""
+        found = tokens(texts)
+        found = found.filter(~pl.col("token").is_in(sorted(_COMMON)))
+        unique = found["token"].unique(maintain_order=True)
+        numbers: Mapping[str, int] = {token: code for code, token in enumerate(unique.to_list())}
+        hashed = np.array([hash64(token) for token in numbers], dtype=np.uint64)
+        code = codes(found["token"], numbers)
+        size = max(len(numbers), 1)
+        row, code, often = counts(found["row"].to_numpy(), code, size)
+        weight = self._tf[np.minimum(often, len(self._tf) - 1)]
+        dim = (hashed % np.uint64(self._width)).astype(np.int64)
+        sign = 1.0 - 2.0 * (hashed >> np.uint64(63)).astype(np.float64)
+        flat = np.bincount(
+            row * self._width + dim[code], weight * sign[code], len(texts) * self._width
+        )
+        return unit(flat.reshape(-1, self._width).astype(np.float64))
+
+
+COMMON = (
+    "a about all also am an and any are as at be because been being but by can do each for "
+    "from get have he her his how i if in into is it its like looking me more must my need "
+    "needs no not of on one or other our out please should so some such that the their them "
+    "then there these they this to up us use using want was we well were what when where "
+    "which who will with work would you your"
+)
+_COMMON = frozenset(COMMON.split())
