@@ -17,7 +17,7 @@ _CERTIFICATE = ("epoch", "generation", "policy", "eligible", "counted", "unverif
 
 
 def match_view(answer: Mapping[str, Any], *, brief: bool = False) -> View:
-    """One answer. ``answer`` is ``Result.to_dict()``; ``brief`` draws one line instead of a table."""
+    """One answer, ``Result.to_dict()``; ``brief`` draws one line instead of a table."""
     document = plainly(answer)
     rows = match_rows(document)
     if brief:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from matchwright.engine.errors import MatchwrightError
-from matchwright.engine.matcher import Matcher, Request
+from matchwright.engine.matcher import Matcher
 from matchwright.engine.policy import Policy
 from matchwright.engine.records import Kind
+from matchwright.engine.request import Request
 from matchwright.engine.results import Result
 from matchwright.engine.store import Snapshot, Store
 from matchwright.kernels.ops import get_ops

@@ -12,8 +12,8 @@ import typer
 from matchwright.engine.errors import InvalidArgument, MatchwrightError
 
 if TYPE_CHECKING:
-    from matchwright.engine.matcher import Request
     from matchwright.engine.records import Kind
+    from matchwright.engine.request import Request
 
 DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, numpy or gpu; answers are the same.")
@@ -42,7 +42,7 @@ class Source(Protocol):
 
 def request(kind: Kind, whom: str | Mapping[str, Any] | None, asked: Mapping[str, Any]) -> Request:
     """A request from the command line's options, for a stored id or an inline record."""
-    from matchwright.engine.matcher import Request
+    from matchwright.engine.request import Request
 
     if isinstance(whom, str):
         return Request(kind=kind, id=whom, **asked)

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _REQUIRED = (
-    "numpy polars scipy scikit-learn threadpoolctl msgspec typer rich ftfy selectolax pycountry "
-    "tzdata grpcio protobuf googleapis-common-protos grpcio-status grpcio-health-checking "
-    "grpcio-reflection"
-).split()
-_OPTIONAL = "numkong cupy-cuda13x faiss-cpu".split()
+    *("numpy", "polars", "scipy", "scikit-learn", "threadpoolctl", "msgspec", "typer", "rich"),
+    *("ftfy", "selectolax", "pycountry", "tzdata", "grpcio", "protobuf", "grpcio-status"),
+    *("googleapis-common-protos", "grpcio-health-checking", "grpcio-reflection"),
+)
+_OPTIONAL = ("numkong", "cupy-cuda13x", "faiss-cpu")
 _CPU_FLAGS_OF_INTEREST = ("avx2", "avx512f", "avx512_vnni", "amx_bf16", "amx_int8")
 
 
@@ -187,7 +187,7 @@ def _gpu() -> Iterator[Finding]:
         import cupy
     except ImportError as error:
         detail = f"CuPy cannot be imported ({error}); NumPy does the work"
-        yield Finding("gpu", "absent", detail, "pip install 'matchwright[gpu]' where there is a GPU")
+        yield Finding("gpu", "absent", detail, "with a GPU: pip install 'matchwright[gpu]'")
         return
     try:
         count = cupy.cuda.runtime.getDeviceCount()

@@ -29,8 +29,8 @@ from matchwright.engine.cli._progress import progress, say
 from matchwright.engine.errors import InvalidArgument, MatchwrightError, PartlyDone
 
 if TYPE_CHECKING:
-    from matchwright.engine.matcher import Request
     from matchwright.engine.records import Kind
+    from matchwright.engine.request import Request
     from matchwright.engine.results import Result
 
 BATCH = 256
