@@ -346,7 +346,7 @@ class NumpyDevice(KernelDevice):
             block.count_q[q] += len(found)
 
     def select(self, block: QueryBlock, active_a: Array) -> None:
-        for q in active_a:
+        for q in active_a[block.count_q[active_a] > 0]:
             count, have = int(block.count_q[q]), int(block.have_q[q])
             found = block.found_qc4[q, : min(count, block.capacity)]
             entries = np.concatenate([block.top_qk4[q, :have], found])

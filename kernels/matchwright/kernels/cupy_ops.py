@@ -244,7 +244,7 @@ def verify_device(ops: CupyOps) -> None:
 
 def _samples() -> list[tuple[str, Corpus, Queries]]:
     generator = np.random.default_rng(7)
-    n, d, q = 2_111, 384, 19
+    n, d, q = 20_011, 96, 33  # wide enough for a full tile
     x_nd = generator.integers(-127, 128, (n, d), dtype=np.int8)
     q_qd = generator.integers(-16_255, 16_256, (q, d), dtype=np.int16)
     return [

@@ -18,9 +18,8 @@ ROW_EXTRA_BYTES = 4 + 8
 
 def resident_bytes(segment: Segment) -> int:
     """Device memory that a segment takes, in bytes."""
-    align = limit("ALIGN")
-    n, d = segment.x_nd.shape
-    return n * (d + -d % align + ROW_EXTRA_BYTES)
+    d = int(segment.x_nd.shape[1])
+    return segment.n * (d + -d % limit("ALIGN") + ROW_EXTRA_BYTES)
 
 
 class Resident:
@@ -44,7 +43,7 @@ class Resident:
     def nbytes(self) -> int:
         """Device memory in use, in bytes."""
         with self._lock:
-            return sum(copy.nbytes for copy, _ in self._kept.values())
+            return sum(copy.nbytes for copy, _ in list(self._kept.values()))
 
     def fits(self, segments: Sequence[Segment]) -> bool:
         """Whether all of them can be resident at once."""
@@ -66,6 +65,8 @@ class Resident:
                 weakref.finalize(array, self._forget, identity)
                 for array in (segment.x_nd, segment.key_n)
             ]
+            for watcher in watchers:
+                watcher.atexit = False
             self._kept[identity] = copy, watchers
         self._kept.move_to_end(identity)
         return self._kept[identity][0]

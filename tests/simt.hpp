@@ -1,0 +1,189 @@
+// Just enough of CUDA's execution model to run the kernels in kernels/.../cuda on a host.
+//
+// Blocks run one after another. The threads of a block are fibers that take turns; they switch
+// only where threads of a device wait for one another: __syncthreads and the warp's collectives,
+// which all 32 lanes must reach. Every other block runs its threads from the last to the first, so
+// that a missing barrier shows. A kernel in which some thread waits for ever is reported.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __launch_bounds__(threads)
+#define __shared__ static
+#define threadIdx (simt::self->thread)
+#define blockIdx (simt::self->block)
+#define blockDim (simt::self->threads)
+#define gridDim (simt::self->grid)
+
+using std::min;
+
+namespace simt {
+
+struct Index {
+    unsigned x = 0, y = 0;
+};
+
+struct Meeting {  // where `size` threads wait for one another
+    unsigned size = 0, arrived = 0, generation = 0;
+    int values[32] = {};
+};
+
+struct Fiber {
+    Index thread, block, threads, grid;
+    Meeting* warp = nullptr;
+    Meeting* all = nullptr;
+    ucontext_t context;
+    std::vector<char> stack;
+    bool done = false;
+};
+
+inline Fiber* self = nullptr;
+inline ucontext_t scheduler;
+inline bool progress = false;
+inline bool backwards = false;
+
+inline void wait(Meeting& meeting) {
+    progress = true;
+    const unsigned generation = meeting.generation;
+    if (++meeting.arrived == meeting.size) {
+        meeting.arrived = 0;
+        ++meeting.generation;
+        return;
+    }
+    while (meeting.generation == generation) {
+        swapcontext(&self->context, &scheduler);
+        if (meeting.generation != generation) progress = true;
+    }
+}
+
+// Every lane's value, seen by every lane.
+inline std::vector<int> exchange(int value) {
+    Meeting& warp = *self->warp;
+    warp.values[self->thread.x % 32] = value;
+    wait(warp);
+    std::vector<int> values(warp.values, warp.values + 32);
+    wait(warp);
+    return values;
+}
+
+template <class Kernel, class Arguments>
+struct Call {
+    static inline Kernel kernel;
+    static inline const Arguments* arguments;
+    static void run() {
+        std::apply(kernel, *arguments);
+        self->done = true;
+        progress = true;
+        swapcontext(&self->context, &scheduler);
+    }
+};
+
+// Runs one block; false when it cannot finish.
+inline bool block(std::vector<std::unique_ptr<Fiber>>& fibers) {
+    for (size_t left = fibers.size(); left != 0;) {
+        progress = false;
+        left = 0;
+        for (size_t t = 0; t < fibers.size(); ++t) {
+            Fiber& fiber = *fibers[backwards ? fibers.size() - 1 - t : t];
+            if (fiber.done) continue;
+            self = &fiber;
+            swapcontext(&scheduler, &fiber.context);
+            left += fiber.done ? 0 : 1;
+        }
+        if (left != 0 && !progress) return false;
+    }
+    return true;
+}
+
+template <class... Parameters, size_t... I>
+bool launch(void (*kernel)(Parameters...), Index grid, unsigned threads, void** pointers,
+            std::index_sequence<I...>) {
+    using Arguments = std::tuple<Parameters...>;
+    using Caller = Call<void (*)(Parameters...), Arguments>;
+    const Arguments arguments(*static_cast<Parameters*>(pointers[I])...);
+    Caller::kernel = kernel;
+    Caller::arguments = &arguments;
+    std::vector<Meeting> warps(threads / 32);
+    Meeting all;
+    std::vector<std::unique_ptr<Fiber>> fibers;
+    for (unsigned t = 0; t < threads; ++t) {
+        fibers.push_back(std::make_unique<Fiber>());
+        fibers[t]->stack.resize(32 << 10);
+    }
+    for (unsigned at = 0; at < grid.x * grid.y; ++at) {
+        for (Meeting& warp : warps) warp = Meeting{32};
+        all = Meeting{threads};
+        for (unsigned t = 0; t < threads; ++t) {
+            Fiber& fiber = *fibers[t];
+            fiber.thread = {t, 0};
+            fiber.block = {at % grid.x, at / grid.x};
+            fiber.threads = {threads, 1};
+            fiber.grid = grid;
+            fiber.warp = &warps[t / 32];
+            fiber.all = &all;
+            fiber.done = false;
+            getcontext(&fiber.context);
+            fiber.context.uc_stack.ss_sp = fiber.stack.data();
+            fiber.context.uc_stack.ss_size = fiber.stack.size();
+            makecontext(&fiber.context, &Caller::run, 0);
+        }
+        if (!block(fibers)) return false;
+        backwards = !backwards;
+    }
+    return true;
+}
+
+// cudaLaunchKernel's convention: pointers to the arguments. 0 when every block finished.
+template <class... Parameters>
+int launch(void (*kernel)(Parameters...), unsigned x, unsigned y, unsigned threads,
+           void** pointers) {
+    const auto all = std::index_sequence_for<Parameters...>();
+    return launch(kernel, Index{x, y}, threads, pointers, all) ? 0 : 1;
+}
+
+}  // namespace simt
+
+inline void __syncthreads() { simt::wait(*simt::self->all); }
+
+inline unsigned __ballot_sync(unsigned, bool predicate) {
+    unsigned mask = 0;
+    const std::vector<int> values = simt::exchange(predicate ? 1 : 0);
+    for (int lane = 0; lane < 32; ++lane) mask |= (unsigned)values[lane] << lane;
+    return mask;
+}
+
+inline int __reduce_add_sync(unsigned, int value) {
+    unsigned sum = 0;
+    for (int one : simt::exchange(value)) sum += (unsigned)one;
+    return (int)sum;
+}
+
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+    static_assert(sizeof(T) == 4);
+    int bits;
+    std::memcpy(&bits, &value, 4);
+    bits = simt::exchange(bits)[lane];
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+inline unsigned atomicAdd(unsigned* at, unsigned value) {
+    const unsigned before = *at;
+    *at += value;
+    return before;
+}
+
+inline int __ffs(int value) { return __builtin_ffs(value); }
+inline int __popc(unsigned value) { return __builtin_popcount(value); }

@@ -1,0 +1,397 @@
+"""The CUDA sources compiled as C++ for the host: device functions one by one, whole kernels on a
+small emulation of CUDA's execution model (``simt.hpp``), both against NumPy, bit for bit."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from matchwright.kernels import order
+from matchwright.kernels.compile import CUDA_DIR, KERNELS, limit
+from matchwright.kernels.cuda_device import (
+    NOTHING,
+    Array,
+    DeviceError,
+    KernelDevice,
+    NumpyDevice,
+    QueryBlock,
+    Tile,
+    entry_keys,
+    predecessor,
+)
+from matchwright.kernels.cuda_scan import pack_bits
+from matchwright.kernels.cupy_ops import CupyOps
+from matchwright.kernels.ops import Ops, limbs
+from matchwright.kernels.types import Bitmap, Corpus, Queries, Segment
+
+GXX = shutil.which("g++")
+pytestmark = pytest.mark.skipif(GXX is None, reason="needs g++ to compile CUDA sources as C++")
+
+FUNCTIONS = r"""
+#include <cmath>
+#include "order.cuh"
+extern "C" {
+void norm_of_n(int n, const i32* square, i32* out) {
+    for (int i = 0; i < n; ++i) out[i] = norm_of(square[i]);
+}
+void dot4_n(int n, const i32* a, const i32* b, const i32* sum, i32* out) {
+    for (int i = 0; i < n; ++i) out[i] = dot4(a[i], b[i], sum[i]);
+}
+void points_of_n(int n, const i32* first, const i32* second, i32* out) {
+    for (int i = 0; i < n; ++i) out[i] = points_of(first[i], second[i]);
+}
+void may_reach_n(int n, const i32* first, const i32* low, const i32* norm, const i32* bound,
+                 i32* out) {
+    for (int i = 0; i < n; ++i) out[i] = may_reach(first[i], low[i], norm[i], bound[i]);
+}
+void mix32_n(int n, const u64* key_q, const u64* key_n, u32* out) {
+    for (int i = 0; i < n; ++i) out[i] = mix32(key_q[i], key_n[i]);
+}
+void entry_of_n(int n, const i32* points, const u64* key_q, const u64* key_n, Entry* out) {
+    for (int i = 0; i < n; ++i) out[i] = entry_of(points[i], key_q[i], key_n[i], i);
+}
+void before_n(int n, const Entry* a, const Entry* b, i32* out) {
+    for (int i = 0; i < n; ++i) out[i] = before(a[i], b[i]);
+}
+void predecessor_n(int n, const Entry* a, Entry* out) {
+    for (int i = 0; i < n; ++i) out[i] = predecessor(a[i]);
+}
+void nothing_n(int n, Entry* out) {
+    for (int i = 0; i < n; ++i) out[i] = nothing();
+}
+}
+"""
+
+KERNEL_UNIT = r"""
+#include "simt.hpp"
+#include "{stem}.cu"
+extern "C" int run_{kernel}(unsigned x, unsigned y, unsigned threads, void** arguments) {{
+    return simt::launch({kernel}, x, y, threads, arguments);
+}}
+"""
+
+
+def build(folder: Path, name: str, source: str) -> ctypes.CDLL:
+    path = folder / f"{name}.cpp"
+    path.write_text(source)
+    includes = [f"-I{CUDA_DIR}", f"-I{Path(__file__).parent}"]
+    strict = [
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unknown-pragmas",
+        "-Wno-unused-function",
+        "-Wno-clobbered",
+    ]
+    library = path.with_suffix(".so")
+    command = [str(GXX), "-std=c++17", "-O2", "-fPIC", "-shared", *strict, *includes]
+    subprocess.run([*command, str(path), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+class HostDevice(KernelDevice):
+    """The kernels themselves, on the emulated execution model; only the product is NumPy's."""
+
+    name = "host"
+    xp = np
+    half = False
+
+    def __init__(self, libraries: dict[str, ctypes.CDLL]) -> None:
+        self.libraries = libraries
+        self.launches: list[str] = []
+
+    def launch(self, kernel: str, grid: tuple[int, int], args: Sequence[Any]) -> None:
+        self.launches.append(kernel)
+        held = [np.asarray(np.uint64(a.ctypes.data) if np.ndim(a) else a) for a in args]
+        pointers = (ctypes.c_void_p * len(held))(*(one.ctypes.data for one in held))
+        # A few blocks in x, so that kernels have to go round their loops over rows.
+        x = grid[0] if kernel == "select_best" else min(grid[0], 2)
+        run = getattr(self.libraries[kernel], f"run_{kernel}")
+        if run(x, grid[1], limit("THREADS"), pointers):
+            raise DeviceError(f"{kernel}: a thread waits for ever")
+
+    def product(self, high_qd: Array, x_nd: Array, out_qn: Array) -> None:
+        np.matmul(high_qd, x_nd.astype(np.float32).T, out=out_qn)
+
+
+@pytest.fixture(scope="module")
+def functions(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return build(tmp_path_factory.mktemp("functions"), "functions", FUNCTIONS)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> HostDevice:
+    folder = tmp_path_factory.mktemp("kernels")
+    return HostDevice(
+        {
+            kernel: build(folder, kernel, KERNEL_UNIT.format(stem=stem, kernel=kernel))
+            for kernel, stem in KERNELS.items()
+        }
+    )
+
+
+def call(function: Any, *inputs: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Run one of FUNCTIONS over arrays; the result has the shape and dtype of ``like``."""
+    held = [np.ascontiguousarray(one) for one in inputs]
+    out = np.empty_like(like)
+    pointers = (ctypes.c_void_p(one.ctypes.data) for one in (*held, out))
+    function(ctypes.c_int(len(like)), *pointers)
+    return out
+
+
+def some_int32(rng: np.random.Generator, n: int, most: int) -> np.ndarray:
+    """Uniform and small values and both ends."""
+    ends = np.array([-most, most, 0, 1, -1], np.int32)
+    kinds = rng.integers(-most, most + 1, n), rng.integers(-3, 4, n), rng.choice(ends, n)
+    return np.choose(rng.integers(0, 3, n), kinds).astype(np.int32)
+
+
+def some_keys(rng: np.random.Generator, n: int) -> np.ndarray:
+    ends = np.array([0, 1, 2**32 - 1, 2**32, 2**64 - 1], np.uint64)
+    wide = rng.integers(0, 2**64, n, dtype=np.uint64)
+    return np.where(rng.random(n) < 0.2, rng.choice(ends, n), wide)
+
+
+def some_entries(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Entries many of which share points, or points and mix."""
+    small = rng.integers(-2, 3, (n, 4))
+    wide = rng.integers(-(2**31) + 1, 2**31, (n, 4))
+    return np.where(rng.random((n, 4)) < 0.6, small, wide).astype(np.int32)
+
+
+# ── Device functions ──────────────────────────────────────────────────────────────────────────
+
+
+def test_norms_are_rounded_up(functions, count):
+    step = count(reduced=97, full=1)
+    square = np.unique(np.r_[np.arange(0, 127 * 127 * 1040 + 1, step), np.arange(4_097) ** 2])
+    square = square[square <= 127 * 127 * 1_040].astype(np.int32)
+    got = call(functions.norm_of_n, square, like=square).astype(np.int64)
+    assert (got * got >= square).all()
+    assert ((got == 0) | ((got - 1) ** 2 < square)).all()
+
+
+def test_four_products(functions, count):
+    n = count(reduced=5_000, full=1_000_000)
+    rng = np.random.default_rng(1)
+    a, b = rng.choice(np.array([-128, -127, -1, 0, 1, 127], np.int8), (2, n, 4))
+    total = some_int32(rng, n, 2**24)
+    got = call(functions.dot4_n, a.view(np.int32)[:, 0], b.view(np.int32)[:, 0], total, like=total)
+    products = (a.astype(np.int64) * b.astype(np.int64)).sum(axis=1)
+    np.testing.assert_array_equal(got, total + products)
+
+
+def test_points_from_limbs(functions, count):
+    n = count(reduced=5_000, full=1_000_000)
+    rng = np.random.default_rng(2)
+    first, second = some_int32(rng, n, 127 * 127 * 1_040), some_int32(rng, n, 2**17)
+    got = call(functions.points_of_n, first, second, like=first)
+    wide = 128 * first.astype(np.int64) + second
+    fits = np.abs(wide) < 2**31
+    np.testing.assert_array_equal(got[fits], wide[fits])
+
+
+def test_the_sieve_is_exact_arithmetic(functions, count):
+    n = count(reduced=5_000, full=1_000_000)
+    rng = np.random.default_rng(3)
+    first = some_int32(rng, n, 127 * 127 * 1_040)
+    low, norm = np.abs(some_int32(rng, n, 2_064)), np.abs(some_int32(rng, n, 4_096))
+    wide = 128 * first.astype(np.int64) + low.astype(np.int64) * norm
+    edge = np.clip(wide + rng.integers(-1, 2, n), -(2**31), 2**31 - 1)
+    bound = np.where(rng.random(n) < 0.7, edge, -(2**31)).astype(np.int32)
+    got = call(functions.may_reach_n, first, low, norm, bound, like=bound)
+    np.testing.assert_array_equal(got.astype(bool), wide >= bound)
+
+
+def test_the_mix_is_the_reference_s(functions, count):
+    n = count(reduced=20_000, full=2_000_000)
+    rng = np.random.default_rng(4)
+    key_q, key_n = some_keys(rng, n), some_keys(rng, n)
+    got = call(functions.mix32_n, key_q, key_n, like=np.empty(n, np.uint32))
+    np.testing.assert_array_equal(got, order.mix32(key_q, key_n))
+
+
+def test_entries_order_as_the_reference_does(functions, count):
+    n = count(reduced=2_000, full=200_000)
+    rng = np.random.default_rng(5)
+    points, key_n = some_int32(rng, n, 3), np.unique(some_keys(rng, n))
+    points = points[: key_n.size]
+    key_q = np.full(key_n.size, 0xDEADBEEF12345678, np.uint64)
+    like = np.empty((key_n.size, 4), np.int32)
+    entries = call(functions.entry_of_n, points, key_q, key_n, like=like)
+    best = order.best(points, order.tie64(key_q, key_n), key_n.size)
+    ranked = np.ascontiguousarray(entries[best])
+    assert call(functions.before_n, ranked[:-1], ranked[1:], like=points[1:]).all()
+    assert not call(functions.before_n, ranked[1:], ranked[:-1], like=points[1:]).any()
+    assert not call(functions.before_n, ranked, ranked, like=points).any()
+
+
+def test_the_predecessor_is_the_next_key_below(functions, count):
+    entries = some_entries(np.random.default_rng(6), count(reduced=1_000, full=100_000))
+    entries[:3] = [[5, 0, 0, 1], [5, 1, 0, 1], [5, 0, 1, 1]]
+    got = entry_keys(call(functions.predecessor_n, entries, like=entries))
+    emulated = entry_keys(np.stack([predecessor(entry) for entry in entries]))
+    for key, below, same in zip(entry_keys(entries), got, emulated, strict=True):
+        numbers = [(p << 64) + (mix << 32) + low for p, mix, low in (key, below)]
+        assert numbers[0] - numbers[1] == 1
+        assert below == same
+
+
+def test_nothing_is_below_everything(functions):
+    got = call(functions.nothing_n, like=np.empty((1, 4), np.int32))
+    assert tuple(got[0]) == NOTHING
+
+
+# ── Kernels, each beside what NumPy says it does ──────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("n", "d"), [(0, 16), (1, 16), (37, 48), (199, 1_040)])
+def test_norms(host, n, d):
+    x_nd = np.random.default_rng(n).integers(-127, 128, (n, d), dtype=np.int8)
+    np.testing.assert_array_equal(host.norms(x_nd), NumpyDevice().norms(x_nd))
+
+
+@pytest.mark.parametrize(
+    ("n", "offsets"), [(1, (0, 16)), (37, (0, 1, 1, 40, 48)), (199, (0, 500, 1_040))]
+)
+def test_points_by_facet(host, n, offsets):
+    rng = np.random.default_rng(n)
+    x_nd = rng.choice(np.array([-127, 127, 3], np.int8), (n, offsets[-1]))
+    q_d = rng.choice(np.array([-16_255, 16_255, 64], np.int16), offsets[-1])
+    offset_b = np.array(offsets, np.int32)
+    got = host.points(x_nd, q_d, offset_b)
+    np.testing.assert_array_equal(got, NumpyDevice().points(x_nd, q_d, offset_b))
+    np.testing.assert_array_equal(got.sum(axis=1), Ops().points(x_nd, q_d))
+
+
+def a_block(rng: np.random.Generator, q: int, k: int, capacity: int, d: int) -> QueryBlock:
+    high_qd, low_qd = limbs(rng.integers(-40, 41, (q, d)).astype(np.int16))
+    low_qd[0] = 0
+    bound_q4 = some_entries(rng, q) % 100
+    bound_q4[-1] = NOTHING
+    return QueryBlock(
+        high_qd=high_qd.astype(np.float32),
+        low_qd=low_qd,
+        low_norm_q=NumpyDevice().norms(low_qd),
+        key_q=some_keys(rng, q),
+        group_q=rng.integers(0, 3, q).astype(np.int32),
+        bound_q4=bound_q4,
+        top_qk4=np.tile(np.array(NOTHING, np.int32), (q, k, 1)),
+        have_q=np.zeros(q, np.int32),
+        found_qc4=np.zeros((q, capacity, 4), np.int32),
+        count_q=np.zeros(q, np.uint32),
+    )
+
+
+def copied(block: QueryBlock) -> QueryBlock:
+    return QueryBlock(**{f.name: getattr(block, f.name).copy() for f in fields(block)})
+
+
+@pytest.mark.parametrize(
+    ("n", "begin", "end"), [(1, 0, 1), (37, 32, 37), (199, 0, 199), (640, 64, 320)]
+)
+def test_threshold(host, n, begin, end):
+    rng = np.random.default_rng(n)
+    block = a_block(rng, q=5, k=10, capacity=n + 1, d=32)
+    x_nd = rng.integers(-3, 4, (n, 32), dtype=np.int8)
+    bits = pack_bits(list(rng.random((3, n)) < np.array([[0.02], [0.5], [1.0]])))
+    rows = NumpyDevice().segment(x_nd, some_keys(rng, n))
+    tile = Tile(np.empty((5, n + 7), np.float32), rows, 1_000, bits)
+    host.product(block.high_qd, x_nd, tile.first_qn[:, :n])
+    active = np.array([4, 0, 2, 3], np.int32)
+    expected = copied(block)
+    host.threshold(block, tile, active, begin, end)
+    NumpyDevice().threshold(expected, tile, active, begin, end)
+    np.testing.assert_array_equal(block.count_q, expected.count_q)
+    assert block.count_q[1] == 0
+    for q, found in enumerate(block.count_q):
+        got, want = (sorted(map(tuple, b.found_qc4[q, :found])) for b in (block, expected))
+        assert got == want
+
+
+def test_threshold_counts_on_when_the_buffer_is_full(host):
+    rng = np.random.default_rng(9)
+    block = a_block(rng, q=1, k=4, capacity=8, d=16)
+    block.bound_q4[:] = NOTHING
+    rows = NumpyDevice().segment(np.ones((100, 16), np.int8), some_keys(rng, 100))
+    bits = np.tile(pack_bits([np.ones(100, bool)]), (3, 1))
+    guarded = np.concatenate([block.found_qc4, np.full((1, 8, 4), 77, np.int32)], axis=1)
+    block = replace(block, found_qc4=guarded[:, :8])
+    tile = Tile(np.zeros((1, 100), np.float32), rows, 0, bits)
+    host.threshold(block, tile, np.zeros(1, np.int32), 0, 100)
+    assert block.count_q[0] == 100
+    assert (guarded[:, 8:] == 77).all()
+
+
+@pytest.mark.parametrize("k", [1, 37, 1_000])
+@pytest.mark.parametrize("count_of", [0, 1, 199, 1_048, 1_049, 3_000, 3_001])
+def test_select(host, k, count_of):
+    rng = np.random.default_rng(count_of)
+    block = a_block(rng, q=3, k=k, capacity=3_000, d=16)
+    for q, have in enumerate((0, k // 2, k)):
+        top = np.unique(some_entries(rng, have), axis=0)
+        ranked = sorted(map(tuple, top), key=lambda e: entry_keys(np.array([e], np.int32))[0])
+        block.top_qk4[q, : len(top)] = np.array(ranked[::-1], np.int32).reshape(-1, 4)
+        block.have_q[q] = len(top)
+        block.found_qc4[q] = some_entries(rng, 3_000)
+        block.found_qc4[q, :, 1] = rng.permutation(3_000) + 10
+    block.count_q[:] = count_of
+    active = np.array([2, 0, 1], np.int32)
+    expected = copied(block)
+    host.select(block, active)
+    NumpyDevice().select(expected, active)
+    np.testing.assert_array_equal(block.have_q, expected.have_q)
+    np.testing.assert_array_equal(block.bound_q4[:, :3], expected.bound_q4[:, :3])
+    for q, have in enumerate(block.have_q):
+        np.testing.assert_array_equal(block.top_qk4[q, :have, :3], expected.top_qk4[q, :have, :3])
+
+
+def test_a_thread_that_waits_for_ever_is_reported(tmp_path):
+    source = """
+#include "simt.hpp"
+static void stuck() { if (threadIdx.x == 0) __syncthreads(); }
+extern "C" int run_stuck() { return simt::launch(&stuck, 1, 1, 64, nullptr); }
+"""
+    assert build(tmp_path, "stuck", source).run_stuck() == 1
+
+
+# ── The whole scan ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("n", "q", "d", "k", "spread", "budget"),
+    [
+        (1, 1, 1, 1, 127, 1 << 20),
+        (199, 3, 37, 10, 127, 1 << 20),
+        (700, 2, 16, 37, 0, 1 << 16),
+        (1_500, 4, 32, 5, 1, 40_000),
+    ],
+)
+def test_topk_on_the_kernels_is_the_reference(host, n, q, d, k, spread, budget):
+    rng = np.random.default_rng(n)
+    x_nd = rng.integers(-spread, spread + 1, (n, d)).astype(np.int8)
+    key = np.unique(rng.integers(0, 2**63, n + q + 50, dtype=np.uint64))
+    rng.shuffle(key)
+    corpus = Corpus(((Segment(x_nd, key[:n]), rng.random(n) < 0.9),))
+    queries = Queries(
+        q_qd=rng.integers(-16_255, 16_256, (q, d)).astype(np.int16),
+        key_q=key[n : n + q],
+        groups=[(), Bitmap(rng.random(n) < 0.3)],
+        group_q=(np.arange(q) % 2).astype(np.int32),
+    )
+    host.launches.clear()
+    got = CupyOps(device=host, memory_bytes=budget, verify=False).topk(corpus, queries, k)
+    expected = Ops().topk(corpus, queries, k)
+    assert {"norms", "threshold", "select_best"} <= set(host.launches)
+    np.testing.assert_array_equal(got.row_qk, expected.row_qk)
+    np.testing.assert_array_equal(got.points_qk, expected.points_qk)
+    np.testing.assert_array_equal(got.returned_q, expected.returned_q)
+    np.testing.assert_array_equal(got.eligible_q, expected.eligible_q)
