@@ -37,6 +37,7 @@ POLICY_FORMAT = 1
 POLICY_BYTES_MAX = 1 << 20
 """Largest policy file, in bytes."""
 NAME_CHARS_MAX = 128
+WEIGHT_MAX = 1_000_000.0
 
 FACET_FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -354,8 +355,8 @@ def _number(value: Any, where: str, field: str) -> float:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if not (math.isfinite(number) and number >= 0):
-        raise _wrong(where, field, value, "a finite number, at least 0")
+    if not 0 <= number <= WEIGHT_MAX:
+        raise _wrong(where, field, value, f"a number in 0..{WEIGHT_MAX:,.0f}")
     return number + 0.0  # -0.0 becomes 0.0, which is the same weight and must have the same id
 
 
@@ -376,8 +377,6 @@ def _weights(
 def _checked_weights(weights: Mapping[str, float], where: str) -> Mapping[str, float]:
     if not any(weights.values()):
         raise InvalidArgument(f"{where}: every weight is 0; give at least one facet some weight")
-    if not math.isfinite(sum(weights.values())):
-        raise InvalidArgument(f"{where}: the weights add up to more than a float64 holds")
     return MappingProxyType(dict(weights))
 
 
@@ -421,9 +420,7 @@ def _rules(
     return MappingProxyType(settings)
 
 
-def _setting(
-    rule: Rule, default: Mapping[str, Any], table: Any, where: str
-) -> Setting:
+def _setting(rule: Rule, default: Mapping[str, Any], table: Any, where: str) -> Setting:
     place = f"rules.{rule.name}"
     if not isinstance(table, Mapping):
         raise _wrong(where, place, table, "a table")

@@ -66,6 +66,7 @@ def zone_numbers(zones: tuple[str, ...]) -> dict[str, int]:
 
 
 def as_zones(source: Sequence[str] | object) -> tuple[str, ...]:
-    """The zone names of a generation (its ``zones``), or of a sequence of names."""
-    names: Any = getattr(source, "zones", source)
+    """The zone names of a generation (the names in its ``zones``), or of a sequence of names."""
+    table = getattr(source, "zones", source)
+    names: Any = getattr(table, "names", table)
     return tuple(names)
