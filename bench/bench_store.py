@@ -79,6 +79,7 @@ def random_neighbours() -> Neighbours:
         encode_rows=encode,
         build_index=index.build_index,
         index_version=getattr(index, "VERSION", 1),
+        take=lambda records, seed, sample: records.head(sample),
         fit=lambda *frames, **options: RandomGeneration(),
         starter=RandomGeneration,
         load=lambda folder: RandomGeneration(),

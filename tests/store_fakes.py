@@ -116,6 +116,14 @@ def build_index(scalars, sets, x_nd, key_n):
     }
 
 
+def take(records, seed, sample):
+    def drawn(name):
+        return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+
+    chosen = sorted(records["id"].to_list(), key=drawn)[:sample]
+    return records.filter(pl.col("id").is_in(chosen)).sort("id")
+
+
 def fit(jobs, freelancers, *, seed, sample, as_of):
     assert jobs.height <= sample
     assert freelancers.height <= sample
@@ -130,6 +138,7 @@ def neighbours(**changes):
         encode_rows=encode_rows,
         build_index=build_index,
         index_version=1,
+        take=take,
         fit=fit,
         starter=FakeGeneration,
         load=load,

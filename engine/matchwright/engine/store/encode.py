@@ -52,6 +52,7 @@ class Neighbours:
         encode_rows: (generation, kind, records, salt) -> EncodedRows.
         build_index: (scalars, sets, x_nd, key_n) -> arrays stored with a sealed segment.
         index_version: stored with the index; another version's index is not used.
+        take: (records, seed, sample) -> at most ``sample`` of them, chosen by id alone.
         fit: (jobs, freelancers, seed=, sample=, as_of=) -> generation.
         starter: the generation of an empty store.
         load: folder -> generation.
@@ -63,6 +64,7 @@ class Neighbours:
     encode_rows: EncodeRows
     build_index: BuildIndex
     index_version: int
+    take: Callable[[pl.DataFrame, int, int], pl.DataFrame]
     fit: Callable[..., GenerationLike]
     starter: Callable[[], GenerationLike]
     load: Callable[[Path], GenerationLike]
@@ -71,16 +73,17 @@ class Neighbours:
 def default_neighbours() -> Neighbours:
     """The engine's own record schemas, generation, rule columns and indexes."""
     from matchwright.engine import generation, records
+    from matchwright.engine.generation import fitting
     from matchwright.kernels import index, order
 
-    schemas = {"job": records.JOB_SCHEMA, "freelancer": records.FREELANCER_SCHEMA}
     return Neighbours(
-        schema=lambda kind: schemas[kind],
-        to_frame=records.to_frame,
+        schema=lambda kind: records.SCHEMAS[kind],
+        to_frame=lambda kind, rows: records.to_frame(kind, rows),
         hash_keys=order.hash_keys,
         encode_rows=encode_rows,
         build_index=index.build_index,
         index_version=getattr(index, "VERSION", 1),
+        take=fitting.take,
         fit=generation.fit,
         starter=generation.starter,
         load=generation.Generation.load,

@@ -15,7 +15,8 @@ from matchwright.engine.store.snapshot import Snapshot, locate, stored_record
 from matchwright.engine.store.writer import Write, Writer
 
 TEXT_FACET = "text"
-TEXT_FACET_FIELDS = frozenset({"title", TEXT_FIELD})
+TEXT_FACET_FIELDS = frozenset({"title", "skills", TEXT_FIELD})
+"""What the text facet is made from."""
 
 
 def patch_record(writer: Writer, kind: Kind, name: str, fields: Mapping[str, Any]) -> Write:
@@ -35,7 +36,7 @@ def patch_record(writer: Writer, kind: Kind, name: str, fields: Mapping[str, Any
     carried = kept if isinstance(kept, bytes) and TEXT_FIELD not in fields else None
     if carried is not None and TEXT_FACET_FIELDS & fields.keys():
         raise FailedPrecondition(
-            f"this store does not keep texts; give {TEXT_FIELD!r} together with the title",
+            f"this store does not keep texts; give {TEXT_FIELD!r} together with title and skills",
             field=TEXT_FIELD,
         )
     merged = {**without_digest(record), **fields}

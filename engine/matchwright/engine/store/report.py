@@ -1,0 +1,84 @@
+"""What is in a store, in figures: for ``store info``."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from matchwright.engine.store import catalog as catalogs
+from matchwright.engine.store import segment_file
+from matchwright.engine.store.catalog import KINDS, Catalog, Kind, SegmentRow
+from matchwright.engine.store.encode import Neighbours
+from matchwright.engine.store.snapshot import Snapshot, frame, stored_record
+
+if TYPE_CHECKING:
+    import polars as pl
+
+DRIFT_SAMPLE = 2_000
+"""Newest records of each kind that drift is measured on."""
+
+
+def report(
+    root: Path, catalog: Catalog, snapshot: Snapshot, neighbours: Neighbours, drift: bool
+) -> dict[str, Any]:
+    """The document of ``Store.info``."""
+    with catalog.look() as connection:
+        manifest = catalog.segments(connection)
+        keep_text = catalog.state(connection).keep_text
+    kinds = {kind: _kind(snapshot, kind, manifest) for kind in KINDS}
+    if drift and hasattr(snapshot.generation, "drift"):
+        for kind in KINDS:
+            newest = _newest(catalog, neighbours, kind)
+            figures = snapshot.generation.drift(kind, newest)
+            kinds[kind]["drift"] = msgspec.to_builtins(figures)
+    return {
+        "path": str(root),
+        "uuid": snapshot.epoch.uuid,
+        "format": {"catalog": catalogs.FORMAT, "segments": segment_file.FORMAT},
+        "epoch": {"number": snapshot.epoch.number, "digest": snapshot.epoch.digest},
+        "generation": snapshot.generation.id,
+        "dimensions": snapshot.generation.d,
+        "keep_text": keep_text,
+        "kinds": kinds,
+        "bytes": {
+            "catalog": sum(_size(root / (catalogs.FILE + end)) for end in ("", "-wal")),
+            "segments": sum(row.size for row in manifest),
+            "generations": _tree_size(root / "generations"),
+        },
+    }
+
+
+def _kind(snapshot: Snapshot, kind: Kind, manifest: list[SegmentRow]) -> dict[str, Any]:
+    sealed = [row for row in manifest if row.kind == kind]
+    living = snapshot.count(kind)
+    rows = sum(part.source.n for part in snapshot.parts[kind])
+    return {
+        "records": living,
+        "dead_rows": rows - living,
+        "live_rows": rows - sum(row.n for row in sealed),
+        "segments": len(sealed),
+        "segment_bytes": sum(row.size for row in sealed),
+    }
+
+
+def _newest(catalog: Catalog, neighbours: Neighbours, kind: Kind) -> pl.DataFrame:
+    with catalog.look() as connection:
+        rows = connection.execute(
+            f"SELECT id, hash, body FROM {kind} ORDER BY seq DESC LIMIT ?", (DRIFT_SAMPLE,)
+        ).fetchall()
+    where = str(catalog.path)
+    records = [stored_record(name, content, body, where) for name, content, body in rows]
+    return frame(neighbours, kind, records)
+
+
+def _size(path: Path) -> int:
+    with suppress(OSError):
+        return path.stat().st_size
+    return 0
+
+
+def _tree_size(folder: Path) -> int:
+    return sum(_size(path) for path in folder.rglob("*") if path.is_file())
