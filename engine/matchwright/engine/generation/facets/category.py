@@ -27,6 +27,7 @@ from matchwright.engine.generation.facets.base import (
 from matchwright.engine.generation.fixed import GRID
 from matchwright.engine.generation.hashing import bucket
 from matchwright.engine.generation.params import FacetParams
+from matchwright.engine.generation.text import codes
 from matchwright.engine.records import Kind
 from matchwright.kernels.types import Float64, Int64
 
@@ -62,13 +63,11 @@ class Category(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return QueryBlock(block.raw_nw, block.known_n, convex_best(block.raw_nw))
 
     def _dims(self, names: pl.Series) -> Int64:
-        place = {name: dim for dim, name in enumerate(self.own)}
+        return codes(names, {name: self._dim(fold(name)) for name in names.unique().to_list()})
+
+    def _dim(self, name: str) -> int:
         tail = len(self.own)
-        dims = [
-            place[name] if name in place else tail + bucket(name, WIDTH - tail)
-            for name in map(fold, names.to_list())
-        ]
-        return np.array(dims, dtype=np.int64)
+        return self.own.index(name) if name in self.own else tail + bucket(name, WIDTH - tail)
 
     def reach(self, kind: Kind) -> float:
         return (1.0 if kind == "job" else 3.0) / float(np.sqrt(np.float64(WIDTH)))

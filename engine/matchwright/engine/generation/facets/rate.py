@@ -1,15 +1,15 @@
 """Rate against budget.
 
 Form: 1 up to the budget's top, then falling linearly to 0 at (1 + rate_tolerance) times it. Nothing
-    is
-earned by being cheaper. A job without an hourly budget, or a freelancer without a rate, is unknown.
+    is earned by being cheaper. A job without an hourly budget, or a freelancer without a rate, is
+    unknown.
 Basis: the corpus side is linear interpolation (hats) on 16 knots in cents; the query side is the
     utility at each knot. For a job that asks, the knot at or above its top still counts as within
     the budget; for a freelancer who asks, the knot at or below their rate does. So no rate within
     the budget gets less than a lower one.
 Largest error: a rate between the top and the next knot gets up to (r - 1) / rate_tolerance too
-    much, r being the ratio of the two knots (1.5 at most between the standard knots from $3 to
-    $100); beyond, up to (r - 1) / (4 * rate_tolerance) by interpolation.
+    much, r being the ratio of the two knots (1.2 to 1.5 between the standard knots from $5 to $150);
+    beyond, up to (r - 1) / (4 * rate_tolerance) by interpolation.
 Width: 16.
 """
 

@@ -6,9 +6,9 @@ Basis: hats on 16 knots of absolute days on the corpus side, set when the genera
     query side holds the decay at each knot for its own as_of, so that nothing is encoded again as
     days pass. Everything since the knot at or before as_of - P counts as 1: the plateau ends on a
     knot, so that neither touching a profile daily nor a date in the future earns anything.
-Largest error: the plateau is up to one knot gap longer than P (14 days within a month of the fit,
-    56 after four). Beyond it, interpolation adds at most 0.13 at h = 14 days, 0.03 at h = 60
-    (convex decay: never too little).
+Largest error (always too much): G / (h + G) in the two knot gaps around the plateau's edge, G days
+    being the wider one: 7 until two weeks after the fit, 14 until a month after, then 28 and 56, so
+    refit monthly. Elsewhere 0.03.
 Width: 16.
 """
 
@@ -34,7 +34,7 @@ from matchwright.engine.records import Kind
 from matchwright.kernels.types import Float64
 
 WIDTH = 16
-OFFSETS = (-1_095, -730, -545, -365, -270, -180, -120, -90, -60, -42, -28, -14, 0, 14, 56, 112)
+OFFSETS = (-730, -365, -180, -90, -60, -42, -28, -21, -14, -7, 0, 7, 14, 28, 56, 112)
 """Knots relative to the day of the fit."""
 _FIELD: dict[Kind, str] = {"freelancer": "last_active", "job": "posted"}
 
