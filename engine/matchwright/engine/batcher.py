@@ -124,6 +124,7 @@ class _Batch:
     lane: Lane
     slices: list[tuple[_Unit, int, int]] = field(default_factory=list)
     pairs: int = 0
+    items: int = 0
 
 
 class Batcher:
@@ -134,6 +135,7 @@ class Batcher:
     Args:
         queue_pairs_max: pairs that may wait; a unit that finds nobody waiting is always let in.
         batch_pairs_max: pairs of one batch; an item that exceeds it goes alone.
+        batch_items_max: items of one batch.
         clock: seconds that only grow; deadlines are told in it.
     """
 
@@ -142,10 +144,12 @@ class Batcher:
         *,
         queue_pairs_max: int,
         batch_pairs_max: int,
+        batch_items_max: int = 1_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._queue_pairs_max = queue_pairs_max
         self._batch_pairs_max = batch_pairs_max
+        self._batch_items_max = batch_items_max
         self._clock = clock
         self._changed = threading.Condition()
         self._waiting: deque[_Unit] = deque()
@@ -270,9 +274,11 @@ class Batcher:
         batch = self._next
         assert batch is not None
         for slice_ in [slice_ for slice_ in batch.slices if slice_[0] is unit]:
-            pairs = unit.pairs * (slice_[2] - slice_[1])
+            count = slice_[2] - slice_[1]
+            pairs = unit.pairs * count
             batch.slices.remove(slice_)
             batch.pairs -= pairs
+            batch.items -= count
             self._count(queued_pairs=-pairs)
         if not batch.slices:
             self._next = None
@@ -294,21 +300,24 @@ class Batcher:
     def _fitting(self, unit: _Unit) -> int:
         """How many items of a unit can join the next batch now."""
         batch = self._next
+        alone = min(self._batch_items_max, max(1, self._batch_pairs_max // unit.pairs))
         if batch is None:
-            return min(unit.waiting, max(1, self._batch_pairs_max // unit.pairs))
+            return min(unit.waiting, alone)
         if batch.lane is not unit.lane or any(one is unit for one, _, _ in batch.slices):
             return 0
-        room = (self._batch_pairs_max - batch.pairs) // unit.pairs
+        room = max(0, (self._batch_pairs_max - batch.pairs) // unit.pairs)
+        room = min(room, self._batch_items_max - batch.items)
         if room >= unit.waiting:
             return unit.waiting
-        fits_an_empty_batch = unit.waiting * unit.pairs <= self._batch_pairs_max
-        return 0 if fits_an_empty_batch and not unit.taken else max(0, room)
+        never_split = len(unit.items) <= alone
+        return 0 if never_split else room
 
     def _join(self, unit: _Unit, count: int) -> None:
         if self._next is None:
             self._next = _Batch(unit.lane)
         self._next.slices.append((unit, unit.taken, unit.taken + count))
         self._next.pairs += count * unit.pairs
+        self._next.items += count
         unit.taken += count
 
     # ── The device thread ─────────────────────────────────────────────────────────────────────

@@ -16,22 +16,18 @@ from matchwright.engine.errors import InvalidArgument
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much one request may ask for. The defaults are also the highest values that make sense.
+    """How much one request may ask for. The limits of records are those of the record schemas.
 
     Attributes:
         k_max: matches per query. Kernels are built for 1,000; lower it to keep answers small.
-        batch_items_max: queries of one BatchFind.
+        batch_items_max: queries of one BatchFind, and of one batch on the device.
         batch_matches_max: sum of k over one BatchFind; keeps its answer below message_bytes_max.
         score_pairs_max: pairs of one ScorePairs.
         exclude_ids_max: ids that one query may exclude.
         candidate_ids_max: ids that one query may be restricted to.
         id_bytes_max: UTF-8 bytes of an external id or a marketplace's name.
         weights_max: weights that one query may override.
-        rules_max: rules whose handling of unknown values one query may change.
-        list_items_max: items of one list of an inline record or of extra rules.
-        text_chars_max: characters of an inline record's text.
-        title_chars_max: characters of an inline record's title.
-        label_chars_max: characters of a skill, category or certificate.
+        rules_max: rules that one query may set stricter.
         message_bytes_max: bytes of one gRPC message, either way.
         epoch_wait_ms: how long a query waits for a ``min_epoch`` that has not come yet.
         deadline_ms_max: deadline of calls that come with none or a later one.
@@ -46,10 +42,6 @@ class Limits:
     id_bytes_max: int = 128
     weights_max: int = 64
     rules_max: int = 64
-    list_items_max: int = 1_000
-    text_chars_max: int = 100_000
-    title_chars_max: int = 1_000
-    label_chars_max: int = 128
     message_bytes_max: int = 64 << 20
     epoch_wait_ms: int = 2_000
     deadline_ms_max: int = 60_000

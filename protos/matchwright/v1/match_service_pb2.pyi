@@ -209,25 +209,41 @@ class CandidateIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ExtraRules(_message.Message):
-    __slots__ = ("job_limits", "freelancer_limits", "skills_required", "languages_required", "unknown_values")
-    class UnknownValuesEntry(_message.Message):
+    __slots__ = ("job_limits", "freelancer_limits", "skills_required", "languages_required", "settings")
+    class SettingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
         key: str
-        value: UnknownHandling
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[UnknownHandling, str]] = ...) -> None: ...
+        value: RuleSetting
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[RuleSetting, _Mapping]] = ...) -> None: ...
     JOB_LIMITS_FIELD_NUMBER: _ClassVar[int]
     FREELANCER_LIMITS_FIELD_NUMBER: _ClassVar[int]
     SKILLS_REQUIRED_FIELD_NUMBER: _ClassVar[int]
     LANGUAGES_REQUIRED_FIELD_NUMBER: _ClassVar[int]
-    UNKNOWN_VALUES_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
     job_limits: _records_pb2.JobLimits
     freelancer_limits: _records_pb2.FreelancerLimits
     skills_required: _containers.RepeatedScalarFieldContainer[str]
     languages_required: _containers.RepeatedCompositeFieldContainer[_records_pb2.Language]
-    unknown_values: _containers.ScalarMap[str, UnknownHandling]
-    def __init__(self, job_limits: _Optional[_Union[_records_pb2.JobLimits, _Mapping]] = ..., freelancer_limits: _Optional[_Union[_records_pb2.FreelancerLimits, _Mapping]] = ..., skills_required: _Optional[_Iterable[str]] = ..., languages_required: _Optional[_Iterable[_Union[_records_pb2.Language, _Mapping]]] = ..., unknown_values: _Optional[_Mapping[str, UnknownHandling]] = ...) -> None: ...
+    settings: _containers.MessageMap[str, RuleSetting]
+    def __init__(self, job_limits: _Optional[_Union[_records_pb2.JobLimits, _Mapping]] = ..., freelancer_limits: _Optional[_Union[_records_pb2.FreelancerLimits, _Mapping]] = ..., skills_required: _Optional[_Iterable[str]] = ..., languages_required: _Optional[_Iterable[_Union[_records_pb2.Language, _Mapping]]] = ..., settings: _Optional[_Mapping[str, RuleSetting]] = ...) -> None: ...
+
+class RuleSetting(_message.Message):
+    __slots__ = ("enabled", "on_unknown", "tolerance_permille", "unstated_level", "accept", "verified_only")
+    ENABLED_FIELD_NUMBER: _ClassVar[int]
+    ON_UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_PERMILLE_FIELD_NUMBER: _ClassVar[int]
+    UNSTATED_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_ONLY_FIELD_NUMBER: _ClassVar[int]
+    enabled: bool
+    on_unknown: UnknownHandling
+    tolerance_permille: int
+    unstated_level: int
+    accept: _containers.RepeatedScalarFieldContainer[str]
+    verified_only: bool
+    def __init__(self, enabled: _Optional[bool] = ..., on_unknown: _Optional[_Union[UnknownHandling, str]] = ..., tolerance_permille: _Optional[int] = ..., unstated_level: _Optional[int] = ..., accept: _Optional[_Iterable[str]] = ..., verified_only: _Optional[bool] = ...) -> None: ...
 
 class Ranking(_message.Message):
     __slots__ = ("epoch", "generation", "policy", "as_of_day", "query_kind", "query_id", "query_key", "k", "ids", "keys", "points", "scores", "facets", "contributions", "certificate", "resolution", "attainable", "step", "digest")
