@@ -30,15 +30,13 @@ from matchwright.kernels.types import Bitmap, Corpus, InRange, Queries, Segment,
 
 NO_DEVICE = no_device_reason()
 needs_device = pytest.mark.skipif(NO_DEVICE is not None, reason=NO_DEVICE or "a device is there")
-no_device_here = pytest.mark.skipif(NO_DEVICE is None, reason="a device is there")
 
 
 class Watched(NumpyDevice):
-    """Keeps account of what was launched, and of the largest array that was asked for."""
+    """Keeps account of what was launched."""
 
     def __init__(self) -> None:
         self.called: list[str] = []
-        self.bytes_now = 0
 
     def select(self, block, active_a):
         self.called.append("select")
@@ -49,7 +47,7 @@ class Watched(NumpyDevice):
         return super().points(x_nd, q_d, offset_b)
 
 
-@pytest.fixture(params=["emulated", pytest.param("cuda", marks=needs_device)])
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=(needs_device, pytest.mark.gpu))])
 def device(request):
     return Watched() if request.param == "emulated" else CudaDevice()
 
@@ -435,8 +433,8 @@ def test_a_segment_s_copy_goes_when_the_host_lets_go():
 # ── Installed, and has a device ───────────────────────────────────────────────────────────────
 
 
-@no_device_here
-def test_without_a_device_the_error_says_what_to_do():
+def test_without_a_device_the_error_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(cupy_ops, "no_device_reason", lambda: NO_DEVICE or "no CUDA device")
     with pytest.raises(DeviceError, match="use device='cpu'"):
         CupyOps()
 

@@ -1,0 +1,66 @@
+"""The check for machines with a GPU, as far as one without can see."""
+
+from __future__ import annotations
+
+import importlib.util
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from matchwright.kernels.cuda_device import NumpyDevice
+from matchwright.kernels.cupy_ops import CupyOps
+
+
+@pytest.fixture(scope="module")
+def gpu_check(repo_root):
+    path = repo_root / "bench" / "gpu_check.py"
+    spec = importlib.util.spec_from_file_location("gpu_check_script", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_no_device_is_said_and_nothing_is_written(gpu_check, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check, "no_device_reason", lambda: "there is no CUDA device")
+    out = tmp_path / "proofs" / "gpu_check.json"
+    assert gpu_check.main(["--out", str(out)]) == gpu_check.NO_DEVICE == 5
+    assert "there is no CUDA device; nothing was checked" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_kernels_tests_are_found(gpu_check, monkeypatch):
+    files, left_out = gpu_check.kernel_tests()
+    names = {path.name for path in files}
+    assert {"test_cupy_ops.py", "test_cuda_host.py", "test_cupy_compile.py"} <= names
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    files, left_out = gpu_check.kernel_tests()
+    assert files == []
+    assert "numpy" in left_out["test_cupy_ops.py"]
+
+
+def test_results_are_judged(gpu_check):
+    cases = [
+        ET.fromstring('<testcase classname="a" name="one"/>'),
+        ET.fromstring('<testcase classname="a" name="two"><failure/></testcase>'),
+        ET.fromstring('<testcase classname="a" name="three"><skipped message="why"/></testcase>'),
+    ]
+    outcome = gpu_check.judge(cases)
+    assert (outcome["passed"], outcome["failed"], outcome["skipped"]) == (1, 1, 1)
+    assert outcome["failures"] == ["a::two"]
+    assert outcome["skip_reasons"] == ["why"]
+
+
+def test_the_bench_runs_and_compares(gpu_check, monkeypatch):
+    for name in ("bare_product", "by_cupy"):
+        monkeypatch.setattr(gpu_check, name, lambda *_: lambda: None)
+    options = gpu_check.parse(
+        ["--rows", "500", "--queries", "4", "--dimensions", "16", "-k", "3", "--repeats", "1"]
+    )
+    ops = CupyOps(device=NumpyDevice(), verify=False)
+    outcome = gpu_check.run_bench(ops, options)
+    assert outcome["exact"]
+    assert [cell["rules"] for cell in outcome["cells"]] == [False, True]
+    assert np.isfinite([cell["of_bare_product"] for cell in outcome["cells"]]).all()
