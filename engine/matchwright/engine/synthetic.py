@@ -269,11 +269,12 @@ class _Draw:
         middle = self.words.rate[self.profession] * self.country_rate * senior
         dollars = middle * np.exp(self.rng.normal(0, spread, self.n))
         step = np.where(dollars > 20, 5.0, 1.0)
-        return (np.clip((dollars / step).round() * step, 3, 400) * 100).astype(np.int64)
+        cents: Ints = (np.clip((dollars / step).round() * step, 3, 400) * 100).astype(np.int64)
+        return cents
 
     def _level(self) -> Ints:
         grade = self.years + self.rng.normal(0, 2.0, self.n)
-        return np.digitize(grade, [3.0, 7.5])
+        return np.digitize(grade, [3.0, 7.5]).astype(np.int64)
 
     # -- the two kinds
 

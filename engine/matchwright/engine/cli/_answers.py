@@ -18,7 +18,7 @@ _CERTIFICATE = ("epoch", "generation", "policy", "eligible", "counted", "unverif
 
 def match_view(answer: Mapping[str, Any], *, brief: bool = False) -> View:
     """One answer, ``Result.to_dict()``; ``brief`` draws one line instead of a table."""
-    document = plainly(answer)
+    document: dict[str, Any] = plainly(answer)
     rows = match_rows(document)
     if brief:
         return View(document, rows, lambda console: _draw_line(console, document))
@@ -27,7 +27,7 @@ def match_view(answer: Mapping[str, Any], *, brief: bool = False) -> View:
 
 def failure_view(query_id: str | None, error: Mapping[str, Any]) -> View:
     """One query that could not be answered, among others that were."""
-    document = {"query_id": query_id, "error": dict(error), "matches": []}
+    document: dict[str, Any] = {"query_id": query_id, "error": dict(error), "matches": []}
     line = f"{query_id}: {error['reason']}: {error['message']}"
     return View(document, [], lambda console: console.print(harmless(line), style="red"))
 

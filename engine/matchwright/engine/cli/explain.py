@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +23,9 @@ from matchwright.engine.cli._output import View, Writer, plainly
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+
+_LIST_SHOWN = 12
 
 
 class Audience(enum.StrEnum):
@@ -71,14 +74,92 @@ def explain(
 
 
 def explanation_view(told: Mapping[str, Any]) -> View:
-    """``told`` is ``Explanation.to_dict()``."""
+    """``told`` is ``Explanation.to_dict()``; rows are its facets."""
     document = plainly(told)
-    return View(document, [], lambda console: draw_explanation(console, document))
+    pair = {name: document[name] for name in ("job_id", "freelancer_id", "eligible", "rank")}
+    vetoes = ";".join(veto["reason"] for veto in document["vetoes"])
+    rows = [{**pair, "vetoes": vetoes, **share} for share in document["contributions"]]
+    return View(document, rows, lambda console: draw_explanation(console, document))
 
 
 def draw_explanation(console: Console, told: Mapping[str, Any]) -> None:
-    """Put an explanation on a terminal."""
-    console.print(harmless(told))
+    """Put an explanation on a terminal: the verdict, the reasons, the facets, the skills."""
+    from rich.text import Text
+
+    console.print(Text(harmless(_verdict(told)), style="bold"))
+    for veto in told["vetoes"]:
+        console.print(Text(harmless(f"  veto {_reason(veto)}"), style="red"))
+    for passed in told["unverified"]:
+        console.print(Text(harmless(f"  not verified: {_reason(passed)}"), style="yellow"))
+    console.print(_facet_table(told["contributions"]))
+    for line in _skill_lines(told["skills"]):
+        console.print(harmless(line))
+    if told["gap_points"] is not None and told["t"] is not None:
+        gap = told["gap_points"] * told["t"]
+        word = f"{-gap:.4f} above" if gap <= 0 else f"{gap:.4f} below"
+        console.print(Text(f"{word} number {told['k']} of the list", style="dim"))
+
+
+def _verdict(told: Mapping[str, Any]) -> str:
+    job, freelancer = (told[name] or "(inline)" for name in ("job_id", "freelancer_id"))
+    pair = f"job {job} and freelancer {freelancer}"
+    if not told["eligible"]:
+        would = f"; would rank {told['rank']:,}" if told["rank"] else ""
+        return f"{pair}: not eligible{would}"
+    among = told["eligible_count"]
+    if told["rank"]:
+        place = f"rank {told['rank']:,} of {among if isinstance(among, str) else f'{among:,}'}"
+    elif told["rank_within"]:
+        place = f"among the first {told['rank_within']:,}"
+    else:
+        place = "eligible, further down"
+    score = f", score {told['score']:.4f}" if told["score"] is not None else ""
+    return f"{pair}: {place}{score}"
+
+
+def _reason(reason: Mapping[str, Any]) -> str:
+    values = ", ".join(f"{name} = {_short(value)}" for name, value in reason["values"].items())
+    return f"{reason['reason']}: {reason['text']}" + (f" ({values})" if values else "")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        shown = ", ".join(str(item) for item in value[:_LIST_SHOWN])
+        return f"[{shown}{', ...' if len(value) > _LIST_SHOWN else ''}]"
+    return "unknown" if value is None else str(value)
+
+
+def _facet_table(shares: Sequence[Mapping[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    titles = {"score": "score", "best": "of at most", "points": "points"}
+    shown = [name for name in titles if any(share[name] is not None for share in shares)]
+    table.add_column("facet")
+    for name in shown:
+        table.add_column(titles[name], justify="right")
+    table.add_column("fit")
+    for share in shares:
+        numbers = (_number(share[name]) for name in shown)
+        table.add_row(harmless(share["facet"]), *numbers, harmless(share["fit"]))
+    return table
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+
+def _skill_lines(skills: Mapping[str, Any]) -> list[str]:
+    if not skills["known"]:
+        return ["skills: one side does not tell its own"]
+    told = {name: [one["name"] for one in skills[name]] for name in ("matched", "missing")}
+    lines = [f"{name} skills: {_short(names)}" for name, names in told.items() if names]
+    if skills["extra"]:
+        lines.append(f"further skills: {_short(skills['extra'])}")
+    lines += [f"counted {c['counted']!r} for {c['asked']!r}" for c in skills["collisions"]]
+    return lines
 
 
 def register(app: typer.Typer) -> None:

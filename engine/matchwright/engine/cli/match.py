@@ -31,7 +31,6 @@ from matchwright.engine.errors import InvalidArgument, MatchwrightError, PartlyD
 if TYPE_CHECKING:
     from matchwright.engine.records import Kind
     from matchwright.engine.request import Request
-    from matchwright.engine.results import Result
 
 BATCH = 256
 """Queries that go to the kernels together; answers are the same for any number."""
@@ -172,7 +171,7 @@ def _match_all(source: _source.Source, kind: Kind, asked: dict[str, Any], writer
 
 def _batches(
     source: _source.Source, kind: Kind, asked: dict[str, Any]
-) -> Iterator[tuple[Sequence[str], Sequence[Result | MatchwrightError]]]:
+) -> Iterator[tuple[Sequence[str], Sequence[_source.Answer | MatchwrightError]]]:
     for ids in source.ids(kind, BATCH):
         requests: list[Request] = [_source.request(kind, query_id, asked) for query_id in ids]
         yield ids, source.match_many(requests)

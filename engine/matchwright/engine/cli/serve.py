@@ -1,0 +1,104 @@
+"""``matchwright serve``: the gRPC server, until it is told to stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from matchwright.engine.cli._options import PolicyOption
+from matchwright.engine.cli._source import DeviceOption
+from matchwright.engine.config import ServerConfig
+from matchwright.engine.errors import InvalidArgument
+
+_DEFAULT = "default"
+_MIB = 1 << 20
+
+
+def serve(
+    store: Annotated[
+        list[str],
+        typer.Option(
+            "--store",
+            metavar="[NAME=]DIR",
+            help="The folder of a marketplace; repeat it with names for several.",
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.")] = 50_051,
+    policy: PolicyOption = None,
+    device: DeviceOption = "auto",
+    threads: Annotated[
+        int | None, typer.Option(help="Kernel threads; one for each core when not given.")
+    ] = None,
+    memory_mb: Annotated[
+        int, typer.Option("--memory-mb", help="Temporary memory of the kernels, in MiB.")
+    ] = 256,
+    queue_pairs_max: Annotated[
+        int, typer.Option(help="Work that may wait, in pairs; beyond it callers are refused.")
+    ] = 2**32,
+    batch_pairs_max: Annotated[
+        int, typer.Option(help="Work of one batch, in pairs; bounds how long others wait.")
+    ] = 2**28,
+    shutdown_grace_ms: Annotated[
+        int, typer.Option(help="How long waiting calls may take to finish when it stops.")
+    ] = 10_000,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Clients must show a certificate that this one signed.")
+    ] = None,
+    tokens: Annotated[Path | None, typer.Option(help="Tokens and their scopes, TOML.")] = None,
+    insecure_listen: Annotated[
+        bool, typer.Option("--insecure-listen", help="Allow others to reach it without TLS.")
+    ] = False,
+) -> int:
+    """Answer over gRPC until it is told to stop (Ctrl-C or SIGTERM)."""
+    config = ServerConfig(
+        stores=stores_of(store),
+        policy=policy,
+        device=device,
+        threads=threads,
+        memory_bytes=memory_mb * _MIB,
+        host=host,
+        port=port,
+        insecure_listen=insecure_listen,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
+        tokens=tokens,
+        queue_pairs_max=queue_pairs_max,
+        batch_pairs_max=batch_pairs_max,
+        shutdown_grace_ms=shutdown_grace_ms,
+    )
+    if memory_mb < 1 or (threads is not None and threads < 1):
+        raise InvalidArgument("--memory-mb and --threads take 1 or more")
+    from matchwright.engine.service import serve as run
+
+    run(config)
+    return 0
+
+
+def stores_of(given: list[str]) -> dict[str, Path]:
+    """``["shop", "other=dir"]`` as marketplace -> folder; one without a name is the default.
+
+    Raises:
+        InvalidArgument: a name is given twice, or a folder is empty.
+    """
+    stores: dict[str, Path] = {}
+    for item in given:
+        name, equals, folder = item.partition("=")
+        if not equals:
+            name, folder = _DEFAULT, item
+        if not name or not folder or name in stores:
+            raise InvalidArgument(
+                f"--store takes DIR or NAME=DIR, each name once; got {item!r}", field="store"
+            )
+        stores[name] = Path(folder)
+    return stores
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(serve)
