@@ -1,4 +1,5 @@
 from google.api import field_behavior_pb2 as _field_behavior_pb2
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.rpc import status_pb2 as _status_pb2
 from matchwright.v1 import records_pb2 as _records_pb2
 from google.protobuf.internal import containers as _containers
@@ -50,14 +51,24 @@ class UnknownHandling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     UNKNOWN_HANDLING_FAIL: _ClassVar[UnknownHandling]
     UNKNOWN_HANDLING_PASS: _ClassVar[UnknownHandling]
 
-class VetoClass(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+class ReasonClass(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
-    VETO_CLASS_UNSPECIFIED: _ClassVar[VetoClass]
-    VETO_CLASS_STATUS: _ClassVar[VetoClass]
-    VETO_CLASS_REQUIREMENT: _ClassVar[VetoClass]
-    VETO_CLASS_PRIVATE_LIMIT: _ClassVar[VetoClass]
-    VETO_CLASS_EXCLUSION: _ClassVar[VetoClass]
-    VETO_CLASS_REQUEST: _ClassVar[VetoClass]
+    REASON_CLASS_UNSPECIFIED: _ClassVar[ReasonClass]
+    REASON_CLASS_STATUS: _ClassVar[ReasonClass]
+    REASON_CLASS_REQUIREMENT: _ClassVar[ReasonClass]
+    REASON_CLASS_PRIVATE_LIMIT: _ClassVar[ReasonClass]
+    REASON_CLASS_EXCLUSION: _ClassVar[ReasonClass]
+    REASON_CLASS_REQUEST: _ClassVar[ReasonClass]
+    REASON_CLASS_NOT_AVAILABLE: _ClassVar[ReasonClass]
+
+class FacetFit(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FACET_FIT_UNSPECIFIED: _ClassVar[FacetFit]
+    FACET_FIT_STRONG: _ClassVar[FacetFit]
+    FACET_FIT_FAIR: _ClassVar[FacetFit]
+    FACET_FIT_WEAK: _ClassVar[FacetFit]
+    FACET_FIT_NOT_ASKED: _ClassVar[FacetFit]
+    FACET_FIT_NOT_KNOWN: _ClassVar[FacetFit]
 ENTITY_KIND_UNSPECIFIED: EntityKind
 ENTITY_KIND_JOB: EntityKind
 ENTITY_KIND_FREELANCER: EntityKind
@@ -80,12 +91,19 @@ AUDIENCE_OPERATOR: Audience
 UNKNOWN_HANDLING_UNSPECIFIED: UnknownHandling
 UNKNOWN_HANDLING_FAIL: UnknownHandling
 UNKNOWN_HANDLING_PASS: UnknownHandling
-VETO_CLASS_UNSPECIFIED: VetoClass
-VETO_CLASS_STATUS: VetoClass
-VETO_CLASS_REQUIREMENT: VetoClass
-VETO_CLASS_PRIVATE_LIMIT: VetoClass
-VETO_CLASS_EXCLUSION: VetoClass
-VETO_CLASS_REQUEST: VetoClass
+REASON_CLASS_UNSPECIFIED: ReasonClass
+REASON_CLASS_STATUS: ReasonClass
+REASON_CLASS_REQUIREMENT: ReasonClass
+REASON_CLASS_PRIVATE_LIMIT: ReasonClass
+REASON_CLASS_EXCLUSION: ReasonClass
+REASON_CLASS_REQUEST: ReasonClass
+REASON_CLASS_NOT_AVAILABLE: ReasonClass
+FACET_FIT_UNSPECIFIED: FacetFit
+FACET_FIT_STRONG: FacetFit
+FACET_FIT_FAIR: FacetFit
+FACET_FIT_WEAK: FacetFit
+FACET_FIT_NOT_ASKED: FacetFit
+FACET_FIT_NOT_KNOWN: FacetFit
 
 class FindFreelancersRequest(_message.Message):
     __slots__ = ("marketplace", "job_id", "job", "options")
@@ -410,86 +428,129 @@ class ExplainResponse(_message.Message):
     def __init__(self, explanation: _Optional[_Union[Explanation, _Mapping]] = ..., telemetry: _Optional[_Union[Telemetry, _Mapping]] = ...) -> None: ...
 
 class Explanation(_message.Message):
-    __slots__ = ("epoch", "generation", "policy", "as_of_day", "query_kind", "audience", "job_id", "freelancer_id", "eligible", "vetoes", "unverified", "rank", "eligible_count", "points", "score", "points_to_kth", "facets", "skills", "attainable", "sentences")
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
-    GENERATION_FIELD_NUMBER: _ClassVar[int]
-    POLICY_FIELD_NUMBER: _ClassVar[int]
-    AS_OF_DAY_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("query_kind", "audience", "job_id", "freelancer_id", "epoch", "generation", "policy", "as_of_day", "eligible", "vetoes", "unverified", "rank", "rank_within", "eligible_count", "eligible_fewer_than", "points", "score", "step", "order_key", "k", "kth_points", "gap_points", "attainable", "contributions", "skills")
     QUERY_KIND_FIELD_NUMBER: _ClassVar[int]
     AUDIENCE_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     FREELANCER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    AS_OF_DAY_FIELD_NUMBER: _ClassVar[int]
     ELIGIBLE_FIELD_NUMBER: _ClassVar[int]
     VETOES_FIELD_NUMBER: _ClassVar[int]
     UNVERIFIED_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
+    RANK_WITHIN_FIELD_NUMBER: _ClassVar[int]
     ELIGIBLE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    ELIGIBLE_FEWER_THAN_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
-    POINTS_TO_KTH_FIELD_NUMBER: _ClassVar[int]
-    FACETS_FIELD_NUMBER: _ClassVar[int]
-    SKILLS_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ORDER_KEY_FIELD_NUMBER: _ClassVar[int]
+    K_FIELD_NUMBER: _ClassVar[int]
+    KTH_POINTS_FIELD_NUMBER: _ClassVar[int]
+    GAP_POINTS_FIELD_NUMBER: _ClassVar[int]
     ATTAINABLE_FIELD_NUMBER: _ClassVar[int]
-    SENTENCES_FIELD_NUMBER: _ClassVar[int]
-    epoch: Epoch
-    generation: str
-    policy: str
-    as_of_day: int
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    SKILLS_FIELD_NUMBER: _ClassVar[int]
     query_kind: EntityKind
     audience: Audience
     job_id: str
     freelancer_id: str
+    epoch: Epoch
+    generation: str
+    policy: str
+    as_of_day: int
     eligible: bool
-    vetoes: _containers.RepeatedCompositeFieldContainer[Veto]
-    unverified: _containers.RepeatedCompositeFieldContainer[Veto]
+    vetoes: _containers.RepeatedCompositeFieldContainer[Reason]
+    unverified: _containers.RepeatedCompositeFieldContainer[Reason]
     rank: int
+    rank_within: int
     eligible_count: int
+    eligible_fewer_than: int
     points: int
     score: float
-    points_to_kth: int
-    facets: _containers.RepeatedCompositeFieldContainer[FacetContribution]
-    skills: SkillComparison
+    step: float
+    order_key: OrderKey
+    k: int
+    kth_points: int
+    gap_points: int
     attainable: float
-    sentences: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, epoch: _Optional[_Union[Epoch, _Mapping]] = ..., generation: _Optional[str] = ..., policy: _Optional[str] = ..., as_of_day: _Optional[int] = ..., query_kind: _Optional[_Union[EntityKind, str]] = ..., audience: _Optional[_Union[Audience, str]] = ..., job_id: _Optional[str] = ..., freelancer_id: _Optional[str] = ..., eligible: _Optional[bool] = ..., vetoes: _Optional[_Iterable[_Union[Veto, _Mapping]]] = ..., unverified: _Optional[_Iterable[_Union[Veto, _Mapping]]] = ..., rank: _Optional[int] = ..., eligible_count: _Optional[int] = ..., points: _Optional[int] = ..., score: _Optional[float] = ..., points_to_kth: _Optional[int] = ..., facets: _Optional[_Iterable[_Union[FacetContribution, _Mapping]]] = ..., skills: _Optional[_Union[SkillComparison, _Mapping]] = ..., attainable: _Optional[float] = ..., sentences: _Optional[_Iterable[str]] = ...) -> None: ...
+    contributions: _containers.RepeatedCompositeFieldContainer[FacetShare]
+    skills: SkillComparison
+    def __init__(self, query_kind: _Optional[_Union[EntityKind, str]] = ..., audience: _Optional[_Union[Audience, str]] = ..., job_id: _Optional[str] = ..., freelancer_id: _Optional[str] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., generation: _Optional[str] = ..., policy: _Optional[str] = ..., as_of_day: _Optional[int] = ..., eligible: _Optional[bool] = ..., vetoes: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., unverified: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., rank: _Optional[int] = ..., rank_within: _Optional[int] = ..., eligible_count: _Optional[int] = ..., eligible_fewer_than: _Optional[int] = ..., points: _Optional[int] = ..., score: _Optional[float] = ..., step: _Optional[float] = ..., order_key: _Optional[_Union[OrderKey, _Mapping]] = ..., k: _Optional[int] = ..., kth_points: _Optional[int] = ..., gap_points: _Optional[int] = ..., attainable: _Optional[float] = ..., contributions: _Optional[_Iterable[_Union[FacetShare, _Mapping]]] = ..., skills: _Optional[_Union[SkillComparison, _Mapping]] = ...) -> None: ...
 
-class Veto(_message.Message):
-    __slots__ = ("reason", "veto_class", "message")
+class Reason(_message.Message):
+    __slots__ = ("reason", "reason_class", "text", "values")
+    class ValuesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _struct_pb2.Value
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ...) -> None: ...
     REASON_FIELD_NUMBER: _ClassVar[int]
-    VETO_CLASS_FIELD_NUMBER: _ClassVar[int]
-    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    REASON_CLASS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
     reason: str
-    veto_class: VetoClass
-    message: str
-    def __init__(self, reason: _Optional[str] = ..., veto_class: _Optional[_Union[VetoClass, str]] = ..., message: _Optional[str] = ...) -> None: ...
+    reason_class: ReasonClass
+    text: str
+    values: _containers.MessageMap[str, _struct_pb2.Value]
+    def __init__(self, reason: _Optional[str] = ..., reason_class: _Optional[_Union[ReasonClass, str]] = ..., text: _Optional[str] = ..., values: _Optional[_Mapping[str, _struct_pb2.Value]] = ...) -> None: ...
 
-class FacetContribution(_message.Message):
-    __slots__ = ("facet", "weight", "points", "score", "job_known", "freelancer_known")
+class FacetShare(_message.Message):
+    __slots__ = ("facet", "points", "score", "best", "fit")
     FACET_FIELD_NUMBER: _ClassVar[int]
-    WEIGHT_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
-    JOB_KNOWN_FIELD_NUMBER: _ClassVar[int]
-    FREELANCER_KNOWN_FIELD_NUMBER: _ClassVar[int]
+    BEST_FIELD_NUMBER: _ClassVar[int]
+    FIT_FIELD_NUMBER: _ClassVar[int]
     facet: str
-    weight: float
     points: int
     score: float
-    job_known: bool
-    freelancer_known: bool
-    def __init__(self, facet: _Optional[str] = ..., weight: _Optional[float] = ..., points: _Optional[int] = ..., score: _Optional[float] = ..., job_known: _Optional[bool] = ..., freelancer_known: _Optional[bool] = ...) -> None: ...
+    best: float
+    fit: FacetFit
+    def __init__(self, facet: _Optional[str] = ..., points: _Optional[int] = ..., score: _Optional[float] = ..., best: _Optional[float] = ..., fit: _Optional[_Union[FacetFit, str]] = ...) -> None: ...
 
 class SkillComparison(_message.Message):
-    __slots__ = ("matched", "missing", "extra", "collided")
+    __slots__ = ("known", "matched", "missing", "extra", "collisions", "uncounted")
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
     MATCHED_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
     EXTRA_FIELD_NUMBER: _ClassVar[int]
-    COLLIDED_FIELD_NUMBER: _ClassVar[int]
-    matched: _containers.RepeatedScalarFieldContainer[str]
-    missing: _containers.RepeatedScalarFieldContainer[str]
+    COLLISIONS_FIELD_NUMBER: _ClassVar[int]
+    UNCOUNTED_FIELD_NUMBER: _ClassVar[int]
+    known: bool
+    matched: _containers.RepeatedCompositeFieldContainer[AskedSkill]
+    missing: _containers.RepeatedCompositeFieldContainer[AskedSkill]
     extra: _containers.RepeatedScalarFieldContainer[str]
-    collided: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, matched: _Optional[_Iterable[str]] = ..., missing: _Optional[_Iterable[str]] = ..., extra: _Optional[_Iterable[str]] = ..., collided: _Optional[_Iterable[str]] = ...) -> None: ...
+    collisions: _containers.RepeatedCompositeFieldContainer[SkillCollision]
+    uncounted: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, known: _Optional[bool] = ..., matched: _Optional[_Iterable[_Union[AskedSkill, _Mapping]]] = ..., missing: _Optional[_Iterable[_Union[AskedSkill, _Mapping]]] = ..., extra: _Optional[_Iterable[str]] = ..., collisions: _Optional[_Iterable[_Union[SkillCollision, _Mapping]]] = ..., uncounted: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class AskedSkill(_message.Message):
+    __slots__ = ("name", "must", "asked_level", "level")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MUST_FIELD_NUMBER: _ClassVar[int]
+    ASKED_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    must: bool
+    asked_level: int
+    level: int
+    def __init__(self, name: _Optional[str] = ..., must: _Optional[bool] = ..., asked_level: _Optional[int] = ..., level: _Optional[int] = ...) -> None: ...
+
+class SkillCollision(_message.Message):
+    __slots__ = ("asked", "counted", "dimension")
+    ASKED_FIELD_NUMBER: _ClassVar[int]
+    COUNTED_FIELD_NUMBER: _ClassVar[int]
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    asked: str
+    counted: str
+    dimension: int
+    def __init__(self, asked: _Optional[str] = ..., counted: _Optional[str] = ..., dimension: _Optional[int] = ...) -> None: ...
 
 class CountEligibleRequest(_message.Message):
     __slots__ = ("marketplace", "job_id", "job", "freelancer_id", "freelancer", "options")

@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from matchwright.engine.config import Limits
 from matchwright.engine.errors import InvalidArgument, unknown_key
+from matchwright.engine.matcher import Audience
 from matchwright.engine.records import FIELDS, Kind
 from matchwright.engine.request import Request
 from matchwright.v1 import match_service_pb2 as wire
@@ -21,13 +22,16 @@ KINDS: Mapping[int, Kind] = {
     wire.ENTITY_KIND_JOB: "job",
     wire.ENTITY_KIND_FREELANCER: "freelancer",
 }
-AUDIENCES: Mapping[int, str] = {
+AUDIENCES: Mapping[int, Audience] = {
     wire.AUDIENCE_CLIENT: "client",
     wire.AUDIENCE_FREELANCER: "freelancer",
     wire.AUDIENCE_OPERATOR: "operator",
 }
-_ON_UNKNOWN = {wire.UNKNOWN_HANDLING_FAIL: "fail", wire.UNKNOWN_HANDLING_PASS: "pass"}
-_COUNTED = {
+_ON_UNKNOWN: Mapping[int, str] = {
+    wire.UNKNOWN_HANDLING_FAIL: "fail",
+    wire.UNKNOWN_HANDLING_PASS: "pass",
+}
+_COUNTED: Mapping[int, bool] = {
     wire.COUNT_MODE_UNSPECIFIED: True,
     wire.COUNT_MODE_EXACT: True,
     wire.COUNT_MODE_NONE: False,
@@ -174,7 +178,7 @@ def kind_of(value: int, field: str, default: Kind | None = None) -> Kind:
     return cast(Kind, _known(KINDS, value, field))
 
 
-def audience_of(value: int) -> str:
+def audience_of(value: int) -> Audience:
     """Who reads an explanation; it has to be said.
 
     Raises:
@@ -184,7 +188,7 @@ def audience_of(value: int) -> str:
         raise InvalidArgument(
             "audience has to be said: CLIENT, FREELANCER or OPERATOR", field="audience"
         )
-    return cast(str, _known(AUDIENCES, value, "audience"))
+    return cast(Audience, _known(AUDIENCES, value, "audience"))
 
 
 # ── Extra rules ───────────────────────────────────────────────────────────────────────────────

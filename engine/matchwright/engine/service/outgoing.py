@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Value
+
 from matchwright.engine.batcher import Outcomes
+from matchwright.engine.explain import Explanation, FacetShare, Reason
 from matchwright.engine.matcher import Eligible, PairScore
 from matchwright.engine.results import Result
+from matchwright.engine.skill_match import AskedSkill, SkillMatch
 from matchwright.v1 import match_service_pb2 as wire
 
 KINDS = {"job": wire.ENTITY_KIND_JOB, "freelancer": wire.ENTITY_KIND_FREELANCER}
@@ -26,7 +31,7 @@ def epoch(text: str) -> wire.Epoch:
 
 def ranking(result: Result) -> wire.Ranking:
     """The wire form of a result: everything that its canonical form holds."""
-    message = wire.Ranking(
+    return wire.Ranking(
         epoch=epoch(result.epoch),
         generation=result.generation,
         policy=result.policy,
@@ -47,7 +52,6 @@ def ranking(result: Result) -> wire.Ranking:
         step=result.t,
         digest=result.digest(),
     )
-    return message
 
 
 def _certificate(result: Result) -> wire.Certificate:
@@ -59,7 +63,7 @@ def _certificate(result: Result) -> wire.Certificate:
         unverified=None if result.unverified < 0 else result.unverified,
         returned=result.returned,
         kth_key=None if key is None else wire.OrderKey(points=key.points, mix=key.mix, low=key.low),
-        shortfall=wire.ShortfallReason.Value(f"SHORTFALL_REASON_{shortfall}"),
+        shortfall=f"SHORTFALL_REASON_{shortfall}",
     )
 
 
@@ -100,3 +104,88 @@ def fill_pair(message: wire.ScorePairsResponse, pair: PairScore, contributions: 
     message.eligible.append(not pair.vetoes)
     if contributions:
         message.contributions.extend(pair.contributions.values())
+
+
+# ── Explanations ──────────────────────────────────────────────────────────────────────────────
+
+
+def explanation(told: Explanation) -> wire.Explanation:
+    """The wire form of an explanation; what the audience may not know stays unset."""
+    message = wire.Explanation(
+        query_kind=KINDS[told.direction],
+        audience=f"AUDIENCE_{told.audience.upper()}",
+        job_id=told.job_id,
+        freelancer_id=told.freelancer_id,
+        epoch=epoch(told.epoch),
+        generation=told.generation,
+        policy=told.policy,
+        as_of_day=told.as_of,
+        eligible=told.eligible,
+        vetoes=map(_reason, told.vetoes),
+        unverified=map(_reason, told.unverified),
+        rank=told.rank,
+        rank_within=told.rank_within,
+        points=told.points,
+        score=told.score,
+        step=told.t,
+        order_key=_order_key(told.order_key),
+        k=told.k,
+        kth_points=told.kth_points,
+        gap_points=told.gap_points,
+        attainable=told.attainable,
+        contributions=map(_share, told.contributions),
+        skills=_skills(told.skills),
+    )
+    if isinstance(told.eligible_count, int):
+        message.eligible_count = told.eligible_count
+    else:
+        message.eligible_fewer_than = int(told.eligible_count.rpartition(" ")[2])
+    return message
+
+
+def _order_key(text: str | None) -> wire.OrderKey | None:
+    """An order key out of its text, ``points:mix:low``."""
+    if text is None:
+        return None
+    points, mix, low = text.split(":")
+    return wire.OrderKey(points=int(points), mix=int(mix, 16), low=int(low, 16))
+
+
+def _reason(reason: Reason) -> wire.Reason:
+    return wire.Reason(
+        reason=reason.reason,
+        reason_class=f"REASON_CLASS_{reason.veto_class}",
+        text=reason.text,
+        values={name: ParseDict(value, Value()) for name, value in reason.values.items()},
+    )
+
+
+def _share(share: FacetShare) -> wire.FacetShare:
+    fit = share.fit.upper().replace(" ", "_")
+    return wire.FacetShare(
+        facet=share.name,
+        points=share.points,
+        score=share.score,
+        best=share.best,
+        fit=f"FACET_FIT_{fit}",
+    )
+
+
+def _skills(skills: SkillMatch) -> wire.SkillComparison:
+    return wire.SkillComparison(
+        known=skills.known,
+        matched=map(_asked, skills.matched),
+        missing=map(_asked, skills.missing),
+        extra=skills.extra,
+        collisions=[
+            wire.SkillCollision(asked=one.asked, counted=one.counted, dimension=one.dimension)
+            for one in skills.collisions
+        ],
+        uncounted=skills.uncounted,
+    )
+
+
+def _asked(skill: AskedSkill) -> wire.AskedSkill:
+    return wire.AskedSkill(
+        name=skill.name, must=skill.must, asked_level=skill.asked_level, level=skill.level
+    )
