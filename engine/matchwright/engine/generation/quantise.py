@@ -22,6 +22,8 @@ from matchwright.engine.generation.fixed import GRID
 from matchwright.kernels.types import Q_ABS_MAX, Bool, Float64, Int8, Int16, Int32
 
 X_ABS_MAX = 127
+WEIGHT_MIN, WEIGHT_MAX = 1e-6, 1e6
+"""Of a weight that is not 0: so that no query underflows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,14 +70,15 @@ def check_weights(names: Sequence[str], weights: Mapping[str, float]) -> Float64
 
     Raises:
         UnknownKey: a weight for a facet that does not exist.
-        InvalidArgument: a weight is negative or not finite, or all are zero.
+        InvalidArgument: a weight is out of range or not finite, or all are zero.
     """
     for name, weight in weights.items():
         if name not in names:
             raise unknown_key("facet", name, names, "weights")
-        if not (math.isfinite(weight) and 0 <= weight <= 1e6):
+        if weight != 0 and not (math.isfinite(weight) and WEIGHT_MIN <= weight <= WEIGHT_MAX):
             raise InvalidArgument(
-                f"weight of facet {name} is {weight!r}; expected a number in 0..1,000,000",
+                f"weight of facet {name} is {weight!r}; expected 0 or a number in "
+                f"{WEIGHT_MIN:g}..{WEIGHT_MAX:,.0f}",
                 field=name,
             )
     found = np.array([weights.get(name, 0.0) for name in names], dtype=np.float64)

@@ -8,8 +8,8 @@ Basis: the corpus side is linear interpolation (hats) on 16 knots in cents; the 
     the budget; for a freelancer who asks, the knot at or below their rate does. So no rate within
     the budget gets less than a lower one.
 Largest error: a rate between the top and the next knot gets up to (r - 1) / rate_tolerance too
-    much, r being the ratio of the two knots (1.2 to 1.5 between the standard knots from $5 to $150);
-    beyond, up to (r - 1) / (4 * rate_tolerance) by interpolation.
+    much, r being the ratio of the two knots (1.2 to 1.5 between the standard knots from $5 to
+    $150); beyond, up to (r - 1) / (4 * rate_tolerance) by interpolation.
 Width: 16.
 """
 
