@@ -117,7 +117,7 @@ def _mapped(values: pl.Series, numbers: Mapping[str, int], missing: int) -> Int3
     if not numbers:
         return np.full(len(values), missing, dtype=np.int32)
     coded = values.cast(pl.String).replace_strict(
-        list(numbers), list(numbers.values()), default=missing, return_dtype=pl.Int64
+        list(numbers), list(numbers.values()), default=None, return_dtype=pl.Int64
     )
     return _int32(coded, missing)
 
