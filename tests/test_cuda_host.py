@@ -296,7 +296,7 @@ def copied(block: QueryBlock) -> QueryBlock:
 
 
 @pytest.mark.parametrize(
-    ("n", "begin", "end"), [(1, 0, 1), (37, 32, 37), (199, 0, 199), (640, 64, 320)]
+    ("n", "begin", "end"), [(1, 0, 1), (37, 32, 37), (199, 0, 199), (640, 64, 300)]
 )
 def test_threshold(host, n, begin, end):
     rng = np.random.default_rng(n)
@@ -307,6 +307,11 @@ def test_threshold(host, n, begin, end):
     tile = Tile(np.empty((5, n + 7), np.float32), rows, 1_000, bits)
     host.product(block.high_qd, x_nd, tile.first_qn[:, :n])
     active = np.array([4, 0, 2, 3], np.int32)
+    # One bound is the key of an eligible pair: that pair itself must not pass.
+    everything = replace(copied(block), bound_q4=np.tile(np.array(NOTHING, np.int32), (5, 1)))
+    NumpyDevice().threshold(everything, tile, active, begin, end)
+    if everything.count_q[2]:
+        block.bound_q4[2] = everything.found_qc4[2, everything.count_q[2] // 2]
     expected = copied(block)
     host.threshold(block, tile, active, begin, end)
     NumpyDevice().threshold(expected, tile, active, begin, end)

@@ -173,6 +173,29 @@ def test_floors_of_any_size(device, reference, floor):
     assert_same(got, reference.topk(corpus, queries, 10))
 
 
+def test_a_floor_lets_its_own_points_pass(device, reference):
+    rng = np.random.default_rng(6)
+    corpus = a_corpus(rng, (300,), 16)
+    queries = some_queries(rng, corpus, 1, 16)
+    fifth = reference.topk(corpus, queries, 5).points_qk[:, 4].astype(np.int64)
+    for floor_q, returned in ((fifth, 5), (fifth + 1, 4)):
+        some = Queries(queries.q_qd, queries.key_q, floor_q=floor_q)
+        got = CupyOps(device=device, verify=False).topk(corpus, some, 10)
+        assert got.returned_q.tolist() == [returned]
+        assert_same(got, reference.topk(corpus, some, 10))
+
+
+def test_a_counter_that_runs_wild_is_an_error_not_a_loop():
+    class Wild(NumpyDevice):
+        def select(self, block, active_a):
+            block.count_q[active_a] = 1 << 20
+
+    rng = np.random.default_rng(6)
+    corpus = a_corpus(rng, (300,), 16)
+    with pytest.raises(DeviceError, match="counted"):
+        CupyOps(device=Wild(), verify=False).topk(corpus, some_queries(rng, corpus, 2, 16), 5)
+
+
 def test_the_largest_points_there_can_be(device, reference):
     d = limit("D_MAX")
     signs = np.random.default_rng(7).choice(np.array([-1, 1], np.int8), (40, d))

@@ -27,6 +27,7 @@ from matchwright.kernels.cuda_device import (
     POINTS,
     ROW,
     WORD,
+    DeviceError,
     DeviceSegment,
     KernelDevice,
     QueryBlock,
@@ -204,6 +205,11 @@ class Scan:
             begin, end, some = todo.pop()
             over = self._range(block, tile, some, begin, end)
             if over.size:
+                if end - begin <= block.capacity:
+                    raise DeviceError(
+                        f"{self.device.name} counted more than {block.capacity} entries "
+                        f"in {end - begin} rows; its memory or driver is at fault"
+                    )
                 middle = begin + _whole_words((end - begin) // 2)
                 todo += [(middle, end, over), (begin, middle, over)]
 
