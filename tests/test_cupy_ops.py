@@ -3,10 +3,12 @@ emulation of the kernels, so that the loop above them runs in full."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import inspect
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -474,3 +476,50 @@ def test_importing_imports_no_cupy():
         "assert not {'cupy', 'polars'} & set(sys.modules), sorted(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ── The library product's arguments ───────────────────────────────────────────────────────────
+
+
+class Located(np.ndarray):
+    """A NumPy array with CuPy's way of telling its address."""
+
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+
+class ColumnMajor:
+    """What cuBLAS's gemmEx does with its arguments, for the one use made of it."""
+
+    CUBLAS_OP_N, CUBLAS_OP_T = 0, 1
+
+    def gemmEx(self, handle, op_a, op_b, m, n, k, alpha, *rest):
+        a, a_type, lda, b, b_type, ldb, beta, c, c_type, ldc, compute, _ = rest
+        assert (op_a, op_b, a_type, b_type, c_type, compute) == (1, 0, 2, 2, 0, 68)
+        one, zero = (ctypes.c_float.from_address(at).value for at in (alpha, beta))
+        assert (one, zero) == (1.0, 0.0)
+        a_km = self.matrix(a, np.float16, lda, m)[:k]
+        b_kn = self.matrix(b, np.float16, ldb, n)[:k]
+        c_mn = self.matrix(c, np.float32, ldc, n)[:m]
+        c_mn[:] = a_km.T.astype(np.float32) @ b_kn.astype(np.float32)
+
+    def matrix(self, at, dtype, leading, columns):
+        size = leading * columns * np.dtype(dtype).itemsize
+        buffer = (ctypes.c_char * size).from_address(at)
+        return np.frombuffer(buffer, dtype).reshape(columns, leading).T
+
+
+def test_the_product_s_arguments_are_column_major():
+    rng = np.random.default_rng(1)
+    device = object.__new__(CudaDevice)
+    handle = SimpleNamespace(get_cublas_handle=lambda: 1)
+    device.xp = SimpleNamespace(cuda=SimpleNamespace(device=handle))
+    device.half, device._cublas = True, ColumnMajor()
+    x_nd = rng.integers(-127, 128, (5, 16), dtype=np.int8).view(Located)
+    high_qd = rng.integers(-127, 128, (3, 16)).astype(np.float16).view(Located)
+    tile_qn = np.full((3, 32), 7, np.float32).view(Located)
+    device.product(high_qd, x_nd, tile_qn[:, :5])
+    wanted = np.asarray(high_qd, np.float32) @ np.asarray(x_nd, np.float32).T
+    np.testing.assert_array_equal(np.asarray(tile_qn[:, :5]), wanted)
+    assert (np.asarray(tile_qn[:2, 5:]) == 7).all()

@@ -261,6 +261,11 @@ class CudaDevice(KernelDevice):
     def __init__(self, *, half: bool = True) -> None:
         import cupy
 
+        try:
+            from cupy_backends.cuda.libs import cublas  # type: ignore[import-untyped]
+        except ImportError as error:
+            raise DeviceError(f"CuPy finds no cuBLAS; install nvidia-cublas: {error}") from error
+        self._cublas = cublas
         self.xp = cupy
         self.half = half
         device = cupy.cuda.Device()
@@ -278,8 +283,7 @@ class CudaDevice(KernelDevice):
 
     def product(self, high_qd: Array, x_nd: Array, out_qn: Array) -> None:
         """cuBLAS is column-major: it is told to work out the transpose, x_nd @ high_qd.T."""
-        from cupy_backends.cuda.libs import cublas  # type: ignore[import-untyped]
-
+        cublas = self._cublas
         (q, width), n = high_qd.shape, x_nd.shape[0]
         x = x_nd.astype(high_qd.dtype)
         inputs = _GEMM_HALF if self.half else _GEMM_SINGLE
