@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from matchwright.kernels import order, rules
-from matchwright.kernels.planner import Costs, Plan
+from matchwright.kernels.access import Layout, Scratch, count_bits, take_keys, take_x
+from matchwright.kernels.checks import check, empty_topk
+from matchwright.kernels.eligible import Eligibility
+from matchwright.kernels.limbs import SHIFT_MAX, Split, exact_halves, limbs, split
+from matchwright.kernels.planner import Costs, Plan, calibrated
+from matchwright.kernels.search import Search
 from matchwright.kernels.types import (
-    D_MAX,
-    K_MAX,
-    Q_ABS_MAX,
     Bitmap,
     Bool,
     Corpus,
-    Counted,
-    Float32,
     Int8,
     Int16,
     Int32,
@@ -27,8 +29,12 @@ from matchwright.kernels.types import (
     Queries,
     Rules,
     TopK,
-    UInt64,
 )
+from matchwright.kernels.workers import Workers, single_threaded_blas
+
+__all__ = ["Ops", "Rank", "check", "empty_topk", "get_ops", "limbs"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +62,11 @@ class Rank:
         return None if self.kth_points is None else self.kth_points - self.points
 
 
-def limbs(q_qd: Int16) -> tuple[Int8, Int8]:
-    """(high, low) int8 limbs with q = 128 high + low, |high| <= 127, -64 <= low <= 63."""
-    wide = q_qd.astype(np.int32)
-    high = (wide + 64) >> 7
-    return high.astype(np.int8), (wide - (high << 7)).astype(np.int8)
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Ops:
@@ -68,11 +74,14 @@ class Ops:
 
     Args:
         threads: worker threads; None for the cores that this process may use.
-        memory_bytes: budget of temporary memory.
+        memory_bytes: budget of temporary memory. Below the size of one group's bits (an eighth
+            of a byte for each row) it cannot be kept.
         costs: the planner's cost model; None to calibrate it on first use.
     """
 
     name = "numpy"
+    limb: type[np.generic] = np.float32
+    """What first limbs are stored as: float32, or int8."""
 
     def __init__(
         self,
@@ -81,9 +90,43 @@ class Ops:
         memory_bytes: int = 256 << 20,
         costs: Costs | None = None,
     ) -> None:
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or usable_cores()
         self.memory_bytes = memory_bytes
         self.costs = costs
+        self._workers = Workers(self.threads)
+
+    # ── What a backend may do faster ──────────────────────────────────────────────────────────
+
+    def tiles(
+        self,
+        first_qd: NDArray[Any],
+        x_nd: Int8,
+        spans: Sequence[tuple[int, int]],
+        scratch: Scratch,
+    ) -> Iterator[NDArray[Any]]:
+        """Exact products of limbs and rows, one tile of queries at a time.
+
+        Args:
+            first_qd: limbs (Q, D) of type ``limb``; sums of |limb * x| stay below 2**24.
+            x_nd: int8 (N, D).
+            spans: (begin, end) of the queries of each tile.
+            scratch: the worker's buffers; a tile is valid until the next one is asked for.
+
+        Returns:
+            Tiles (end - begin, N), integers as float32 or int32.
+        """
+        wide = scratch.array("x", x_nd.shape, np.float32)
+        np.copyto(wide, x_nd)
+        for begin, end in spans:
+            tile = scratch.array("tile", (end - begin, x_nd.shape[0]), np.float32)
+            yield np.matmul(first_qd[begin:end], wide.T, out=tile)
+
+    def pair_dots(self, limb_md: Int8, x_md: Int8) -> NDArray[Any]:
+        """limb . x for M pairs of int8 rows, exact integers (M,); |limb| <= 64."""
+        dots: NDArray[np.float32] = np.vecdot(limb_md.astype(np.float32), x_md.astype(np.float32))
+        return dots
+
+    # ── Answers ───────────────────────────────────────────────────────────────────────────────
 
     def topk(
         self,
@@ -105,76 +148,70 @@ class Ops:
 
         Raises:
             ValueError: sizes, dtypes or ranges that do not fit.
+            KeyError: a rule names a column that a segment lacks.
         """
         check(corpus, queries, k)
-        result = empty_topk(queries.q, k, Counted.EXACT if count else Counted.NOT_COUNTED)
-        for g, group in enumerate(queries.groups):
-            picked = group_members(queries, g)
-            if not picked.size:
-                continue
-            eligible, unverified = self.eligible(corpus, group)
-            if count:
-                result.eligible_q[picked] = eligible.sum()
-                result.unverified_q[picked] = unverified.sum()
-            for q in picked:
-                self._topk_one(corpus, queries, int(q), np.flatnonzero(eligible), k, result)
-        return result
+        return Search(self, corpus, queries, k, plan, count).run()
 
-    def _topk_one(
-        self, corpus: Corpus, queries: Queries, q: int, rows: Int64, k: int, result: TopK
-    ) -> None:
-        points = self._points_of(corpus, rows, queries.q_qd[q])
-        if queries.floor_q is not None:
-            enough = points >= queries.floor_q[q]
-            rows, points = rows[enough], points[enough]
-        tie = order.tie64(queries.key_q[q], keys_of(corpus, rows))
-        chosen = order.best(points, tie, k)
-        result.returned_q[q] = chosen.size
-        result.row_qk[q, : chosen.size] = rows[chosen]
-        result.points_qk[q, : chosen.size] = points[chosen]
+    def exact(self, q_qd: Int16, x_nd: Int8, scratch: Scratch) -> Int32:
+        """Exact points of a few queries, int32 (Q, N), in memory of their own."""
+        q = q_qd.shape[0]
+        halves = exact_halves(q_qd, self.limb)
+        tile = next(iter(self.tiles(halves, x_nd, [(0, 2 * q)], scratch)))
+        points: Int32 = tile[:q].astype(np.int32)
+        points <<= SHIFT_MAX
+        np.add(points, tile[q:], out=points, casting="unsafe")
+        return points
+
+    def split(self, q_qd: Int16, norm2: int) -> Split:
+        """Queries in two limbs that suit ``tiles``; norm2 bounds the squared norms of rows."""
+        return split(q_qd, norm2, self.limb)
+
+    def together(self, tasks: Sequence[Callable[[], None]]) -> None:
+        """Run tasks on the worker threads, with single-threaded BLAS."""
+        with single_threaded_blas():
+            self._workers.run(tasks)
+
+    def alone(self, task: Callable[[], T]) -> T:
+        """Run one task here, as a worker would."""
+        with single_threaded_blas():
+            return task()
+
+    def costs_for(self, d: int) -> Costs:
+        """The planner's constants for rows of d dimensions."""
+        return self.costs or calibrated(self, d)
 
     def _points_of(self, corpus: Corpus, rows: Int64, q_d: Int16) -> Int32:
         out = np.empty(rows.size, dtype=np.int32)
-        step = max(1, self.memory_bytes // (8 * q_d.size + 64))
-        for p, begin, end in part_slices(corpus, rows):
-            segment = corpus.parts[p][0]
-            local = rows[begin:end] - corpus.base[p]
-            for at in range(0, local.size, step):
-                x_nd = segment.x_nd[local[at : at + step]]
-                out[begin + at : begin + at + x_nd.shape[0]] = self.points(x_nd, q_d)
+        step = max(64, min(16_384, self.memory_bytes // (8 * q_d.size + 64)))
+        for begin in range(0, rows.size, step):
+            some = rows[begin : begin + step]
+            out[begin : begin + step] = self.points(take_x(corpus, some), q_d)
         return out
 
     def eligible(self, corpus: Corpus, group: Rules | Bitmap) -> tuple[Bool, Bool]:
-        """(eligible_n, unverified_n), bool (N,) over the whole corpus; unverified rows are eligible."""
-        passed = np.zeros(corpus.n, dtype=np.bool_)
-        unverified = np.zeros(corpus.n, dtype=np.bool_)
-        for p, (segment, alive) in enumerate(corpus.parts):
-            span = slice(int(corpus.base[p]), int(corpus.base[p + 1]))
-            if isinstance(group, Bitmap):
-                passed[span] = group.eligible_n[span]
-            else:
-                passed[span], unverified[span] = rules.eligible(group, rules.Rows(segment))
-            if alive is not None:
-                passed[span] &= alive
-        return passed, unverified & passed
+        """(eligible_n, unverified_n), bool (N,) over the corpus; unverified rows are eligible."""
+        layout = Layout(corpus)
+        passed, unsure = (np.zeros(layout.words, dtype=np.uint64) for _ in range(2))
+        Eligibility(layout, [group], 0).fill(group, passed, unsure)
+        return layout.unpack(passed), layout.unpack(unsure)
 
     def count(self, corpus: Corpus, group: Rules | Bitmap) -> tuple[int, int]:
         """Exact numbers of eligible rows, and of those among them that are unverified."""
-        eligible, unverified = self.eligible(corpus, group)
-        return int(eligible.sum()), int(unverified.sum())
+        layout = Layout(corpus)
+        words = np.zeros(layout.words, dtype=np.uint64)
+        unverified = Eligibility(layout, [group], 0).fill(group, words)
+        return count_bits(words), unverified
 
     def points(self, x_nd: Int8, q_d: Int16) -> Int32:
         """Exact points of rows: x_nd int8 (N, D), q_d int16 (D,) -> int32 (N,)."""
-        high, low = limbs(q_d)
-        both: Float32 = np.stack([high, low]).astype(np.float32)
-        first, second = (x_nd.astype(np.float32) @ both.T).T.astype(np.int32)
-        total: Int32 = 128 * first + second
-        return total
+        points: Int32 = self.exact(q_d[None], x_nd, Scratch())[0]
+        return points
 
     def contributions(self, x_nd: Int8, q_d: Int16, offsets: Sequence[int]) -> Int32:
         """Points by facet, int32 (N, B); facet b owns dimensions offsets[b]..offsets[b + 1]."""
         out = np.zeros((x_nd.shape[0], len(offsets) - 1), dtype=np.int32)
-        for b, (begin, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        for b, (begin, end) in enumerate(itertools.pairwise(offsets)):
             if end > begin:
                 out[:, b] = self.points(x_nd[:, begin:end], q_d[begin:end])
         return out
@@ -192,11 +229,11 @@ class Ops:
         rows = np.flatnonzero(self.eligible(corpus, group)[0])
         here = np.array([row], dtype=np.int64)
         points = int(self._points_of(corpus, here, q_d)[0])
-        tie = order.tie64(key_q, keys_of(corpus, here))[0]
+        tie = order.tie64(key_q, take_keys(corpus, here))[0]
         others = self._points_of(corpus, rows, q_d)
         better = int((others > points).sum())
         level = rows[(others == points) & (rows != row)]
-        better += int((order.tie64(key_q, keys_of(corpus, level)) < tie).sum())
+        better += int((order.tie64(key_q, take_keys(corpus, level)) < tie).sum())
         kth = None
         if k is not None and 0 < k <= rows.size:
             kth = int(np.partition(others, rows.size - k)[rows.size - k])
@@ -217,82 +254,26 @@ def get_ops(
     """The fastest backend that works here.
 
     Args:
-        device: "cpu", or "auto".
+        device: "cpu", "gpu", "numpy", "numkong", or "auto": a GPU where there is one.
+        threads, memory_bytes: as for ``Ops``.
+
+    Raises:
+        ValueError: there is no such device.
+        RuntimeError: "gpu" was asked for and there is none.
     """
+    if device not in ("auto", "cpu", "gpu", "numpy", "numkong"):
+        raise ValueError(f"unknown device {device!r}; known: auto, cpu, gpu, numkong, numpy")
+    if device in ("auto", "gpu"):
+        from matchwright.kernels import cupy_ops
+
+        if device == "gpu" or cupy_ops.no_device_reason() is None:
+            return cupy_ops.CupyOps(threads=threads, memory_bytes=memory_bytes)
+    if device != "numpy":
+        from matchwright.kernels import numkong_ops
+
+        try:
+            return numkong_ops.NumkongOps(threads=threads, memory_bytes=memory_bytes)
+        except (ImportError, numkong_ops.Inexact):
+            if device == "numkong":
+                raise
     return Ops(threads=threads, memory_bytes=memory_bytes)
-
-
-def check(corpus: Corpus, queries: Queries, k: int) -> None:
-    """Raise ValueError unless the sizes, dtypes and ranges fit the contract."""
-    q, d = queries.q_qd.shape
-    if queries.q_qd.dtype != np.int16 or queries.key_q.dtype != np.uint64:
-        raise ValueError("queries need int16 q_qd and uint64 key_q")
-    if queries.key_q.shape != (q,):
-        raise ValueError(f"key_q has shape {queries.key_q.shape}, expected {(q,)}")
-    if not 1 <= k <= K_MAX:
-        raise ValueError(f"k is {k}, expected 1..{K_MAX}")
-    if d > D_MAX:
-        raise ValueError(f"D is {d}, expected at most {D_MAX}")
-    if q and d and (queries.q_qd.max() > Q_ABS_MAX or queries.q_qd.min() < -Q_ABS_MAX):
-        raise ValueError(f"q_qd has entries beyond ±{Q_ABS_MAX}")
-    for segment, alive in corpus.parts:
-        if segment.x_nd.dtype != np.int8 or segment.x_nd.shape[1] != d:
-            raise ValueError(
-                f"x_nd is {segment.x_nd.dtype} {segment.x_nd.shape}, expected int8 (N, {d})"
-            )
-        if alive is not None and alive.shape != (segment.n,):
-            raise ValueError(f"alive has shape {alive.shape}, expected {(segment.n,)}")
-    for group in queries.groups:
-        if isinstance(group, Bitmap) and group.eligible_n.shape != (corpus.n,):
-            raise ValueError(
-                f"a bitmap has shape {group.eligible_n.shape}, expected {(corpus.n,)}"
-            )
-    _check_groups(queries)
-
-
-def _check_groups(queries: Queries) -> None:
-    q = queries.q
-    if queries.group_q is None:
-        if len(queries.groups) != 1:
-            raise ValueError(f"{len(queries.groups)} groups need group_q")
-    elif queries.group_q.shape != (q,):
-        raise ValueError(f"group_q has shape {queries.group_q.shape}, expected {(q,)}")
-    elif q and not 0 <= queries.group_q.min() <= queries.group_q.max() < len(queries.groups):
-        raise ValueError(f"group_q points outside the {len(queries.groups)} groups")
-    if queries.floor_q is not None and queries.floor_q.shape != (q,):
-        raise ValueError(f"floor_q has shape {queries.floor_q.shape}, expected {(q,)}")
-
-
-def group_members(queries: Queries, g: int) -> NDArray[np.intp]:
-    """The queries under group g."""
-    if queries.group_q is None:
-        return np.arange(queries.q)
-    return np.flatnonzero(queries.group_q == g)
-
-
-def empty_topk(q: int, k: int, counted: Counted) -> TopK:
-    """A result without rows, to be filled in."""
-    return TopK(
-        row_qk=np.full((q, k), -1, dtype=np.int64),
-        points_qk=np.zeros((q, k), dtype=np.int32),
-        returned_q=np.zeros(q, dtype=np.int32),
-        eligible_q=np.full(q, -1, dtype=np.int64),
-        unverified_q=np.full(q, -1, dtype=np.int64),
-        counted=counted,
-    )
-
-
-def part_slices(corpus: Corpus, rows: Int64) -> Iterator[tuple[int, int, int]]:
-    """(part, begin, end): which of the ascending global ``rows`` lie in which part."""
-    edges = np.searchsorted(rows, corpus.base)
-    for p in range(len(corpus.parts)):
-        if edges[p + 1] > edges[p]:
-            yield p, int(edges[p]), int(edges[p + 1])
-
-
-def keys_of(corpus: Corpus, rows: Int64) -> UInt64:
-    """uint64 keys of ascending global rows."""
-    out = np.empty(rows.size, dtype=np.uint64)
-    for p, begin, end in part_slices(corpus, rows):
-        out[begin:end] = corpus.parts[p][0].key_n[rows[begin:end] - corpus.base[p]]
-    return out

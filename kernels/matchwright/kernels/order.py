@@ -55,11 +55,12 @@ def round32(low: NDArray[np.uint32], key_q: UInt64 | np.uint64 | int) -> UInt32:
     """F(R, g): the Feistel round function; shapes broadcast, uint32 in and out."""
     g = np.asarray(key_q, dtype=np.uint64)
     g_low, g_high = (g & _LOW).astype(np.uint32), (g >> _S32).astype(np.uint32)
-    z = np.bitwise_xor(low, g_low)
+    z: UInt32 = np.bitwise_xor(low, g_low)
     z = np.bitwise_xor(z, z >> _S16) * _M1
     z = np.bitwise_xor(z, z >> _S13) + g_high
     z = np.bitwise_xor(z, z >> _S13) * _M2
-    return np.bitwise_xor(z, z >> _S16)
+    z ^= z >> _S16
+    return z
 
 
 def mix32(key_q: UInt64 | np.uint64 | int, key_n: UInt64) -> UInt32:
@@ -67,7 +68,26 @@ def mix32(key_q: UInt64 | np.uint64 | int, key_n: UInt64) -> UInt32:
     key = np.asarray(key_n, dtype=np.uint64)
     with np.errstate(over="ignore"):
         low = (key & _LOW).astype(np.uint32)
-        return (key >> _S32).astype(np.uint32) ^ round32(low, key_q)
+        mix: UInt32 = (key >> _S32).astype(np.uint32) ^ round32(low, key_q)
+    return mix
+
+
+def mix32_into(key_q: UInt64, key_n: UInt64, out: UInt32, spare: UInt32) -> UInt32:
+    """``mix32`` of broadcast keys into ``out``, without temporaries of its shape."""
+    g_low, g_high = (key_q & _LOW).astype(np.uint32), (key_q >> _S32).astype(np.uint32)
+    low, high = (key_n & _LOW).astype(np.uint32), (key_n >> _S32).astype(np.uint32)
+    np.bitwise_xor(low, g_low, out=out)
+    for shift, multiply, add in ((_S16, _M1, None), (_S13, None, g_high), (_S13, _M2, None)):
+        np.right_shift(out, shift, out=spare)
+        np.bitwise_xor(out, spare, out=out)
+        if multiply is not None:
+            np.multiply(out, multiply, out=out)
+        if add is not None:
+            np.add(out, add, out=out)
+    np.right_shift(out, _S16, out=spare)
+    np.bitwise_xor(out, spare, out=out)
+    np.bitwise_xor(out, high, out=out)
+    return out
 
 
 def tie64(key_q: UInt64 | np.uint64 | int, key_n: UInt64) -> UInt64:

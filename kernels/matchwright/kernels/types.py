@@ -83,7 +83,7 @@ class Segment:
 
     @property
     def n(self) -> int:
-        return self.x_nd.shape[0]
+        return int(self.x_nd.shape[0])
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class Queries:
 
     @property
     def q(self) -> int:
-        return self.q_qd.shape[0]
+        return int(self.q_qd.shape[0])
 
 
 class Counted(enum.IntEnum):

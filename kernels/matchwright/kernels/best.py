@@ -1,0 +1,242 @@
+"""The running best rows of a block of queries, and the bound that they set.
+
+A candidate is one uint64, so that sorting whole rows of a matrix selects for all queries at once::
+
+    bit 63 ........... 31 | 30    | 29 ..... 0
+    least points + 2**32  | exact | global row
+
+*Least points* are the points when ``exact``; otherwise the first limb's share minus the query's
+``slack``, and the true points lie in least .. least + 2 slack. The second limb of such a
+candidate is worked out only when it has to be: at the end, or when too many candidates lie too
+close to the bound.
+
+The bound is the full order key of the K-th best eligible row so far. It only rises, so a worker
+that reads a stale one loses nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matchwright.kernels import order
+from matchwright.kernels.types import Bool, Int32, Int64, UInt64
+
+OFFSET = 1 << 32
+ROW_BITS = 30
+ROWS_MAX = 1 << ROW_BITS
+POINTS_MIN, POINTS_MAX = -(2**31), 2**31 - 1
+
+_EXACT = np.uint64(1 << ROW_BITS)
+_ROW = np.uint64(ROWS_MAX - 1)
+_SHIFT = np.uint64(ROW_BITS + 1)
+_ANY_TIE = np.uint64(2**64 - 1)
+
+Pairs = Callable[[NDArray[np.intp], Int64], NDArray[Any]]
+
+
+def pack(least: Int64, rows: Any, exact: bool) -> UInt64:
+    """Candidates of least points (int64) and global rows; shapes broadcast."""
+    high = (least + OFFSET).astype(np.uint64) << _SHIFT
+    packed: UInt64 = high | np.asarray(rows).astype(np.uint64)
+    return packed | _EXACT if exact else packed
+
+
+def least_points(value: UInt64) -> Int64:
+    """int64: the points, or the least that they can be."""
+    return (value >> _SHIFT).astype(np.int64) - OFFSET
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a row must reach: more points, or the same and a tie not above.
+
+    Attributes:
+        points_q: int64 (Q,), within int32.
+        tie_q: uint64 (Q,).
+    """
+
+    points_q: Int64
+    tie_q: UInt64
+
+
+class Best:
+    """The best candidates of Q queries; safe to be fed by several threads.
+
+    Args:
+        key_q: uint64 (Q,), query keys.
+        k: how many are wanted.
+        slack_q: int64 (Q,), largest |second limb's share| of any row.
+        floor_q: int64 (Q,), least points that count, or None.
+        second: (queries, rows) -> second limb's share of the points, integers (M,).
+        keys: rows -> uint64 corpus keys.
+    """
+
+    def __init__(
+        self,
+        key_q: UInt64,
+        k: int,
+        slack_q: Int64,
+        floor_q: Int64 | None,
+        second: Pairs,
+        keys: Callable[[Int64], UInt64],
+    ) -> None:
+        self.key_q, self.k, self.slack_q = key_q, k, slack_q
+        self.second, self.keys = second, keys
+        self.cap = 4 * k + 64
+        q = key_q.size
+        self.value_qc = np.zeros((q, self.cap), dtype=np.uint64)
+        self.used_q = np.zeros(q, dtype=np.int64)
+        floor = np.full(q, POINTS_MIN) if floor_q is None else floor_q
+        self.bound = Bound(np.clip(floor, POINTS_MIN, POINTS_MAX), np.full(q, _ANY_TIE))
+        self.resolved = 0
+        self._lock = threading.Lock()
+
+    def merge(self, q: NDArray[np.integer[Any]], value: UInt64) -> None:
+        """Take in candidates: query positions (M,) and packed candidates (M,)."""
+        with self._lock:
+            near = self._near(q, value)
+            q, value = q[near], value[near]
+            if not q.size:
+                return
+            small = q.astype(np.uint16) if self.key_q.size <= 1 << 16 else q
+            by_query = np.argsort(small, kind="stable")
+            q, value = q[by_query], value[by_query]
+            size_q = np.bincount(q, minlength=self.key_q.size)
+            rank = np.arange(q.size) - (np.cumsum(size_q) - size_q)[q]
+            for begin in range(0, int(size_q.max()), self.cap):
+                now = (rank >= begin) & (rank < begin + self.cap)
+                self._take_in(q[now], value[now], rank[now] - begin)
+
+    def _near(self, q: NDArray[np.integer[Any]], value: UInt64) -> Bool:
+        most = least_points(value) + np.where(value & _EXACT, 0, 2 * self.slack_q[q])
+        near: Bool = most >= self.bound.points_q[q]
+        return near
+
+    def _take_in(self, q: NDArray[np.integer[Any]], value: UInt64, rank: NDArray[np.intp]) -> None:
+        sub = np.unique(q)
+        used = int(self.used_q[sub].max())
+        work = np.zeros((sub.size, used + int(rank.max()) + 1), dtype=np.uint64)
+        work[:, :used] = self.value_qc[sub, self.cap - used :]
+        work[np.searchsorted(sub, q), used + rank] = value
+        self._compress(sub, work)
+
+    def _compress(self, sub: NDArray[np.intp], work: UInt64) -> None:
+        """Raise the bounds of the queries ``sub`` by their candidates, keep what can still win."""
+        work.sort(axis=1)
+        self._raise(sub, work)
+        keep = self._winning(sub, work)
+        exact = (keep & ((work & _EXACT) != 0)).sum(axis=1)
+        over = np.flatnonzero((exact > self.k) | (keep.sum(axis=1) > self.cap))
+        work[~keep] = 0
+        if over.size:
+            work[over] = self._resolve(sub[over], work[over])
+        work.sort(axis=1)
+        self._put(sub, work)
+
+    def _put(self, sub: NDArray[np.intp], work: UInt64) -> None:
+        self.used_q[sub] = np.count_nonzero(work, axis=1)
+        width = min(self.cap, work.shape[1])
+        self.value_qc[sub, : self.cap - width] = 0
+        self.value_qc[sub, self.cap - width :] = work[:, work.shape[1] - width :]
+
+    def _raise(self, sub: NDArray[np.intp], work: UInt64) -> None:
+        if work.shape[1] < self.k:
+            return
+        kth = work[:, work.shape[1] - self.k]
+        points = np.where(kth > 0, least_points(kth), POINTS_MIN)
+        self._set_bound(sub, points, np.full(sub.size, _ANY_TIE))
+
+    def _set_bound(self, sub: NDArray[np.intp], points: Int64, tie: UInt64) -> None:
+        points_q, tie_q = self.bound.points_q.copy(), self.bound.tie_q.copy()
+        rises = points > points_q[sub]
+        level = points == points_q[sub]
+        tie_q[sub] = np.where(rises, tie, np.where(level, np.minimum(tie, tie_q[sub]), tie_q[sub]))
+        points_q[sub] = np.maximum(points, points_q[sub])
+        self.bound = Bound(points_q, tie_q)
+
+    def _winning(self, sub: NDArray[np.intp], work: UInt64) -> Bool:
+        points = self.bound.points_q[sub]
+        sure = pack(points, 0, exact=False)[:, None]
+        maybe = pack(points - 2 * self.slack_q[sub], 0, exact=False)[:, None]
+        keep: Bool = (work >= sure) | ((work >= maybe) & ((work & _EXACT) == 0))
+        return keep & (work > 0)
+
+    def _resolve(self, sub: NDArray[np.intp], work: UInt64) -> UInt64:
+        """Make every candidate exact, keep the K best of each query, raise the full bound."""
+        at = np.nonzero((work > 0) & ((work & _EXACT) == 0))
+        if at[0].size:
+            value, q = work[at], sub[at[0]]
+            rows = (value & _ROW).astype(np.int64)
+            points = least_points(value) + self.slack_q[q] + self.second(q, rows)
+            work[at] = pack(points, rows, exact=True)
+            self.resolved += at[0].size
+            work.sort(axis=1)
+        if work.shape[1] < self.k:
+            return work
+        self._raise(sub, work)
+        return self._cut_ties(sub, work)
+
+    def _cut_ties(self, sub: NDArray[np.intp], work: UInt64) -> UInt64:
+        """Of sorted exact candidates keep K for each query, deciding ties at the K-th by key."""
+        points = np.where(work > 0, work >> _SHIFT, 0)
+        kth = points[:, work.shape[1] - self.k][:, None]
+        above, level = points > kth, (points == kth) & (work > 0)
+        need = self.k - above.sum(axis=1)
+        full = np.flatnonzero((kth[:, 0] > 0) & (level.sum(axis=1) >= need))
+        r, c = np.nonzero(level[full])
+        tie = np.full((full.size, work.shape[1]), _ANY_TIE)
+        rows = (work[full][r, c] & _ROW).astype(np.int64)
+        tie[r, c] = order.tie64(self.key_q[sub[full[r]]], self.keys(rows))
+        last = np.sort(tie, axis=1)[np.arange(full.size), need[full] - 1]
+        floor = self.bound.points_q[sub]
+        keep = work > 0
+        keep[full] = above[full] | (level[full] & (tie <= last[:, None]))
+        keep &= points >= (floor + OFFSET).astype(np.uint64)[:, None]
+        reached = points[full, work.shape[1] - self.k].astype(np.int64) - OFFSET
+        self._set_bound(sub[full], reached, last)
+        return np.where(keep, work, np.uint64(0))
+
+    def finish(self) -> tuple[Int64, Int32, Int32]:
+        """(row_qk, points_qk, returned_q): the K best of each query, best first, exactly."""
+        q, k = self.key_q.size, self.k
+        row_qk = np.full((q, k), -1, dtype=np.int64)
+        points_qk = np.zeros((q, k), dtype=np.int32)
+        returned = np.zeros(q, dtype=np.int32)
+        for begin in range(0, q, 128):
+            sub = np.arange(begin, min(begin + 128, q))
+            work = self._finished(sub)
+            got = np.count_nonzero(work, axis=1)
+            returned[sub] = got
+            valid = np.arange(work.shape[1]) < got[:, None]
+            width = work.shape[1]
+            row_qk[sub, :width] = np.where(valid, (work & _ROW).astype(np.int64), -1)
+            points_qk[sub, :width] = np.where(valid, least_points(work), 0)
+        return row_qk, points_qk, returned
+
+    def _finished(self, sub: NDArray[np.intp]) -> UInt64:
+        """Exact candidates of some queries, best first, at most K wide, 0 where there are none."""
+        work = self.value_qc[sub, self.cap - int(self.used_q[sub].max(initial=0)) :]
+        work = self._resolve(sub, np.where(self._winning(sub, work), work, np.uint64(0)))
+        below = least_points(work) < self.bound.points_q[sub][:, None]
+        work[below] = 0
+        work.sort(axis=1)
+        work = np.ascontiguousarray(work[:, ::-1])
+        points = work >> _SHIFT
+        tied = ((points[:, 1:] == points[:, :-1]) & (work[:, 1:] > 0)).any(axis=1)
+        for i in np.flatnonzero(tied):
+            work[i] = self._by_tie(int(sub[i]), work[i])
+        return work[:, : self.k]
+
+    def _by_tie(self, q: int, value: UInt64) -> UInt64:
+        got = int(np.count_nonzero(value))
+        rows = (value[:got] & _ROW).astype(np.int64)
+        tie = order.tie64(self.key_q[q], self.keys(rows))
+        out = np.zeros_like(value)
+        out[:got] = value[:got][np.lexsort((rows, tie, -least_points(value[:got])))]
+        return out

@@ -1,0 +1,98 @@
+"""Rule sets of a block of queries as packed bits over the corpus."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from matchwright.kernels.access import Layout, count_bits, put_bits
+from matchwright.kernels.index import Reader
+from matchwright.kernels.types import Bitmap, Bool, Predicate, Rules, UInt8, UInt64
+
+
+class Eligibility:
+    """Evaluates groups over one corpus; what several of them share is evaluated once.
+
+    Safe to be used by several threads.
+
+    Args:
+        layout: the corpus's layout.
+        groups: all groups that will be asked for; predicates that occur in more than one are kept.
+        memory_bytes: how much may be kept.
+    """
+
+    def __init__(self, layout: Layout, groups: Sequence[Rules | Bitmap], memory_bytes: int) -> None:
+        self.layout = layout
+        often = Counter(p for g in groups if not isinstance(g, Bitmap) for p in set(g))
+        self._shared = {p for p, times in often.items() if times > 1}
+        self._kept: dict[tuple[int, Predicate], tuple[UInt8, UInt8 | None]] = {}
+        self._room = memory_bytes
+        self._readers = threading.local()
+
+    def everything(self, group: Rules | Bitmap) -> bool:
+        """Whether the group surely lets every row pass."""
+        return group == () and all(alive is None for _, alive in self.layout.corpus.parts)
+
+    def fill(self, group: Rules | Bitmap, out: UInt64, unsure: UInt64 | None = None) -> int:
+        """Write the group's bits to uint64 (words,); gives the number of unverified rows.
+
+        Args:
+            unsure: zeros (words,), where bits of the unverified rows are written too.
+        """
+        corpus, unverified = self.layout.corpus, 0
+        for p, (segment, alive) in enumerate(corpus.parts):
+            words = out[self.layout.word_base[p] : self.layout.word_base[p + 1]]
+            if isinstance(group, Bitmap):
+                base = corpus.base
+                flags = group.eligible_n[int(base[p]) : int(base[p + 1])]
+                put_bits(words, flags if alive is None else flags & alive)
+            elif segment.n:
+                both = self._fill_part(p, group, alive, words)
+                if both is not None:
+                    unverified += count_bits(both)
+                    if unsure is not None:
+                        unsure[self.layout.word_base[p] : self.layout.word_base[p + 1]] = both
+        return unverified
+
+    def _fill_part(self, p: int, group: Rules, alive: Bool | None, words: UInt64) -> UInt64 | None:
+        """Write one part's bits; gives those of its unverified rows, if there can be any."""
+        n = self.layout.corpus.parts[p][0].n
+        octets = words.view(np.uint8)
+        octets[:] = 0
+        bits = octets[: -(-n // 8)]
+        if alive is None:
+            bits[:] = 255
+            if n % 8:
+                bits[-1] = (1 << n % 8) - 1
+        else:
+            bits[:] = np.packbits(alive, bitorder="little")
+        unsure: UInt8 | None = None
+        for predicate in group:
+            passing, unverified = self._evaluate(p, predicate)
+            bits &= passing
+            if unverified is not None:
+                unsure = unverified if unsure is None else unsure | unverified
+        if unsure is None:
+            return None
+        both = np.zeros(words.size, dtype=np.uint64)
+        both.view(np.uint8)[: bits.size] = unsure & bits
+        return both
+
+    def _evaluate(self, p: int, predicate: Predicate) -> tuple[UInt8, UInt8 | None]:
+        kept = self._kept.get((p, predicate))
+        if kept is None:
+            kept = self._reader(p).evaluate(predicate)
+            size = kept[0].nbytes * (1 if kept[1] is None else 2)
+            if predicate in self._shared and size <= self._room:
+                self._room -= size
+                self._kept[p, predicate] = kept
+        return kept
+
+    def _reader(self, p: int) -> Reader:
+        readers: dict[int, Reader] = self._readers.__dict__.setdefault("by_part", {})
+        if p not in readers:
+            readers[p] = Reader(self.layout.corpus.parts[p][0])
+        return readers[p]

@@ -1,0 +1,254 @@
+"""One call of ``topk``: blocks of queries, their eligibility, their plans, their answers."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matchwright.kernels import sizes
+from matchwright.kernels.access import Layout, count_bits, take_keys, take_x
+from matchwright.kernels.best import Best
+from matchwright.kernels.checks import empty_topk
+from matchwright.kernels.eligible import Eligibility
+from matchwright.kernels.gather import Gather
+from matchwright.kernels.limbs import norm2_max
+from matchwright.kernels.planner import Load, Plan, gathered
+from matchwright.kernels.topk import Mask, Scan
+from matchwright.kernels.types import (
+    Corpus,
+    Counted,
+    Int32,
+    Int64,
+    Queries,
+    Segment,
+    TopK,
+    UInt64,
+)
+
+if TYPE_CHECKING:
+    from matchwright.kernels.ops import Ops
+
+COPY_QUERIES = 8
+"""A gathered group of at least so many queries scans a copy of its rows."""
+
+ROWS_SMALL = 4_096
+"""A corpus below this is scanned: whichever plan were better, it is not worth a calibration."""
+
+Found = tuple[Int64, Int32, Int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Queries of a block that share a rule set.
+
+    Attributes:
+        line: its line of bits.
+        query: positions of its queries in the caller's order.
+        eligible: number of eligible rows.
+        everything: every row of the corpus is eligible.
+    """
+
+    line: int
+    query: NDArray[np.intp]
+    eligible: int
+    everything: bool
+
+
+class Search:
+    """Finds the k best rows of any number of queries.
+
+    Args:
+        ops: the backend.
+        corpus, queries, k, plan, count: as ``Ops.topk`` takes them, checked.
+    """
+
+    def __init__(
+        self, ops: Ops, corpus: Corpus, queries: Queries, k: int, plan: Plan, count: bool
+    ) -> None:
+        self.ops, self.corpus, self.queries, self.k, self.plan = ops, corpus, queries, k, plan
+        self.count = count
+        self.layout = Layout(corpus)
+        self.d = queries.q_qd.shape[1]
+        self.eligibility = Eligibility(self.layout, queries.groups, ops.memory_bytes // 8)
+        self.result = empty_topk(queries.q, k, Counted.EXACT if count else Counted.NOT_COUNTED)
+        self.tally: Counter[str] = Counter()
+        self.norm2 = max((_norm2(segment, self.d) for segment, _ in corpus.parts), default=0)
+
+    def run(self) -> TopK:
+        """The answer."""
+        start = time.perf_counter()
+        for query, group in self._blocks():
+            self._block(query, group)
+        plans = [name for name in ("scan", "gather") if self.tally[name]]
+        telemetry: dict[str, Any] = {
+            "plan": "+".join(plans) or "none",
+            "device": self.ops.name,
+            **{name: self.tally[name] for name in ("pairs", "survivors", "resolved")},
+            "scanned_queries": self.tally["scan"],
+            "gathered_queries": self.tally["gather"],
+            "seconds": time.perf_counter() - start,
+        }
+        return replace(self.result, telemetry=telemetry)
+
+    def _blocks(self) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+        """(queries, group of each), ordered by group, within the budget."""
+        q = self.queries.q
+        group_q = self.queries.group_q
+        group = np.zeros(q, np.intp) if group_q is None else group_q.astype(np.intp)
+        ordered = np.argsort(group, kind="stable")
+        group = group[ordered]
+        most = sizes.queries_at_once(self.d, self.k, self.ops.memory_bytes)
+        groups_most = sizes.groups_at_once(self.corpus.n, self.ops.memory_bytes)
+        change = np.concatenate([[0], np.cumsum(np.diff(group) != 0)])
+        begin = 0
+        while begin < q:
+            end = int(np.searchsorted(change, change[begin] + groups_most))
+            end = min(begin + most, end, q)
+            yield ordered[begin:end], group[begin:end]
+            begin = end
+
+    def _block(self, query: NDArray[np.intp], group_q: NDArray[np.intp]) -> None:
+        groups, words = self._eligible(query, group_q)
+        choice = self._choose(groups)
+        few = [g for g, gather in zip(groups, choice, strict=True) if gather]
+        scanned = [g for g, gather in zip(groups, choice, strict=True) if not gather]
+        copied = [g for g in few if self._worth_a_copy(g)]
+        self._gather([g for g in few if not self._worth_a_copy(g)], words)
+        for group in copied:
+            self._scan_copy(group, words[group.line])
+        self._scan(scanned, words)
+
+    def _eligible(
+        self, query: NDArray[np.intp], group_q: NDArray[np.intp]
+    ) -> tuple[list[Group], UInt64]:
+        numbers, first = np.unique(group_q, return_index=True)
+        members = np.split(query, first[1:])
+        words = np.empty((numbers.size, self.layout.words), dtype=np.uint64)
+        eligible, unverified = (np.zeros(numbers.size, dtype=np.int64) for _ in range(2))
+        turn = itertools.count()
+
+        def work() -> None:
+            while (i := next(turn)) < numbers.size:
+                group = self.queries.groups[numbers[i]]
+                unverified[i] = self.eligibility.fill(group, words[i])
+                eligible[i] = count_bits(words[i])
+
+        self.ops.together([work] * min(self.ops.threads, numbers.size))
+        groups = []
+        for i, number in enumerate(numbers):
+            if self.count:
+                self.result.eligible_q[members[i]] = eligible[i]
+                self.result.unverified_q[members[i]] = unverified[i]
+            everything = self.eligibility.everything(self.queries.groups[number])
+            groups.append(Group(i, members[i], int(eligible[i]), everything))
+        return groups, words
+
+    def _choose(self, groups: list[Group]) -> list[bool]:
+        if self.plan != "auto":
+            return [self.plan == "gather" or not g.eligible for g in groups]
+        if self.corpus.n < ROWS_SMALL and self.ops.costs is None:
+            return [not g.eligible for g in groups]
+        loads = [Load(g.query.size, g.eligible) for g in groups]
+        return gathered(self.ops.costs_for(self.d), loads, self.corpus.n, self.d)
+
+    def _worth_a_copy(self, group: Group) -> bool:
+        room = group.eligible * (self.d + 16) * 4 <= self.ops.memory_bytes
+        return group.query.size >= COPY_QUERIES and room
+
+    def _put(self, query: NDArray[np.intp], found: Found) -> None:
+        row_qk, points_qk, returned = found
+        self.result.row_qk[query] = row_qk
+        self.result.points_qk[query] = points_qk
+        self.result.returned_q[query] = returned
+
+    def _best(self, corpus: Corpus, query: NDArray[np.intp], slack_q: Int64, rest: Any) -> Best:
+        floor_q = self.queries.floor_q
+        return Best(
+            self.queries.key_q[query],
+            self.k,
+            slack_q,
+            None if floor_q is None else floor_q[query],
+            second=_second(self.ops, corpus, rest),
+            keys=lambda rows: take_keys(corpus, rows),
+        )
+
+    def _gather(self, groups: list[Group], words: UInt64) -> None:
+        if not groups:
+            return
+        query = np.concatenate([g.query for g in groups])
+        q_qd, key_q = self.queries.q_qd[query], self.queries.key_q[query]
+        best = self._best(self.corpus, query, np.zeros(query.size, np.int64), q_qd)
+        largest = max(g.query.size for g in groups)
+        threads, budget = self.ops.threads, self.ops.memory_bytes
+        chunk = sizes.gather_rows(largest, self.d, budget, threads)
+        pending = sizes.fit(query.size, self.d, self.k, budget, threads).pending
+        ends = np.cumsum([g.query.size for g in groups])
+        work = [
+            (np.arange(end - g.query.size, end), words[g.line])
+            for end, g in zip(ends, groups, strict=True)
+        ]
+        Gather(self.ops, self.layout, q_qd, key_q, best, chunk, pending).run(work)
+        self._put(query, best.finish())
+        self.tally["gather"] += query.size
+        self.tally["pairs"] += sum(g.query.size * g.eligible for g in groups)
+
+    def _scan_copy(self, group: Group, words: UInt64) -> None:
+        """Scan a copy of the group's rows, which keeps all that the scan is good at."""
+        rows = self.layout.rows(words)
+        segment = Segment(take_x(self.corpus, rows), take_keys(self.corpus, rows))
+        copy = Corpus(((segment, None),))
+        row_qk, points_qk, returned = self._scan_rows(copy, group.query, None)
+        row_qk = np.where(row_qk >= 0, np.append(rows, -1)[row_qk], -1)
+        self._put(group.query, (row_qk, points_qk, returned))
+        self.tally["gather"] += group.query.size
+
+    def _scan(self, groups: list[Group], words: UInt64) -> None:
+        if not groups:
+            return
+        query = np.concatenate([g.query for g in groups])
+        mask = None
+        if not all(g.everything for g in groups):
+            line_q = np.repeat([g.line for g in groups], [g.query.size for g in groups])
+            mask = Mask(words, line_q)
+        self._put(query, self._scan_rows(self.corpus, query, mask))
+        self.tally["scan"] += query.size
+
+    def _scan_rows(self, corpus: Corpus, query: NDArray[np.intp], mask: Mask | None) -> Found:
+        q_qd, key_q = self.queries.q_qd[query], self.queries.key_q[query]
+        parts = self.ops.split(q_qd, self.norm2)
+        best = self._best(corpus, query, parts.slack_q, parts.rest_qd)
+        fitted = sizes.fit(query.size, self.d, self.k, self.ops.memory_bytes, self.ops.threads)
+        skip = self.plan != "scan"
+        layout = self.layout if corpus is self.corpus else Layout(corpus)
+        scan = Scan(self.ops, layout, q_qd, key_q, parts, mask, best, fitted, skip=skip)
+        scan.run()
+        found = self.ops.alone(best.finish)
+        self.tally["pairs"] += scan.pairs
+        self.tally["survivors"] += scan.survivors
+        self.tally["resolved"] += best.resolved
+        return found
+
+
+def _norm2(segment: Segment, d: int) -> int:
+    stored = segment.index.get("x.norm2")
+    return norm2_max(d) if stored is None else int(stored[0])
+
+
+def _second(ops: Ops, corpus: Corpus, rest_qd: Any) -> Any:
+    """The second limb's share of some pairs, a handful at a time."""
+
+    def share(q: NDArray[np.intp], rows: Int64) -> Int64:
+        out = np.empty(rows.size, dtype=np.int64)
+        for begin in range(0, rows.size, 2_048):
+            some = slice(begin, begin + 2_048)
+            out[some] = ops.pair_dots(rest_qd[q[some]], take_x(corpus, rows[some]))
+        return out
+
+    return share
