@@ -4,10 +4,11 @@
 
     title, title, text, skills -> one string -> tokens -> counts -> integer sums -> unit length
 
-``SvdEncoder`` is TF-IDF with truncated SVD, fitted by scikit-learn (see ``fitting``), applied with
-integer tables: y = sum_t tf_table[count_t] * idf[t] * projection[t]. With at most 2**15 learnt
-tokens the sums stay below 2**53, so they are exact in float64 and no order of summation matters.
-``HashedEncoder`` needs no fit: every token has one signed dimension.
+``SvdEncoder`` is TF-IDF with truncated SVD and a sketch of its residual, fitted by scikit-learn
+(see ``fitting``), applied with integer tables: y = sum_t tf_table[count_t] * idf[t] *
+projection[t]. With at most 2**15 learnt tokens the sums stay below 2**53, so they are exact in
+float64 and no order of summation matters. ``HashedEncoder`` needs no fit: every token has one
+signed dimension.
 """
 
 from __future__ import annotations
