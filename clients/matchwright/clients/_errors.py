@@ -21,6 +21,7 @@ class, and show the message to people.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -126,10 +127,8 @@ def of_rpc(error: Any) -> ClientError:
     status = status_pb2.Status(code=error.code().value[0], message=error.details() or "")
     for key, value in error.trailing_metadata() or ():
         if key == _DETAILS_KEY:
-            try:
+            with contextlib.suppress(DecodeError):  # the code and the message are enough
                 status = status_pb2.Status.FromString(value)
-            except DecodeError:
-                pass  # the code and the message are enough
     return of_status(status)
 
 

@@ -178,9 +178,14 @@ def _reason(message: wire.Reason) -> Reason:
 
 
 def _share(message: wire.FacetShare) -> FacetShare:
-    numbers = [_results.set_or_none(message, name) for name in ("points", "score", "best")]
-    fit = _results.enum_name(message, "fit").lower().replace("_", " ")
-    return FacetShare(message.facet, *numbers, fit)
+    told = _results.set_or_none
+    return FacetShare(
+        facet=message.facet,
+        points=told(message, "points"),
+        score=told(message, "score"),
+        best=told(message, "best"),
+        fit=_results.enum_name(message, "fit").lower().replace("_", " "),
+    )
 
 
 def _skills(message: wire.SkillComparison) -> Skills:

@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
 
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from matchwright.clients._errors import wrong
@@ -29,7 +28,7 @@ class FindOptions(TypedDict, total=False):
         policy: id of the policy that has to be in force.
         weights: facet -> weight in place of the policy's.
         limits: further limits of whoever asks: limit fields of its record, and for jobs
-            ``required_skills`` (names) and ``required_languages`` (``{"code": ..., "level": ...}``).
+            ``required_skills`` (names) and ``required_languages`` (tables of code and level).
         rules: rule -> stricter settings: ``enabled``, ``on_unknown`` ("fail"), and its options.
         exclude_ids: never these.
         candidate_ids: only these; None for everybody.
@@ -159,7 +158,7 @@ def _fill(message: Any, record: Mapping[str, Any], where: str) -> None:
             raise _unknown("field", name, [n for n in known if n not in (_LIMITS, _KNOWN_EMPTY)])
 
 
-def _set(message: Any, field: FieldDescriptor, value: Any, where: str) -> None:
+def _set(message: Any, field: Any, value: Any, where: str) -> None:
     with _Fitting(where):
         if field.message_type is not None:
             _set_items(getattr(message, field.name), value, where)
@@ -182,9 +181,8 @@ def _set_items(target: Any, items: Any, where: str) -> None:
         _fill(target.add(), item, where)
 
 
-def _enum(field: FieldDescriptor, value: Any, where: str) -> int:
+def _enum(field: Any, value: Any, where: str) -> int:
     enum = field.enum_type
-    assert enum is not None
     if enum.name == _LANGUAGE_LEVEL and isinstance(value, int) and not isinstance(value, bool):
         return value
     prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")

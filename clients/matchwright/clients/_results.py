@@ -32,7 +32,7 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class OrderKey:
-    """What matches are ordered by: more points first, then smaller ``mix``, then smaller ``low``."""
+    """The order of matches: more points first, then smaller ``mix``, then smaller ``low``."""
 
     points: int
     mix: int

@@ -2,16 +2,18 @@
 
 There is no timer. A batch leaves when the device is ready for one, and grows while it is busy::
 
-    submit ──> waiting: units in order ──> next: one batch, open ──> device thread: run
-    (event      bounded by pairs,           joined by whatever        (one thread owns
-     loops)     refused at the door         still fits                 the device)
+    submit ──> waiting: two lines ──> next: one batch, open ──> device thread: run
+    (event      bounded by pairs,      joined by whatever        (one thread owns
+     loops)     refused at the door    still fits                 the device)
 
 The next batch is always made up beforehand, and takes in whatever fits until the very moment at
 which the device takes it; no event loop stands between two batches.
 
 *Units.* The items of one ``submit`` are one unit. A unit that fits a batch is never split, so its
-items are answered by one epoch. A larger one gives as many items to each batch as there is room
-for, and goes behind those who wait after each, so a long unit does not hold up short ones.
+items are answered by one epoch. A longer one gives as many items to each batch as there is room
+for. Short and long units wait in lines of their own; short ones go first, unless the batch before
+had no part of a long one: a short unit waits for two batches at most before its line's own turn,
+and long ones always get on.
 
 *Every unit ends*: with outcomes, with a typed error, or dropped because its caller left or its
 deadline passed while it waited.
@@ -76,7 +78,7 @@ class Outcomes:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counters since the start, and what is waiting now (``queued_*``)."""
+    """Counters since the start; ``queued_pairs`` wait now, ``queued_units`` wait or run."""
 
     queued_pairs: int = 0
     queued_units: int = 0
@@ -94,7 +96,8 @@ class Stats:
 class _Unit:
     """The items of one caller.
 
-    ``taken`` items have joined a batch, ``left_over`` have no outcome yet.
+    ``taken`` items have joined a batch, ``left_over`` have no outcome yet; ``long``: it does not
+    fit one batch.
     """
 
     lane: Lane
@@ -107,6 +110,7 @@ class _Unit:
     outcomes: list[Any]
     left_over: int
     taken: int = 0
+    long: bool = False
     ended: bool = False
     started: float | None = None
     run_s: float = 0.0
@@ -152,7 +156,9 @@ class Batcher:
         self._batch_items_max = batch_items_max
         self._clock = clock
         self._changed = threading.Condition()
-        self._waiting: deque[_Unit] = deque()
+        self._short: deque[_Unit] = deque()
+        self._long: deque[_Unit] = deque()
+        self._long_first = False
         self._next: _Batch | None = None
         self._closing = False
         self._stats = Stats()
@@ -220,10 +226,8 @@ class Batcher:
         with self._changed:
             self._closing = True
             units = [unit for unit, _, _ in self._next.slices] if self._next else []
-            units = list(dict.fromkeys([*units, *self._waiting]))
-            for unit in units:
+            for unit in dict.fromkeys((*units, *self._short, *self._long)):
                 self._end(unit, _closed())
-            self._waiting.clear()
             self._next = None
             self._changed.notify_all()
 
@@ -239,7 +243,8 @@ class Batcher:
                 self._count(refused=1)
                 raise self._overloaded(queued, cost)
             self._count(queued_pairs=cost, queued_units=1)
-            self._waiting.append(unit)
+            unit.long = len(unit.items) > self._room(unit)
+            (self._long if unit.long else self._short).append(unit)
             self._fill()
             self._changed.notify()
 
@@ -265,7 +270,7 @@ class Batcher:
         self._count(queued_pairs=-unit.pairs * unit.waiting, queued_units=-1)
         unit.taken = len(unit.items)
         with contextlib.suppress(ValueError):
-            self._waiting.remove(unit)
+            (self._long if unit.long else self._short).remove(unit)
         if self._next is not None:
             self._drop_from_next(unit)
         self._fill()
@@ -286,31 +291,36 @@ class Batcher:
     # ── Making up the next batch ──────────────────────────────────────────────────────────────
 
     def _fill(self) -> None:
-        """Let everything that fits join the next batch, oldest first."""
-        stay: list[_Unit] = []
-        rotated: list[_Unit] = []
-        for unit in self._waiting:
-            count = self._fitting(unit)
-            if count:
-                self._join(unit, count)
-            if unit.waiting:
-                (rotated if count else stay).append(unit)
-        self._waiting = deque((*stay, *rotated))
+        """Let everything that fits join the next batch; each line in its order."""
+        lines = (self._long, self._short) if self._long_first else (self._short, self._long)
+        for line in lines:
+            stay: list[_Unit] = []
+            rotated: list[_Unit] = []
+            for unit in line:
+                count = self._fitting(unit)
+                if count:
+                    self._join(unit, count)
+                if unit.waiting:
+                    (rotated if count else stay).append(unit)
+            line.clear()
+            line.extend((*stay, *rotated))
+
+    def _room(self, unit: _Unit) -> int:
+        """How many items of a unit an empty batch holds."""
+        return min(self._batch_items_max, max(1, self._batch_pairs_max // unit.pairs))
 
     def _fitting(self, unit: _Unit) -> int:
         """How many items of a unit can join the next batch now."""
         batch = self._next
-        alone = min(self._batch_items_max, max(1, self._batch_pairs_max // unit.pairs))
         if batch is None:
-            return min(unit.waiting, alone)
+            return min(unit.waiting, self._room(unit))
         if batch.lane is not unit.lane or any(one is unit for one, _, _ in batch.slices):
             return 0
         room = max(0, (self._batch_pairs_max - batch.pairs) // unit.pairs)
         room = min(room, self._batch_items_max - batch.items)
         if room >= unit.waiting:
             return unit.waiting
-        never_split = len(unit.items) <= alone
-        return 0 if never_split else room
+        return room if unit.long else 0
 
     def _join(self, unit: _Unit, count: int) -> None:
         if self._next is None:
@@ -338,6 +348,7 @@ class Batcher:
                 self._changed.wait()
             batch, self._next = self._next, None
             self._count(queued_pairs=-batch.pairs)
+            self._long_first = not any(unit.long for unit, _, _ in batch.slices)
             now = self._clock()
             for unit, _, _ in batch.slices:
                 unit.started = now if unit.started is None else unit.started
