@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -18,6 +19,31 @@ if TYPE_CHECKING:
 DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, numpy or gpu; answers are the same.")
 ]
+
+
+MarketplaceOption = Annotated[
+    str, typer.Option("--marketplace", help="Which of the server's; its default when not given.")
+]
+TokenOption = Annotated[
+    Path | None, typer.Option("--token-file", metavar="FILE", help="The token for the server.")
+]
+TlsOption = Annotated[
+    Path | None, typer.Option("--tls-ca", metavar="FILE", help="Use TLS, and trust these (PEM).")
+]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", help="How long to wait for the server.")
+]
+TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Access:
+    """How to speak to a server."""
+
+    marketplace: str = ""
+    token_file: Path | None = None
+    tls_ca: Path | None = None
+    timeout_s: float = TIMEOUT_S
 
 
 class Answer(Protocol):
@@ -51,7 +77,7 @@ def request(kind: Kind, whom: str | Mapping[str, Any] | None, asked: Mapping[str
 
 @contextlib.contextmanager
 def open_source(
-    store: Path | None, server: str | None, policy: Path | None, device: str
+    store: Path | None, server: str | None, policy: Path | None, device: str, access: Access
 ) -> Iterator[Source]:
     """The store in a folder, or a server.
 
@@ -65,9 +91,13 @@ def open_source(
             raise InvalidArgument("--policy and --device belong to the server; leave them out here")
         from matchwright.engine.cli._remote import remote
 
-        with remote(server) as source:
+        with remote(server, access) as source:
             yield source
         return
+    if access != Access():
+        raise InvalidArgument(
+            "--marketplace, --token-file, --tls-ca and --timeout go with --server ADDRESS"
+        )
     assert store is not None
     from matchwright.engine.cli._local import local
 

@@ -55,12 +55,17 @@ def explain(
     policy: PolicyOption = None,
     as_of: AsOfOption = None,
     device: _source.DeviceOption = "auto",
+    marketplace: _source.MarketplaceOption = "",
+    token_file: _source.TokenOption = None,
+    tls_ca: _source.TlsOption = None,
+    timeout: _source.TimeoutOption = _source.TIMEOUT_S,
     format_: FormatOption = None,
     output: OutputOption = None,
 ) -> None:
     """Say why a pair matches and where it ranks, or every reason why it does not."""
+    access = _source.Access(marketplace, token_file, tls_ca, timeout)
     with (
-        _source.open_source(store, server, policy, device) as source,
+        _source.open_source(store, server, policy, device, access) as source,
         Writer(format_, output) as writer,
     ):
         told = source.explain(

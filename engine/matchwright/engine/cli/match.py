@@ -82,6 +82,10 @@ def match(
         float | None, typer.Option("--min-score", help="Leave out what scores below.")
     ] = None,
     device: _source.DeviceOption = "auto",
+    marketplace: _source.MarketplaceOption = "",
+    token_file: _source.TokenOption = None,
+    tls_ca: _source.TlsOption = None,
+    timeout: _source.TimeoutOption = _source.TIMEOUT_S,
     format_: FormatOption = None,
     output: OutputOption = None,
 ) -> int:
@@ -97,9 +101,10 @@ def match(
         "min_score": min_score,
         "as_of": day_of(as_of),
     }
+    access = _source.Access(marketplace, token_file, tls_ca, timeout)
     many = all_jobs or all_freelancers
     with (
-        _source.open_source(store, server, policy, device) as source,
+        _source.open_source(store, server, policy, device, access) as source,
         Writer(format_, output, many=many) as writer,
     ):
         if not many:
