@@ -510,7 +510,7 @@ def test_columns_are_those_that_rules_need():
 
 @pytest.mark.parametrize("kind", ["job", "freelancer"])
 def test_predicates_read_the_columns_that_their_rule_names(kind):
-    """Each rule's predicates, whatever the values, read columns of its own and of the other kind."""
+    """Whatever the values, a rule's predicates read the columns that it names."""
     other = "freelancer" if kind == "job" else "job"
     for name, pair in EXAMPLES.items():
         for fields in (pair[0 if kind == "job" else 1], {}):

@@ -16,15 +16,23 @@ import numpy as np
 import polars as pl
 
 from matchwright.engine.columns import columns
-from matchwright.engine.eligibility import RULE_OF_VETO, Rule, Veto, VetoClass, values_shown
+from matchwright.engine.eligibility import (
+    RULE,
+    RULE_OF_VETO,
+    Rule,
+    Veto,
+    VetoClass,
+    values_shown,
+)
 from matchwright.engine.errors import InvalidArgument, NotFound
+from matchwright.engine.limits import tightened
 from matchwright.engine.prepare import Prepared, SnapshotLike, inline_frame, inline_key
 from matchwright.engine.records import Kind
 from matchwright.engine.request import Request, check_id
 from matchwright.engine.results import OrderKey
 from matchwright.engine.skill_match import SkillMatch, match_skills
 from matchwright.kernels.ops import Rank
-from matchwright.kernels.types import Corpus, Int64, Queries, Segment
+from matchwright.kernels.types import Bool, Corpus, Int64, Queries, Segment
 
 if TYPE_CHECKING:
     from matchwright.engine.matcher import Audience, Matcher
@@ -233,8 +241,21 @@ def _target(snapshot: SnapshotLike, kind: Kind, other: str | Mapping[str, Any]) 
     frame, identity = inline_frame(kind, other)
     record = frame.to_dicts()[0]
     segment, known = _inline_segment(snapshot, kind, frame, record, identity)
-    whole = Corpus((*corpus.parts, (segment, None)))
+    stored = -1 if identity is None else int(snapshot.rows_of(kind, [identity])[0])
+    parts = corpus.parts if stored < 0 else _without(corpus, stored)
+    whole = Corpus((*parts, (segment, None)))
     return _Target(whole, corpus.n, record, identity, known)
+
+
+def _without(corpus: Corpus, row: int) -> tuple[tuple[Segment, Bool | None], ...]:
+    """The corpus' parts with one row dead: an inline record stands in for the stored one."""
+    part = int(np.searchsorted(corpus.base, row, side="right")) - 1
+    parts = list(corpus.parts)
+    segment, alive = parts[part]
+    alive = np.ones(segment.n, dtype=np.bool_) if alive is None else alive.copy()
+    alive[row - int(corpus.base[part])] = False
+    parts[part] = segment, alive
+    return tuple(parts)
 
 
 def _inline_segment(
@@ -276,6 +297,7 @@ def _full(matcher: Matcher, snapshot: SnapshotLike, query: Prepared, target: _Ta
     )
     rank = ops.rank(corpus, queries, row, k=query.request.k)
     vetoes, unverified = ops.vetoes(corpus, query.rules, row)
+    vetoes, unsure = _nameless(query, target, vetoes)
     x_nd = _vector(corpus, row)
     parts = ops.contributions(x_nd, query.q_d, snapshot.generation.offsets)[0].tolist()
     both = {query.request.kind: query.record, _other(query): target.record}
@@ -283,11 +305,26 @@ def _full(matcher: Matcher, snapshot: SnapshotLike, query: Prepared, target: _Ta
         snapshot,
         target,
         vetoes,
-        tuple(dict.fromkeys((*query.compiled.unsure, *unverified))),
+        tuple(dict.fromkeys((*query.compiled.unsure, *unverified, *unsure))),
         rank,
         _shares(snapshot, query, parts, target.known_b),
         match_skills(both["job"], both["freelancer"], snapshot.generation),
     )
+
+
+def _nameless(
+    query: Prepared, target: _Target, vetoes: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(vetoes, unverified) of a freelancer without an id, who may be one that is excluded by name:
+    keys of rows are never unknown, so the kernels cannot say it."""
+    rule = RULE["excluded_freelancers"]
+    setting = query.policy.rules[rule.name]
+    excluded = tightened(query.record, query.policy.limits).get("excluded_freelancers")
+    if query.request.kind != "job" or target.identity or not (setting.enabled and excluded):
+        return vetoes, ()
+    if setting.unknown_passes:
+        return vetoes, (rule.veto,)
+    return (*vetoes, rule.veto), ()
 
 
 def _other(query: Prepared) -> Kind:

@@ -42,8 +42,6 @@ def check_limits(kind: Kind, limits: Mapping[str, Any]) -> Limits:
         UnknownKey: a field that is no limit.
         InvalidArgument: a value that the field cannot hold.
     """
-    from matchwright.engine.records import to_frame
-
     if not isinstance(limits, Mapping):
         raise InvalidArgument(f"request.limits is {type(limits).__name__}; expected a table")
     for name in limits:
@@ -51,6 +49,8 @@ def check_limits(kind: Kind, limits: Mapping[str, Any]) -> Limits:
             raise unknown_key("limit", str(name), limit_names(kind), "request.limits")
     if not limits:
         return ()
+    from matchwright.engine.records import to_frame
+
     try:
         row = to_frame(kind, [{"id": "limits", **_as_fields(limits)}]).to_dicts()[0]
     except InvalidData as error:
