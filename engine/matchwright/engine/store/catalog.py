@@ -201,7 +201,7 @@ class Catalog:
                 raise self._damaged(error)
             raise StoreError(f"{self.path}: {error} ({name})", file=self.path)
 
-    def _damaged(self, error: Exception) -> StoreDamaged:
+    def _damaged(self, error: Exception | str) -> StoreDamaged:
         return StoreDamaged(
             f"{self.path}: is damaged ({error}); restore it from a copy, or import again",
             file=self.path,
@@ -307,10 +307,20 @@ class Catalog:
     # ── Manifest, tombstones, live rows ───────────────────────────────────────────────────────
 
     def segments(self, connection: sqlite3.Connection) -> list[SegmentRow]:
-        """The manifest, oldest first."""
+        """The manifest, oldest first.
+
+        Raises:
+            StoreDamaged: a row that no writer made.
+        """
         columns = ", ".join(SegmentRow.__slots__)
-        rows = connection.execute(f"SELECT {columns} FROM segment ORDER BY segment")
-        return [SegmentRow(*row) for row in rows]
+        found = connection.execute(f"SELECT {columns} FROM segment ORDER BY segment")
+        rows = [SegmentRow(*row) for row in found]
+        for row in rows:
+            types = (int, str, str, str, int, int, bytes)
+            values = (getattr(row, name) for name in SegmentRow.__slots__)
+            if row.kind not in KINDS or not all(map(isinstance, values, types)):
+                raise self._damaged(f"segment {row.segment!r} of the manifest makes no sense")
+        return rows
 
     def add_segment(self, connection: sqlite3.Connection, row: SegmentRow) -> None:
         values = tuple(getattr(row, name) for name in SegmentRow.__slots__)

@@ -78,7 +78,7 @@ def default_neighbours() -> Neighbours:
 
     return Neighbours(
         schema=lambda kind: records.SCHEMAS[kind],
-        to_frame=lambda kind, rows: records.to_frame(kind, rows),
+        to_frame=_to_frame,
         hash_keys=order.hash_keys,
         encode_rows=encode_rows,
         build_index=index.build_index,
@@ -88,6 +88,12 @@ def default_neighbours() -> Neighbours:
         starter=generation.starter,
         load=generation.Generation.load,
     )
+
+
+def _to_frame(kind: Kind, rows: list[dict[str, Any]]) -> pl.DataFrame:
+    from matchwright.engine.records import to_frame
+
+    return to_frame(kind, rows)
 
 
 def encode_rows(generation: Any, kind: Kind, records: pl.DataFrame, salt: bytes) -> EncodedRows:

@@ -164,7 +164,9 @@ class Loader:
         if known is not None:
             return known
         file = SegmentFile(self._root / "segments" / row.file, row.digest)
-        if (file.number, file.n, file.about["store"]) != (row.segment, row.n, state.uuid):
+        about = file.about
+        held = (file.number, file.n, about["kind"], about["generation"], about["store"])
+        if held != (row.segment, row.n, row.kind, row.generation, state.uuid):
             raise StoreDamaged(
                 f"{file.path}: is not the file that the manifest names", file=file.path
             )
