@@ -39,8 +39,8 @@ from matchwright.engine.errors import (
 )
 
 QUERY_PAIRS_MIN = 100_000
-"""What a query costs at least, in pairs: its own overhead, about half a millisecond on a laptop.
-Also what bounds the number of waiting requests on a small corpus."""
+"""What a query costs at least, in pairs: it has an overhead of its own, and the number of requests
+that wait stays bounded on a small corpus."""
 
 _log = logging.getLogger(__name__)
 
