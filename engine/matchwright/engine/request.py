@@ -9,6 +9,7 @@ from typing import Any
 
 from matchwright.engine.errors import InvalidArgument
 from matchwright.engine.policy import Budgets
+from matchwright.engine.policy_sections import shown
 from matchwright.engine.records import KINDS, Kind
 from matchwright.kernels.planner import Plan
 
@@ -138,6 +139,4 @@ def _is_int(value: Any) -> bool:
 
 
 def _wrong(name: str, got: object, expected: str) -> InvalidArgument:
-    shown = ascii(got)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return InvalidArgument(f"request.{name} is {shown}; expected {expected}", field=name)
+    return InvalidArgument(f"request.{name} is {shown(got)}; expected {expected}", field=name)
