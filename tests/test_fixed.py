@@ -26,7 +26,7 @@ def test_rotation_is_the_documented_matrix() -> None:
     raw = np.array([[3.0, -5.0, 7.0, 11.0]])
     sign = sign_row(4, 1, "rate")
     expected = [
-        round(sum(raw[0, k] * sign[k] * (-1) ** bin(k & j).count("1") for k in range(4)) / 2)
+        round(sum(raw[0, k] * sign[k] * (-1) ** (k & j).bit_count() for k in range(4)) / 2)
         for j in range(4)
     ]
     assert Rotation(4, 1, "rate")(raw)[0].tolist() == expected
@@ -57,9 +57,7 @@ def test_hats_interpolate(knots: list[int], values: list[int]) -> None:
 
 
 @given(
-    st.lists(
-        st.lists(st.integers(-(2**52), 2**52), min_size=8, max_size=8), min_size=1, max_size=6
-    )
+    st.lists(st.lists(st.integers(-(2**52), 2**52), min_size=8, max_size=8), min_size=1, max_size=6)
 )
 def test_unit_rows_have_length_one(rows: list[list[int]]) -> None:
     scaled = unit(np.array(rows, dtype=np.float64))

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Protocol
 
@@ -84,21 +83,22 @@ def tokens(texts: pl.Series) -> pl.DataFrame:
     NFKC, invisible and bidirectional format characters taken out, lower case. Longer tokens than 40
     characters are left out.
     """
-    plain = texts.str.normalize("NFKC").str.replace_all(_INVISIBLE, "").str.to_lowercase()
-    found = pl.DataFrame({"token": plain.str.extract_all(_TOKEN)}).with_row_index("row")
+    return _tokens(texts).collect()
+
+
+def _tokens(texts: pl.Series) -> pl.LazyFrame:
+    token = pl.col("token")
+    plain = token.str.normalize("NFKC").str.replace_all(_INVISIBLE, "").str.to_lowercase()
     return (
-        found.explode("token")
+        pl.DataFrame({"token": texts})
+        .lazy()
+        .select(plain.str.extract_all(_TOKEN))
+        .with_row_index("row")
+        .explode("token")
         .drop_nulls()
-        .filter(pl.col("token").str.len_bytes() <= 4 * TOKEN_CHARS_MAX)
-        .filter(pl.col("token").str.len_chars() <= TOKEN_CHARS_MAX)
+        .filter(token.str.len_bytes() <= 4 * TOKEN_CHARS_MAX)
+        .filter(token.str.len_chars() <= TOKEN_CHARS_MAX)
     )
-
-
-def codes(names: pl.Series, numbers: Mapping[str, int]) -> Int64:
-    """The number of every name, int64 (N,); every name has one."""
-    if len(names) == 0:
-        return np.empty(0, dtype=np.int64)
-    return np.asarray(names.replace_strict(numbers, return_dtype=pl.Int64).to_numpy())
 
 
 def counts(row: NDArray[np.uint32], code: Int64, codes: int) -> tuple[Int64, Int64, Int64]:
@@ -167,7 +167,7 @@ class SvdEncoder:
 
     def encode(self, texts: pl.Series) -> Float64:
         """Unit vectors; zeros where no token was learnt."""
-        found = tokens(texts).join(self._table, on="token", how="inner")
+        found = _tokens(texts).join(self._table.lazy(), on="token", how="inner").collect()
         size = len(self.vocabulary)
         row, code, often = counts(found["row"].to_numpy(), found["code"].to_numpy(), size)
         weight = self._tf[np.minimum(often, len(self._tf) - 1)] * self.idf[code]
@@ -201,16 +201,16 @@ class HashedEncoder:
     def encode(self, texts: pl.Series) -> Float64:
         """Unit vectors; zeros where there is no token."""
         found = tokens(texts)
-        found = found.filter(~pl.col("token").is_in(sorted(_COMMON)))
-        unique = found["token"].unique(maintain_order=True)
-        numbers: Mapping[str, int] = {token: code for code, token in enumerate(unique.to_list())}
+        listed = found["token"].to_list()
+        numbers = {token: code for code, token in enumerate(dict.fromkeys(listed))}
         hashed = np.array([hash64(token) for token in numbers], dtype=np.uint64)
-        code = codes(found["token"], numbers)
+        said = np.array([token not in _COMMON for token in numbers], dtype=np.float64)
+        code = np.fromiter(map(numbers.__getitem__, listed), dtype=np.int64, count=len(listed))
         size = max(len(numbers), 1)
         row, code, often = counts(found["row"].to_numpy(), code, size)
         weight = self._tf[np.minimum(often, len(self._tf) - 1)]
         dim = (hashed % np.uint64(self._width)).astype(np.int64)
-        sign = 1.0 - 2.0 * (hashed >> np.uint64(63)).astype(np.float64)
+        sign = said * (1.0 - 2.0 * (hashed >> np.uint64(63)).astype(np.float64))
         flat = np.bincount(
             row * self._width + dim[code], weight * sign[code], len(texts) * self._width
         )

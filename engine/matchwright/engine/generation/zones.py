@@ -28,8 +28,9 @@ class Zones(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def indexes(self, names: pl.Series) -> Int32:
         """int32 (N,) of ``index`` for a column of names."""
-        numbers = names.replace_strict(_numbers(self.names), default=None, return_dtype=pl.Int32)
-        return np.asarray(numbers.fill_null(UNKNOWN).to_numpy())
+        numbers = _numbers(self.names)
+        found = [numbers.get(name, UNKNOWN) for name in names.to_list()]
+        return np.array(found, dtype=np.int32)
 
     def means(self, names: pl.Series) -> tuple[Int64, Bool]:
         """Mean offsets in minutes (N,), 0 where not known, and where they are known."""

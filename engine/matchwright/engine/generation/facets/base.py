@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,16 +74,34 @@ class Facet(Protocol):
 
 
 def column(records: pl.DataFrame, name: str) -> tuple[Int64, Bool]:
-    """An integer column as int64 (0 where null), and where it is known."""
-    series = records[name]
-    known = series.is_not_null().to_numpy()
-    return series.cast(pl.Int64).fill_null(0).to_numpy(), np.asarray(known)
+    """An integer column (of at most 53 bits) as int64, 0 where null, and where it is known."""
+    values = records[name].to_numpy()
+    if values.dtype.kind != "f":
+        return values.astype(np.int64), np.ones(len(values), dtype=np.bool_)
+    known = ~np.isnan(values)
+    return np.where(known, values, 0.0).astype(np.int64), known
 
 
 def exploded(records: pl.DataFrame, name: str, limit: int) -> pl.DataFrame:
     """The first ``limit`` items of a list column: ``row`` (uint32) and the column."""
-    lists = records.select(pl.col(name).list.head(limit)).with_row_index("row")
+    return _exploded(records, name, limit).collect()
+
+
+def skill_items(records: pl.DataFrame, limit: int) -> pl.DataFrame:
+    """The first ``limit`` skills: ``row`` (uint32), ``name``, ``level`` and, of jobs, ``must``."""
+    return _exploded(records, "skills", limit).unnest("skills").drop_nulls("name").collect()
+
+
+def _exploded(records: pl.DataFrame, name: str, limit: int) -> pl.LazyFrame:
+    lists = records.lazy().select(pl.col(name).list.head(limit)).with_row_index("row")
     return lists.explode(name).drop_nulls()
+
+
+def lookup(names: pl.Series, of: Callable[[str], int]) -> Int64:
+    """``of`` for every name, int64 (N,), asked once for each different one. No nulls."""
+    listed = names.to_list()
+    numbers = {name: of(name) for name in set(listed)}
+    return np.fromiter(map(numbers.__getitem__, listed), dtype=np.int64, count=len(listed))
 
 
 def any_row(raw_nw: Float64) -> Bool:

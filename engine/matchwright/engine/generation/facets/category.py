@@ -23,11 +23,11 @@ from matchwright.engine.generation.facets.base import (
     convex_best,
     even,
     exploded,
+    lookup,
 )
 from matchwright.engine.generation.fixed import GRID
 from matchwright.engine.generation.hashing import bucket
 from matchwright.engine.generation.params import FacetParams
-from matchwright.engine.generation.text import codes
 from matchwright.engine.records import Kind
 from matchwright.kernels.types import Float64, Int64
 
@@ -63,7 +63,7 @@ class Category(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return QueryBlock(block.raw_nw, block.known_n, convex_best(block.raw_nw))
 
     def _dims(self, names: pl.Series) -> Int64:
-        return codes(names, {name: self._dim(fold(name)) for name in names.unique().to_list()})
+        return lookup(names, lambda name: self._dim(fold(name)))
 
     def _dim(self, name: str) -> int:
         tail = len(self.own)
@@ -84,10 +84,11 @@ def fold(name: str) -> str:
 def _items(kind: Kind, records: pl.DataFrame) -> pl.DataFrame:
     """``row`` and ``category``; names that are blank are left out."""
     if kind == "job":
-        items = records.select("category").with_row_index("row").drop_nulls()
+        items = records.lazy().select("category").with_row_index("row").drop_nulls()
     else:
-        items = exploded(records, "categories", ITEMS_MAX).rename({"categories": "category"})
-    return items.filter(pl.col("category").str.strip_chars() != "")
+        lists = exploded(records, "categories", ITEMS_MAX)
+        items = lists.lazy().rename({"categories": "category"})
+    return items.filter(pl.col("category").str.strip_chars() != "").collect()
 
 
 def fit(jobs: pl.DataFrame, freelancers: pl.DataFrame) -> Category:

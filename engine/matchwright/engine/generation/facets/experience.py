@@ -58,9 +58,6 @@ class Experience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _level(records: pl.DataFrame) -> tuple[Int64, Bool]:
-    codes = (
-        records["experience_level"]
-        .cast(pl.String)
-        .replace_strict(_CODE, default=None, return_dtype=pl.Int64)
-    )
-    return codes.fill_null(0).to_numpy(), np.asarray(codes.is_not_null().to_numpy())
+    codes = [_CODE.get(name, -1) for name in records["experience_level"].to_list()]
+    level = np.array(codes, dtype=np.int64)
+    return np.maximum(level, 0), level >= 0

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import ClassVar
 
@@ -29,14 +29,15 @@ from matchwright.engine.generation.facets.base import (
     Block,
     QueryBlock,
     any_row,
+    column,
     convex_best,
     even,
-    exploded,
+    lookup,
+    skill_items,
 )
 from matchwright.engine.generation.fixed import GRID, ratio
 from matchwright.engine.generation.hashing import bucket
 from matchwright.engine.generation.params import FacetParams
-from matchwright.engine.generation.text import codes
 from matchwright.engine.records import Kind
 from matchwright.kernels.types import Float64, Int64
 
@@ -98,16 +99,17 @@ class Skills(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def _job(self, records: pl.DataFrame) -> Float64:
         items = self._items(records)
-        weight = self._map(items["name"], self.weight)
-        weight = weight * np.where(items["must"].fill_null(False).to_numpy(), MUST_FACTOR, 1)
+        must = [asked is True for asked in items["must"].to_list()]
+        weight = lookup(items["name"], self.weight) * np.where(must, MUST_FACTOR, 1)
         # A name that is listed twice counts once, with its larger weight.
-        once = (
-            items.select("row", "name")
-            .with_columns(weight=weight)
-            .group_by("row", "name", maintain_order=True)
-            .agg(pl.col("weight").max())
+        once: dict[tuple[int, str], int] = {}
+        pairs = zip(items["row"].to_list(), items["name"].to_list(), strict=True)
+        for pair, own in zip(pairs, weight.tolist(), strict=True):
+            once[pair] = max(own, once.get(pair, 0))
+        cells = [row * WIDTH + self.dim(name) for row, name in once]
+        flat = np.bincount(
+            np.array(cells, dtype=np.int64), list(once.values()), records.height * WIDTH
         )
-        flat = np.bincount(self._cells(once), once["weight"].to_numpy(), records.height * WIDTH)
         cell = flat.astype(np.float64).reshape(-1, WIDTH)
         total = cell.sum(axis=1)
         total[total == 0] = 1.0
@@ -116,25 +118,20 @@ class Skills(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def _freelancer(self, records: pl.DataFrame) -> Float64:
         items = self._items(records)
         table = np.array((*LEVEL_PERMILLE, self.level_unknown))
-        level = items["level"].cast(pl.Int64).fill_null(len(table)).to_numpy()
-        weight = ratio(table[np.clip(level, 1, len(table)) - 1].astype(np.float64), 1_000.0)
+        level, stated = column(items, "level")
+        place = np.where(stated, np.clip(level, 1, len(LEVEL_PERMILLE)) - 1, len(LEVEL_PERMILLE))
+        weight = ratio(table[place].astype(np.float64), 1_000.0)
         cell = np.zeros(records.height * WIDTH)
         np.maximum.at(cell, self._cells(items), weight)
         return cell.reshape(-1, WIDTH)
 
     def _items(self, records: pl.DataFrame) -> pl.DataFrame:
-        return exploded(records, "skills", ITEMS_MAX).unnest("skills").drop_nulls("name")
+        return skill_items(records, ITEMS_MAX)
 
     def _cells(self, items: pl.DataFrame) -> Int64:
         """Flat positions of items in an (N, 128) array."""
         row = items["row"].to_numpy().astype(np.int64)
-        return np.asarray(row * WIDTH + self._map(items["name"], self.dim))
-
-    @staticmethod
-    def _map(names: pl.Series, of: Callable[[str], int]) -> Int64:
-        """``of`` for every name, asked once for each different one."""
-        numbers = {name: of(name) for name in names.unique().to_list()}
-        return codes(names, numbers)
+        return np.asarray(row * WIDTH + lookup(items["name"], self.dim))
 
     def reach(self, kind: Kind) -> float:
         return (1.0 if kind == "job" else 11.0) / float(np.sqrt(np.float64(WIDTH)))
@@ -153,12 +150,12 @@ def fit(jobs: pl.DataFrame, freelancers: pl.DataFrame) -> Skills:
     used: Counter[str] = Counter()
     entities = 0
     for records in (jobs, freelancers):
-        items = exploded(records, "skills", ITEMS_MAX).unnest("skills").drop_nulls("name")
+        items = skill_items(records, ITEMS_MAX)
         entities += items["row"].n_unique()
         counts = items.select("row", "name").unique()["name"].value_counts()
         used.update(dict(counts.iter_rows()))
     ranked = sorted((-n, name) for name, n in used.items() if n >= DF_MIN)
-    levels = exploded(freelancers, "skills", ITEMS_MAX).unnest("skills")["level"].drop_nulls()
+    levels = skill_items(freelancers, ITEMS_MAX)["level"].drop_nulls()
     return Skills(
         names=tuple(name for _, name in ranked),
         idf=tuple(idf(-n, entities) for n, _ in ranked),
