@@ -12,7 +12,8 @@ from matchwright.engine.cli._output import View, plainly
 if TYPE_CHECKING:
     from rich.console import Console
 
-_FACETS_SHOWN = 9
+_GAP = 2
+_NUMBER_WIDTH = 6
 _CERTIFICATE = ("epoch", "generation", "policy", "eligible", "counted", "unverified", "returned")
 
 
@@ -59,17 +60,20 @@ def _draw_matches(console: Console, answer: Mapping[str, Any]) -> None:
 
     other = "freelancer" if answer["kind"] == "job" else "job"
     console.print(Text(harmless(_headline(answer)), style="bold"))
-    facets = _busiest_facets(answer["matches"])
+    taken = _NUMBER_WIDTH * 2 + _GAP * 2 + max(
+        (len(harmless(match["id"])) for match in answer["matches"]), default=0
+    )
+    facets = _busiest_facets(answer["matches"], console.width - taken)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("rank", other, "score", *facets):
-        table.add_column(name, justify="left" if name == other else "right")
+        table.add_column(name, justify="left" if name == other else "right", no_wrap=True)
     for match in answer["matches"]:
         parts = [f"{match['contributions'][name] * answer['t']:.3f}" for name in facets]
         table.add_row(str(match["rank"]), harmless(match["id"]), f"{match['score']:.4f}", *parts)
     if answer["matches"]:
         console.print(table)
     for line in _certificate_lines(answer):
-        console.print(Text(harmless(line), style="dim"))
+        console.print(Text(harmless(line), style="dim"), soft_wrap=True)
 
 
 def _draw_line(console: Console, answer: Mapping[str, Any]) -> None:
@@ -108,13 +112,18 @@ def _why_fewer(answer: Mapping[str, Any]) -> str:
     return told.get(answer["shortfall"], "") if answer["shortfall"] else ""
 
 
-def _busiest_facets(matches: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The facets that moved these matches most, in the answer's own order."""
+def _busiest_facets(matches: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+    """The facets that moved these matches most and fit the width, in the answer's own order."""
     if not matches:
         return []
     names = list(matches[0]["contributions"])
     weight = {name: sum(abs(m["contributions"][name]) for m in matches) for name in names}
-    kept = set(sorted(names, key=lambda name: -weight[name])[:_FACETS_SHOWN])
+    kept: set[str] = set()
+    for name in sorted(names, key=lambda name: -weight[name]):
+        width -= max(len(name), _NUMBER_WIDTH) + _GAP
+        if width < 0 or weight[name] == 0:
+            break
+        kept.add(name)
     return [name for name in names if name in kept]
 
 

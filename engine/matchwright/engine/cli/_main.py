@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return READER_GONE
     except (KeyboardInterrupt, typer.Abort):
         return report(Interrupted(), as_json=as_json)
-    except Exception as error:
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic inside Polars is no Exception
         if debug and not isinstance(error, Interrupted):
             raise
         return report(error, as_json=as_json)

@@ -27,18 +27,18 @@ class Remote:
         find: Any = self._client.find_freelancers
         if request.kind == "freelancer":
             find = self._client.find_jobs
-        with _engine_errors():
+        with engine_errors():
             found: Matches = find(_whom(request), **_options(request))
         return found
 
     def match_many(self, requests: Sequence[Request]) -> Sequence[Matches | MatchwrightError]:
         queries = [Query(one.kind, _whom(one), _options(one)) for one in requests]
-        with _engine_errors():
+        with engine_errors():
             answers = self._client.batch_find(queries)
         return [_engine_error(one) if isinstance(one, ClientError) else one for one in answers]
 
     def explain(self, job: str, freelancer: str, **options: Any) -> Explanation:
-        with _engine_errors():
+        with engine_errors():
             return self._client.explain(job, freelancer, **options)
 
     def count(self, kind: Kind) -> int:
@@ -59,7 +59,7 @@ def remote(address: str, access: Access) -> Iterator[Remote]:
     if access.token_file is not None:
         token = read_text(str(access.token_file), limit=_TOKEN_BYTES_MAX).strip()
     tls = None if access.tls_ca is None else Tls(ca=access.tls_ca)
-    with _engine_errors():
+    with engine_errors():
         client = Client(
             address,
             marketplace=access.marketplace,
@@ -92,7 +92,8 @@ def _needs_a_store(kind: Kind) -> InvalidArgument:
 
 
 @contextlib.contextmanager
-def _engine_errors() -> Iterator[None]:
+def engine_errors() -> Iterator[None]:
+    """What the client raises becomes the engine's own error, with its exit code."""
     try:
         yield
     except ClientError as error:
