@@ -565,6 +565,13 @@ def test_columns_of_no_records():
         assert all(column.start_n.tolist() == [0] for column in sets.values())
 
 
+def test_without_a_table_of_zones_no_zone_is_known():
+    frame = frame_of("job", [{"id": "j", "zone": "UTC"}, {"id": "k"}])
+    for rows in (frame, frame.head(0)):
+        scalars, _ = columns("job", rows, SALT, ())
+        assert scalars["zone"].tolist() == [UNKNOWN] * rows.height
+
+
 def test_columns_do_not_depend_on_the_batch():
     rows = [
         {"id": f"f-{n}", "skills": [{"name": s, "level": n % 6 or None} for s in SKILLS[: n % 5]]}

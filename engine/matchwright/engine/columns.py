@@ -15,6 +15,8 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,7 @@ EXPERIENCE = ("ENTRY", "INTERMEDIATE", "EXPERT")
 HASH_PERSON = b"mw-name-v1"
 """Personalisation of the BLAKE2b hash of names; names the version of the hash."""
 
-ScalarMaker = Callable[[pl.DataFrame, tuple[str, ...]], Int32]
+ScalarMaker = Callable[[tuple[str, ...]], pl.Expr]
 SetMaker = Callable[[pl.DataFrame, bytes], SetColumn]
 
 
@@ -51,7 +53,8 @@ def columns(
         name -> int32 (N,), and name -> SetColumn of N rows.
     """
     names = as_zones(zones)
-    scalars = {name: make(records, names) for name, make in SCALARS[kind].items()}
+    made = records.select(make(names).alias(name) for name, make in SCALARS[kind].items())
+    scalars = {name: np.array(made[name].to_numpy(), dtype=np.int32) for name in made.columns}
     sets = {name: make(records, salt) for name, make in SETS[kind].items()}
     for demand in DEMANDS[kind]:
         none = _demands_nothing(demand, scalars, sets)
@@ -95,61 +98,65 @@ def language_code(language: str, level: int) -> int:
 # ── Makers of scalar columns ──────────────────────────────────────────────────────────────────
 
 
-def _int32(values: pl.Series, missing: int) -> Int32:
+def _int32(value: pl.Expr, missing: int) -> pl.Expr:
     """Values as int32, nulls as ``missing``; anything beyond the type stops just short of it."""
-    wide = values.cast(pl.Int64).clip(-NO_LIMIT, NO_LIMIT - 1).fill_null(missing)
-    return wide.cast(pl.Int32).to_numpy().astype(np.int32)
+    return value.cast(pl.Int64).clip(-NO_LIMIT, NO_LIMIT - 1).fill_null(missing).cast(pl.Int32)
 
 
 def _value(field: str, missing: int = UNKNOWN) -> ScalarMaker:
-    return lambda records, zones: _int32(records[field], missing)
+    return lambda zones: _int32(pl.col(field), missing)
 
 
 def _code(field: str, names: tuple[str, ...], missing: int = UNKNOWN, base: int = 0) -> ScalarMaker:
-    def make(records: pl.DataFrame, zones: tuple[str, ...]) -> Int32:
-        return _mapped(records[field], {name: i + base for i, name in enumerate(names)}, missing)
-
-    return make
+    numbers = {name: number + base for number, name in enumerate(names)}
+    return lambda zones: _numbered(field, numbers, missing)
 
 
-def _mapped(values: pl.Series, numbers: Mapping[str, int], missing: int) -> Int32:
+def _numbered(field: str, numbers: Mapping[str, int], missing: int) -> pl.Expr:
     """Strings to numbers; nulls and names that are not there become ``missing``."""
     if not numbers:
-        return np.full(len(values), missing, dtype=np.int32)
-    coded = values.cast(pl.String).replace_strict(
-        list(numbers), list(numbers.values()), default=None, return_dtype=pl.Int64
+        return pl.col(field).is_null().cast(pl.Int32) * 0 + missing
+    coded = (
+        pl.col(field)
+        .cast(pl.String)
+        .replace_strict(list(numbers), list(numbers.values()), default=None, return_dtype=pl.Int64)
     )
     return _int32(coded, missing)
 
 
-def _country(records: pl.DataFrame, zones: tuple[str, ...]) -> Int32:
-    known = records["country"].drop_nulls().unique().to_list()
-    return _mapped(records["country"], {name: country_code(name) for name in known}, UNKNOWN)
+def _country(zones: tuple[str, ...]) -> pl.Expr:
+    return _numbered("country", _country_codes(), UNKNOWN)
 
 
-def _zone(records: pl.DataFrame, zones: tuple[str, ...]) -> Int32:
-    return _mapped(records["zone"], zone_numbers(zones), UNKNOWN)
+@cache
+def _country_codes() -> dict[str, int]:
+    pairs = (first + second for first in ascii_uppercase for second in ascii_uppercase)
+    return {name: country_code(name) for name in pairs}
 
 
-def _pay_top(records: pl.DataFrame, zones: tuple[str, ...]) -> Int32:
+def _zone(zones: tuple[str, ...]) -> pl.Expr:
+    return _numbered("zone", zone_numbers(zones), UNKNOWN)
+
+
+_HOURLY = pl.col("rate_max_cents").is_not_null() | pl.col("rate_min_cents").is_not_null()
+_FIXED = pl.col("fixed_cents").is_not_null()
+
+
+def _pay_top(zones: tuple[str, ...]) -> pl.Expr:
     """The most that a job says it pays by the hour.
 
     The top of the budget, else its bottom; ``NO_LIMIT`` (no hourly rule applies) for a job at a
     fixed price alone; else unknown. The client's private ceiling is left out: a freelancer who is
     told why a job does not fit must not learn it.
     """
-    stated = records.select(pl.coalesce("rate_max_cents", "rate_min_cents").alias("pay"))["pay"]
-    hourly = records["rate_max_cents"].is_not_null() | records["rate_min_cents"].is_not_null()
-    fixed_alone = (records["fixed_cents"].is_not_null() & ~hourly).to_numpy()
-    return np.where(fixed_alone, NO_LIMIT, _int32(stated, UNKNOWN)).astype(np.int32)
+    stated = _int32(pl.coalesce("rate_max_cents", "rate_min_cents"), UNKNOWN)
+    return pl.when(_FIXED & ~_HOURLY).then(pl.lit(NO_LIMIT, dtype=pl.Int32)).otherwise(stated)
 
 
-def _fixed_price(records: pl.DataFrame, zones: tuple[str, ...]) -> Int32:
+def _fixed_price(zones: tuple[str, ...]) -> pl.Expr:
     """A job's fixed price; ``NO_LIMIT`` (no such rule applies) for an hourly job; else unknown."""
-    hourly = records["rate_max_cents"].is_not_null() | records["rate_min_cents"].is_not_null()
-    by_the_hour = (records["fixed_cents"].is_null() & hourly).to_numpy()
-    price = _int32(records["fixed_cents"], UNKNOWN)
-    return np.where(by_the_hour, NO_LIMIT, price).astype(np.int32)
+    price = _int32(pl.col("fixed_cents"), UNKNOWN)
+    return pl.when(_HOURLY & ~_FIXED).then(pl.lit(NO_LIMIT, dtype=pl.Int32)).otherwise(price)
 
 
 # ── Makers of set columns ─────────────────────────────────────────────────────────────────────
@@ -244,9 +251,7 @@ def _countries(field: str) -> SetMaker:
     return make
 
 
-def _named(
-    field: str, keep: pl.Expr | None = None, *, demand: bool = False
-) -> SetMaker:
+def _named(field: str, keep: pl.Expr | None = None, *, demand: bool = False) -> SetMaker:
     """The names of a list of structs, of those that ``keep`` keeps."""
 
     def make(records: pl.DataFrame, salt: bytes) -> SetColumn:
