@@ -710,6 +710,78 @@ def test_a_signal_ends_the_server_after_running_calls(folder, number):
                 process.kill()
 
 
+SLOW = """
+import time
+from matchwright.engine.matcher import Matcher
+quick = Matcher.match_many
+def slow(self, requests):
+    time.sleep({seconds})
+    return quick(self, requests)
+Matcher.match_many = slow
+"""
+
+
+def serving(folder, script):
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_a_call_that_runs_is_answered_while_the_server_ends(folder):
+    with serving(folder, SLOW.format(seconds=1.0) + SERVE) as process:
+        address = process.stdout.readline().removeprefix("listening on ").strip()
+
+        async def ask():
+            async with AsyncClient(address, timeout_s=30.0, attempts_max=1) as client:
+                running_call = asyncio.create_task(client.find_freelancers(job_id(1), as_of=AS_OF))
+                await asyncio.sleep(0.4)
+                process.send_signal(signal.SIGTERM)
+                return await running_call
+
+        assert asyncio.run(ask()).k == 10
+        assert process.wait(timeout=30) == 0
+
+
+def test_a_second_signal_ends_the_server_at_once(folder):
+    with serving(folder, SLOW.format(seconds=60.0) + SERVE) as process:
+        address = process.stdout.readline().removeprefix("listening on ").strip()
+
+        async def ask():
+            async with AsyncClient(address, timeout_s=30.0, attempts_max=1) as client:
+                running_call = asyncio.create_task(client.find_freelancers(job_id(1), as_of=AS_OF))
+                await asyncio.sleep(0.4)
+                process.send_signal(signal.SIGTERM)
+                await asyncio.sleep(0.4)
+                process.send_signal(signal.SIGTERM)
+                with pytest.raises((clients.Unavailable, clients.Cancelled)):
+                    await running_call
+
+        asyncio.run(ask())
+        assert process.wait(timeout=6) == 0
+
+
+def test_too_many_bytes_at_once_are_refused_at_the_door(folder):
+    config = ServerConfig(stores={"default": folder}, port=0, inflight_bytes_max=10_000)
+
+    async def ask(address):
+        async with AsyncClient(address, timeout_s=30.0) as client:
+            return await asyncio.gather(
+                *(client.find_freelancers(job_id(n), as_of=AS_OF) for n in range(40)),
+                return_exceptions=True,
+            )
+
+    with running(config) as address:
+        ended = asyncio.run(ask(address))
+        refused = [one for one in ended if isinstance(one, clients.Overloaded)]
+        answered = [one for one in ended if isinstance(one, clients.Matches)]
+        assert len(refused) + len(answered) == 40
+        assert answered
+        assert {one.details["limit"] for one in refused} == {"inflight_bytes_max"}
+        with Client(address) as client:
+            exclude = [person_id(n) for n in range(2_000)]
+            assert client.find_freelancers(job_id(1), as_of=AS_OF, exclude_ids=exclude).k == 10
+
+
 def test_a_port_that_is_taken_is_told(folder):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -161,6 +161,8 @@ class Batcher:
         self._long_first = False
         self._next: _Batch | None = None
         self._closing = False
+        self._ended = False
+        self._tell_end: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._stats = Stats()
         self._thread = threading.Thread(target=self._work, name="matchwright-device", daemon=True)
         self._thread.start()
@@ -214,10 +216,17 @@ class Batcher:
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new units, let those that wait finish for ``grace_s`` seconds, refuse the rest."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        await asyncio.to_thread(self._thread.join, grace_s)
+            if self._ended:
+                ended.set_result(None)
+            else:
+                self._tell_end.append((loop, ended))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended, grace_s)
         self.close()
         await asyncio.sleep(0)  # lets callers of this loop see their refusals
 
@@ -335,6 +344,10 @@ class Batcher:
     def _work(self) -> None:
         while (batch := self._take()) is not None:
             self._run(batch)
+        with self._changed:
+            self._ended = True
+            for loop, future in self._tell_end:
+                _call(loop, _settle, future, None)
 
     def _take(self) -> _Batch | None:
         """The next batch, without those whose deadline has passed; None when closed and empty."""
@@ -412,15 +425,20 @@ class Batcher:
         answer = error or Outcomes(
             unit.outcomes, started - unit.submitted, unit.run_s, unit.batch_items
         )
-        with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits there
-            unit.loop.call_soon_threadsafe(_settle, unit.future, answer)
+        _call(unit.loop, _settle, unit.future, answer)
 
     def _count(self, **more: float) -> None:
         added = {name: getattr(self._stats, name) + value for name, value in more.items()}
         self._stats = replace(self._stats, **added)
 
 
-def _settle(future: asyncio.Future[Outcomes], answer: Outcomes | MatchwrightError) -> None:
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *given: Any) -> None:
+    """Call a function in an event loop, from any thread."""
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there
+        loop.call_soon_threadsafe(function, *given)
+
+
+def _settle(future: asyncio.Future[Any], answer: Any) -> None:
     if future.done():
         return
     if isinstance(answer, MatchwrightError):

@@ -79,6 +79,8 @@ class ServerConfig:
             on a laptop and 5 ms on an H100.
         batch_pairs_max: work of one batch, in pairs; a lone query may exceed it. It bounds how
             long a query waits behind others: 2**28 is about 1.5 s on a laptop.
+        inflight_bytes_max: bytes of the requests that are being answered; the objects that are
+            made of them take several times that. A request counts as 4,096 bytes at least.
         shutdown_grace_ms: how long a stopping server lets waiting calls finish.
         limits: how much one request may ask for.
     """
@@ -97,6 +99,7 @@ class ServerConfig:
     tokens: Path | None = None
     queue_pairs_max: int = 2**32
     batch_pairs_max: int = 2**28
+    inflight_bytes_max: int = 256 << 20
     shutdown_grace_ms: int = 10_000
     limits: Limits = field(default_factory=Limits)
 
@@ -105,7 +108,7 @@ class ServerConfig:
             raise InvalidArgument("got no store; name one folder for each marketplace")
         if not 0 <= self.port <= 65_535:
             raise InvalidArgument(f"port is {self.port}; expected 0..65535", field="port")
-        for name in ("queue_pairs_max", "batch_pairs_max"):
+        for name in ("queue_pairs_max", "batch_pairs_max", "inflight_bytes_max", "memory_bytes"):
             if getattr(self, name) < 1:
                 raise InvalidArgument(f"{name} must be 1 or more", field=name)
         if self.shutdown_grace_ms < 0:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from matchwright.engine.batcher import Outcomes
 from matchwright.engine.config import Limits
 from matchwright.engine.errors import (
     EpochNotReached,
@@ -18,6 +20,7 @@ from matchwright.engine.errors import (
 from matchwright.engine.matcher import OTHER
 from matchwright.engine.records import Kind
 from matchwright.engine.request import Request
+from matchwright.engine.results import Result
 from matchwright.engine.service import auth, incoming, outgoing
 from matchwright.engine.service.auth import Caller
 from matchwright.engine.service.marketplace import Marketplace
@@ -74,7 +77,7 @@ class MatchService:
         incoming.within(
             "items", len(items), "batch_items_max", limits.batch_items_max, "items", least=1
         )
-        asked = [self._item(market, item, request.options) for item in items]
+        asked = await asyncio.to_thread(self._items, market, request)
         matches = sum(one.k for one in asked if isinstance(one, Request))
         incoming.within(
             "items", matches, "batch_matches_max", limits.batch_matches_max, "matches (sum of k)"
@@ -85,10 +88,7 @@ class MatchService:
         made = await market.find(sound, context.deadline)
         answers = iter(made.items)
         outcomes = [next(answers) if isinstance(one, Request) else one for one in asked]
-        told = next((one.telemetry for one in outcomes if hasattr(one, "telemetry")), None)
-        return wire.BatchFindResponse(
-            results=map(_batch_result, outcomes), telemetry=outgoing.telemetry(made, told)
-        )
+        return await asyncio.to_thread(_batch_response, outcomes, made)
 
     async def score_pairs(
         self, request: wire.ScorePairsRequest, context: Context
@@ -165,6 +165,11 @@ class MatchService:
         market.check_policy(options.policy)
         return incoming.request_of(message, options, self._limits, _today())
 
+    def _items(
+        self, market: Marketplace, request: wire.BatchFindRequest
+    ) -> list[Request | MatchwrightError]:
+        return [self._item(market, item, request.options) for item in request.items]
+
     def _item(
         self, market: Marketplace, item: wire.BatchFindItem, shared: wire.FindOptions
     ) -> Request | MatchwrightError:
@@ -205,6 +210,14 @@ class MatchService:
             except EpochNotReached as error:
                 late[number] = error
         return late
+
+
+def _batch_response(outcomes: Sequence[Any], made: Outcomes) -> wire.BatchFindResponse:
+    """Not in the event loop: a batch's answer takes a while to put together."""
+    told = next((one.telemetry for one in outcomes if isinstance(one, Result)), None)
+    return wire.BatchFindResponse(
+        results=map(_batch_result, outcomes), telemetry=outgoing.telemetry(made, told)
+    )
 
 
 def _batch_result(outcome: Any) -> wire.BatchFindResult:

@@ -32,6 +32,7 @@ from matchwright.engine.errors import (
     InvalidArgument,
     MatchwrightError,
     NotFound,
+    Overloaded,
     StoreError,
 )
 from matchwright.engine.matcher import Matcher
@@ -53,6 +54,8 @@ METHODS = {
     "Explain": "explain",
     "CountEligible": "count_eligible",
 }
+REQUEST_BYTES_MIN = 4_096
+"""What a request counts at least: its call has a cost whatever its size."""
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
 
 _log = logging.getLogger(__name__)
@@ -73,6 +76,7 @@ class Server:
             batch_items_max=config.limits.batch_items_max,
         )
         self._resources.callback(self._batcher.close)
+        self._inflight = 0
         self._grpc: grpc.aio.Server | None = None
         self._health = health.HealthServicer()
         try:
@@ -124,10 +128,11 @@ class Server:
     async def stop(self, grace_s: float | None = None) -> None:
         """Tell health checks, take no new calls, let those that run finish, close the stores."""
         grace = self.config.shutdown_grace_ms / 1_000 if grace_s is None else grace_s
+        until = time.monotonic() + grace
         await self._health.enter_graceful_shutdown()
         if self._grpc is not None:
             await self._grpc.stop(grace)
-        await self._batcher.drain(grace)
+        await self._batcher.drain(max(0.0, until - time.monotonic()))
         self._resources.close()
 
     def _options(self) -> list[tuple[str, int]]:
@@ -169,8 +174,9 @@ class Server:
     ) -> Callable[[bytes, Any], Awaitable[bytes]]:
         async def answer(data: bytes, context: Any) -> bytes:
             try:
-                response = await self._answer(parse, handle, data, context)
-                return response.SerializeToString()
+                with self._admitted(len(data)):
+                    response = await self._answer(parse, handle, data, context)
+                    return response.SerializeToString()
             except MatchwrightError as error:
                 if isinstance(error, StoreError):
                     _log.error("%s: %s", rpc, error)
@@ -181,6 +187,26 @@ class Server:
             raise AssertionError("abort does not return")
 
         return answer
+
+    @contextlib.contextmanager
+    def _admitted(self, size: int) -> Iterator[None]:
+        """Count a request's bytes while it is answered.
+
+        Raises:
+            Overloaded: too many bytes are being answered already.
+        """
+        size, most = max(size, REQUEST_BYTES_MIN), self.config.inflight_bytes_max
+        if self._inflight and self._inflight + size > most:
+            raise Overloaded(
+                f"{self._inflight:,} bytes of requests are being answered, and {size:,} more would "
+                f"exceed inflight_bytes_max = {most:,}; try again in a second",
+                limit="inflight_bytes_max",
+            )
+        self._inflight += size
+        try:
+            yield
+        finally:
+            self._inflight -= size
 
     async def _answer(
         self, parse: Callable[[bytes], Any], handle: Handle, data: bytes, context: Any
