@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import grpc
@@ -22,6 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from matchwright import clients
 from matchwright.clients import AsyncClient, Client, Query
 from matchwright.engine import synthetic
+from matchwright.engine.batcher import QUERY_PAIRS_MIN
 from matchwright.engine.config import Limits, ServerConfig
 from matchwright.engine.errors import DependencyUnavailable, MatchwrightError, NotFound
 from matchwright.engine.matcher import Matcher, Request
@@ -305,8 +307,6 @@ def test_the_policy_asked_for_has_to_be_in_force(client):
 
 
 def test_no_day_means_today(client):
-    import time
-
     days = {int(time.time()) // 86_400}
     answer = client.find_freelancers(job_id(1))
     days.add(int(time.time()) // 86_400)
@@ -683,6 +683,7 @@ def test_tls_and_client_certificates(folder, tmp_path):
 
 SERVE = """
 import sys
+import time
 from pathlib import Path
 from matchwright.engine.config import ServerConfig
 from matchwright.engine.service import serve
@@ -780,6 +781,66 @@ def test_too_many_bytes_at_once_are_refused_at_the_door(folder):
         with Client(address) as client:
             exclude = [person_id(n) for n in range(2_000)]
             assert client.find_freelancers(job_id(1), as_of=AS_OF, exclude_ids=exclude).k == 10
+
+
+def slowly(monkeypatch, seconds):
+    """Make every batch take longer; gives the list of batch sizes."""
+    sizes = []
+    quick = Matcher.match_many
+
+    def slow(self, requests):
+        sizes.append(len(requests))
+        time.sleep(seconds)
+        return quick(self, requests)
+
+    monkeypatch.setattr(Matcher, "match_many", slow)
+    return sizes
+
+
+def test_overload_is_refused_at_the_door(folder, monkeypatch):
+    sizes = slowly(monkeypatch, 0.3)
+    config = ServerConfig(stores={"default": folder}, port=0, queue_pairs_max=5 * QUERY_PAIRS_MIN)
+
+    async def ask(address):
+        async with AsyncClient(address, timeout_s=30.0) as client:
+            calls = [client.find_freelancers(job_id(n), as_of=AS_OF) for n in range(30)]
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    with running(config) as address:
+        ended = asyncio.run(ask(address))
+    refused = [one for one in ended if isinstance(one, clients.Overloaded)]
+    assert len(refused) + sum(sizes) == 30
+    assert 5 <= sum(sizes) <= 12
+    for one in refused:
+        assert one.reason == "OVERLOADED"
+        assert one.details["limit"] == "queue_pairs_max"
+        assert one.retry_after_s > 0
+
+
+def test_a_caller_that_leaves_is_not_run(folder, monkeypatch):
+    sizes = slowly(monkeypatch, 0.5)
+
+    async def ask(address):
+        async with AsyncClient(address, timeout_s=30.0) as client:
+            first = asyncio.create_task(client.find_freelancers(job_id(0), as_of=AS_OF))
+            await asyncio.sleep(0.15)
+            rest = [
+                asyncio.create_task(client.find_freelancers(job_id(n), as_of=AS_OF))
+                for n in range(1, 6)
+            ]
+            late = asyncio.create_task(
+                client.find_freelancers(job_id(6), as_of=AS_OF, timeout_s=0.1)
+            )
+            await asyncio.sleep(0.1)
+            for task in rest[1:]:
+                task.cancel()
+            return await asyncio.gather(first, *rest, late, return_exceptions=True)
+
+    with running(ServerConfig(stores={"default": folder}, port=0)) as address:
+        ended = asyncio.run(ask(address))
+    assert sizes == [1, 1]
+    assert isinstance(ended[1], clients.Matches)
+    assert isinstance(ended[-1], clients.DeadlineExceeded)
 
 
 def test_a_port_that_is_taken_is_told(folder):
