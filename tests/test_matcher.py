@@ -19,6 +19,7 @@ from matchwright.engine.columns import columns
 from matchwright.engine.eligibility import compile_rules
 from matchwright.engine.errors import (
     EpochGone,
+    EpochNotReached,
     FailedPrecondition,
     InvalidArgument,
     InvalidData,
@@ -34,6 +35,7 @@ from matchwright.engine.prepare import points_floor
 from matchwright.engine.records import FIELDS, SCHEMAS
 from matchwright.engine.results import Result, Shortfall
 from matchwright.engine.rule_shapes import Day, QueryRow
+from matchwright.engine.store import Store
 from matchwright.engine.zones import offset_minutes
 from matchwright.kernels import rules as kernel_rules
 from matchwright.kernels.index import build_index
@@ -562,8 +564,50 @@ def test_epochs(market, matcher):
     assert isinstance(matcher.match(ask(market, "job", epoch=7, min_epoch=7)), Result)
     with pytest.raises(EpochGone):
         matcher.match(ask(market, "job", epoch=6))
-    with pytest.raises(FailedPrecondition, match="at least 8"):
+    with pytest.raises(EpochNotReached, match="at least 8"):
         matcher.match(ask(market, "job", min_epoch=8))
+
+
+def test_a_batch_may_ask_for_several_epochs(tmp_path, frames):
+    with Store.open(tmp_path, mode="w", create=True, salt=SALT) as store:
+        for kind in KINDS:
+            store.upsert(kind, frames[kind])
+        matcher = Matcher(store, Ops(threads=1), Policy.load())
+        job = frames["job"]["id"][0]
+        old = store.snapshot()
+        before = matcher.match(Request(kind="job", id=job, as_of=AS_OF))
+        gone = before.ids[0]
+        store.delete("freelancer", [gone])
+        number = old.epoch.number
+        asked = [
+            Request(kind="job", id=job, as_of=AS_OF, epoch=epoch, min_epoch=least)
+            for epoch, least in ((None, None), (number, None), (None, number + 1), (None, 10**6))
+        ]
+        answers = matcher.match_many([*asked, dataclasses.replace(asked[0], epoch="new")])
+        assert gone not in answers[0].ids
+        assert answers[1].canonical_bytes() == before.canonical_bytes()
+        assert answers[2].canonical_bytes() == answers[0].canonical_bytes()
+        assert isinstance(answers[3], FailedPrecondition)
+        assert isinstance(answers[4], InvalidArgument)
+
+
+def test_the_store_gives_what_the_market_in_memory_gives(tmp_path, frames, generation, matcher):
+    """Import in chunks, refit, tombstones and a live segment: the same answers."""
+    with Store.open(tmp_path, mode="w", create=True, salt=SALT, chunk_rows=64) as store:
+        for kind in KINDS:
+            with store.bulk(kind) as sink:
+                sink.write(frames[kind].slice(0, 90))
+            store.upsert(kind, frames[kind].slice(80))
+        store.delete("freelancer", [DEAD])
+        fitted = store.refit(seed=1, sample=1_000, as_of=AS_OF)
+        snapshot = store.snapshot()
+        answers = Matcher(store, get_ops("cpu"), Policy.load()).match_many(
+            requests_of_a_scenario(matcher.source)
+        )
+    local = Market(frames, fitted, dead=(DEAD,))
+    local.epoch = snapshot.epoch
+    told = Matcher(local, Ops(threads=1), Policy.load()).match_many(requests_of_a_scenario(local))
+    assert bytes_of(answers) == bytes_of(told)
 
 
 def test_requests_that_share_rules_share_a_group(market):

@@ -208,8 +208,9 @@ def explain(
             f"direction is {direction!r}; expected 'job' or 'freelancer'", field="direction"
         )
     asking, other = (job, freelancer) if direction == "job" else (freelancer, job)
-    snapshot = matcher.snapshot()
-    query = matcher.prepare_one(snapshot, _request(direction, asking, as_of, options))
+    request = _request(direction, asking, as_of, options)
+    snapshot = matcher.snapshot(request)
+    query = matcher.prepare_one(snapshot, request)
     target = _target(snapshot, "freelancer" if direction == "job" else "job", other)
     return _shown(_full(matcher, snapshot, query, target), audience, query)
 

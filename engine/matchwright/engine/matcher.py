@@ -20,7 +20,7 @@ from matchwright.engine.limits import Limits
 from matchwright.engine.policy import Policy
 from matchwright.engine.prepare import Prepared, SnapshotLike, prepare
 from matchwright.engine.records import Kind
-from matchwright.engine.request import Request, check_id
+from matchwright.engine.request import Request, check_id, check_request
 from matchwright.engine.results import OrderKey, Result, Shortfall
 from matchwright.kernels.ops import Ops
 from matchwright.kernels.order import mix32
@@ -52,7 +52,7 @@ Audience = Literal["operator", "client", "freelancer"]
 class Source(Protocol):
     """Where snapshots come from: a store, say."""
 
-    def snapshot(self) -> Any: ...
+    def snapshot(self, *, epoch: int | None = None, min_epoch: int | None = None) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +98,22 @@ class Matcher:
         self._effective: dict[bytes, Policy] = {}
         self._lock = threading.Lock()
 
-    def snapshot(self) -> SnapshotLike:
-        """The newest epoch of the source."""
+    def snapshot(self, request: Request | None = None) -> SnapshotLike:
+        """The newest epoch of the source, or the one that a request asks for.
+
+        Raises:
+            EpochGone: the epoch asked for is no longer kept.
+            FailedPrecondition: it has not come yet.
+        """
         source: Any = self.source
-        snapshot: SnapshotLike = source.snapshot() if hasattr(source, "snapshot") else source
+        epoch = None if request is None else request.epoch
+        min_epoch = None if request is None else request.min_epoch
+        if not hasattr(source, "snapshot"):
+            snapshot: SnapshotLike = source
+        elif epoch is None and min_epoch is None:
+            snapshot = source.snapshot()
+        else:
+            snapshot = source.snapshot(epoch=epoch, min_epoch=min_epoch)
         return snapshot
 
     def match(self, request: Request) -> Result:
@@ -116,7 +128,9 @@ class Matcher:
         return answer
 
     def match_many(self, requests: Sequence[Request]) -> list[Result | MatchwrightError]:
-        """An answer or an error for every request, in their order, all from one epoch.
+        """An answer or an error for every request, in their order.
+
+        All are answered from one epoch, the newest, but those that name another.
 
         Raises:
             InvalidArgument: more requests than the policy's ``batch_max``.
@@ -126,10 +140,40 @@ class Matcher:
             raise InvalidArgument(
                 f"a batch of {len(requests):,} requests; at most {most:,} are allowed"
             )
-        snapshot = self.snapshot()
-        prepared = prepare(snapshot, requests, self.policy.budgets, self.effective)
+        answers: dict[int, Result | MatchwrightError] = {}
+        for snapshot, places in self._by_epoch(requests, answers):
+            asked = [requests[at] for at in places]
+            answers |= zip(places, self._answers(snapshot, asked), strict=True)
+        return [answers[at] for at in range(len(requests))]
+
+    def _by_epoch(
+        self, requests: Sequence[Request], answers: dict[int, Result | MatchwrightError]
+    ) -> list[tuple[SnapshotLike, list[int]]]:
+        """Snapshots, and which requests each one answers; epochs that are not there are errors."""
+        if not requests:
+            return []
+        snapshots: dict[Any, SnapshotLike] = {None: self.snapshot()}
+        places: dict[Any, list[int]] = {}
+        for at, request in enumerate(requests):
+            wanted: Any = None
+            try:
+                if request.epoch is not None or request.min_epoch is not None:
+                    check_request(request, self.policy.budgets)
+                    wanted = _other_epoch(request, snapshots[None].epoch.number)
+                if wanted not in snapshots:
+                    snapshots[wanted] = self.snapshot(request)
+                places.setdefault(wanted, []).append(at)
+            except MatchwrightError as error:
+                answers[at] = error
+        return [(snapshots[wanted], found) for wanted, found in places.items()]
+
+    def _answers(
+        self, snapshot: SnapshotLike, requests: Sequence[Request]
+    ) -> list[Result | MatchwrightError]:
+        """Answers from one epoch: one kernel call for each direction and class of K."""
         answers: dict[int, Result | MatchwrightError] = {}
         groups: dict[Any, list[tuple[int, Prepared]]] = {}
+        prepared = prepare(snapshot, requests, self.policy.budgets, self.effective)
         for at, query in enumerate(prepared):
             if isinstance(query, MatchwrightError):
                 answers[at] = query
@@ -174,7 +218,7 @@ class Matcher:
 
     def count_eligible(self, request: Request) -> Eligible:
         """Exact counts of the pairs that pass every rule; ``k`` and ``min_score`` do not matter."""
-        snapshot = self.snapshot()
+        snapshot = self.snapshot(request)
         query = self.prepare_one(snapshot, request)
         corpus = snapshot.corpus(OTHER[request.kind])
         eligible, unverified = self.ops.count(corpus, query.rules)
@@ -189,7 +233,7 @@ class Matcher:
         """
         for name in ids:
             check_id(name, "ids")
-        snapshot = self.snapshot()
+        snapshot = self.snapshot(request)
         query = self.prepare_one(snapshot, request)
         corpus = snapshot.corpus(OTHER[request.kind])
         rows = snapshot.rows_of(OTHER[request.kind], ids)
@@ -325,6 +369,13 @@ class _Hits:
     keys: UInt64
     x_nd: Int8
     points: Int32
+
+
+def _other_epoch(request: Request, newest: int) -> tuple[int | None, int | None] | None:
+    """What a request asks of its epoch; None when the newest one will do."""
+    if request.epoch in (None, newest) and (request.min_epoch or 0) <= newest:
+        return None
+    return request.epoch, request.min_epoch
 
 
 def _group(query: Prepared, batch: int) -> tuple[Kind, int, str, bool]:

@@ -18,7 +18,7 @@ from matchwright.engine.columns import columns
 from matchwright.engine.eligibility import Compiled, compile_rules, narrowed
 from matchwright.engine.errors import (
     EpochGone,
-    FailedPrecondition,
+    EpochNotReached,
     LowResolution,
     MatchwrightError,
     NotFound,
@@ -154,7 +154,7 @@ def check_epoch(snapshot: SnapshotLike, request: Request) -> None:
 
     Raises:
         EpochGone: the epoch asked for is not the newest one.
-        FailedPrecondition: the newest epoch is older than ``min_epoch``.
+        EpochNotReached: the newest epoch is older than ``min_epoch``.
     """
     number = snapshot.epoch.number
     if request.epoch is not None and request.epoch != number:
@@ -162,7 +162,7 @@ def check_epoch(snapshot: SnapshotLike, request: Request) -> None:
             f"epoch {request.epoch} is not kept; the newest is {number}", epoch=request.epoch
         )
     if request.min_epoch is not None and number < request.min_epoch:
-        raise FailedPrecondition(
+        raise EpochNotReached(
             f"the newest epoch is {number}, and at least {request.min_epoch} was asked for; "
             "ask again in a second, or check which store answered the write",
             epoch=number,
