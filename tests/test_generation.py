@@ -99,7 +99,8 @@ def test_queries_are_the_same_in_any_batch(generation, kind: Kind) -> None:
 text_ = st.none() | st.text(max_size=60) | st.sampled_from(["python developer", "", "x" * 3_000])
 skill_ = st.fixed_dictionaries(
     {
-        "name": st.sampled_from(["Python", "React", "Accounting"]) | st.text(min_size=1, max_size=9),
+        "name": st.sampled_from(["Python", "React", "Accounting"])
+        | st.text(min_size=1, max_size=9),
         "level": st.none() | st.integers(1, 5),
     }
 )
@@ -173,9 +174,7 @@ def test_unknown_is_the_mean(generation, kind: Kind) -> None:
     nothing = pl.DataFrame([{"id": "a"}], SCHEMAS[other])
     blank = made.encode(other, nothing)
     assert not blank.known_nb.any()
-    query = made.quantise(
-        made.query(kind, records(kind)[:50], FacetParams(), AS_OF), kind, WEIGHTS
-    )
+    query = made.quantise(made.query(kind, records(kind)[:50], FacetParams(), AS_OF), kind, WEIGHTS)
     if made is fitted():
         got = made.encode(other, records(other))
         for b, (low, high) in enumerate(made._spans):
@@ -231,6 +230,33 @@ def test_no_rows() -> None:
         assert starter().encode(kind, nobody).x_nd.shape == (0, 384)
         assert fitted().encode(kind, nobody).x_nd.shape == (0, 384)
         assert fitted().query(kind, nobody, FacetParams(), AS_OF).v_qd.shape == (0, 384)
+
+
+def test_real_posts(shared_data: Path) -> None:
+    """Posts as they come, half of them without a description: known or neutral, the same bytes."""
+    lines = (shared_data / "upwork_jobs.jsonl").read_text("utf-8").splitlines()[:2_000]
+    posts = [json.loads(line) for line in lines]
+    rows = [
+        {
+            "id": post["job_id"],
+            "title": post["title"],
+            "text": post["description"],
+            "skills": [{"name": s, "level": None, "must": None} for s in post["skills"] or []],
+            "rate_max_cents": round(100 * post["rate_max"]) if post["rate_max"] else None,
+        }
+        for post in posts
+    ]
+    frame = pl.DataFrame(rows, SCHEMAS["job"])
+    made = fit(frame, people(), seed=1, as_of=AS_OF)
+    assert isinstance(made.encoder, SvdEncoder)
+    whole = made.encode("job", frame)
+    assert whole.known_nb[:, 0].mean() > 0.97
+    for n in range(0, frame.height, 97):
+        assert made.encode("job", frame[n]).x_nd.tobytes() == whole.x_nd[n].tobytes()
+    drift = made.drift("job", frame)
+    assert drift.clipped_share < 3e-4
+    assert drift.unknown_words_share is not None
+    assert drift.unknown_words_share < 0.4  # titles of one word, and what over half of all say
 
 
 # ── Folder ────────────────────────────────────────────────────────────────────────────────────
@@ -293,9 +319,7 @@ def test_the_sample_does_not_depend_on_the_order() -> None:
 
 
 def test_two_fits_on_this_machine_are_the_same() -> None:
-    again = fit(
-        jobs().sample(fraction=1.0, shuffle=True, seed=1), people(), seed=1, as_of=AS_OF
-    )
+    again = fit(jobs().sample(fraction=1.0, shuffle=True, seed=1), people(), seed=1, as_of=AS_OF)
     assert again.id == fitted().id
     assert fit(jobs(), people(), seed=2, as_of=AS_OF).id != again.id
 
