@@ -22,7 +22,7 @@ ALLOWED = {
     "grpc_status": (f"{ENGINE}.service", CLIENTS),
     "matchwright.v1": (f"{ENGINE}.service", CLIENTS, STUBS),
     "asyncio": (f"{ENGINE}.batcher", f"{ENGINE}.service", CLIENTS),
-    "cupy": (KERNELS, f"{ENGINE}.cli.doctor"),
+    "cupy": (KERNELS,),
     "numkong": (KERNELS,),
     "sqlite3": (f"{ENGINE}.store", f"{ENGINE}.cli.doctor"),
     "sklearn": (f"{ENGINE}.generation",),

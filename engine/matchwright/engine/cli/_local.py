@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from matchwright.engine.cli._source import Device
 from matchwright.engine.errors import MatchwrightError
 from matchwright.engine.matcher import Matcher
 from matchwright.engine.policy import Policy
@@ -49,10 +50,10 @@ class Local:
 
 
 @contextlib.contextmanager
-def local(folder: Path, policy: Path | None, device: str) -> Iterator[Local]:
+def local(folder: Path, policy: Path | None, device: Device) -> Iterator[Local]:
     """A matcher over the newest epoch of the store in ``folder``."""
     loaded = Policy.load(policy)
-    ops = get_ops(device)
+    ops = get_ops(device.value)
     with Store.open(folder) as store:
         snapshot = store.snapshot()
         yield Local(snapshot, Matcher(snapshot, ops, loaded))

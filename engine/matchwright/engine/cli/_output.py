@@ -81,6 +81,8 @@ class Writer:
     """
 
     def __init__(self, asked: Format | None, output: Path | None, *, many: bool = False) -> None:
+        if output is not None and (not output.name or output.is_dir()):
+            raise InvalidArgument(f"--output takes the name of a file, got {str(output)!r}")
         self.format = choose_format(asked, output)
         self.output = output
         self.added = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +11,35 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from matchwright.engine.errors import InvalidArgument, MatchwrightError
+from matchwright.engine.errors import DependencyUnavailable, InvalidArgument, MatchwrightError
 
 if TYPE_CHECKING:
     from matchwright.engine.records import Kind
     from matchwright.engine.request import Request
 
+
+
+class Device(enum.StrEnum):
+    """Where the kernels run."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    NUMPY = "numpy"
+    GPU = "gpu"
+
+
 DeviceOption = Annotated[
-    str, typer.Option("--device", help="auto, cpu, numpy or gpu; answers are the same.")
+    Device, typer.Option("--device", help="Where kernels run; answers are the same.")
 ]
 
 
+StoreOrNone = Annotated[
+    Path | None, typer.Option("--store", metavar="DIR", help="The folder of the marketplace.")
+]
+ServerOption = Annotated[
+    str | None,
+    typer.Option("--server", metavar="HOST:PORT", help="Ask this server instead of a folder."),
+]
 MarketplaceOption = Annotated[
     str, typer.Option("--marketplace", help="Which of the server's; its default when not given.")
 ]
@@ -77,7 +96,7 @@ def request(kind: Kind, whom: str | Mapping[str, Any] | None, asked: Mapping[str
 
 @contextlib.contextmanager
 def open_source(
-    store: Path | None, server: str | None, policy: Path | None, device: str, access: Access
+    store: Path | None, server: str | None, policy: Path | None, device: Device, access: Access
 ) -> Iterator[Source]:
     """The store in a folder, or a server.
 
@@ -87,7 +106,7 @@ def open_source(
     if (store is None) == (server is None):
         raise InvalidArgument("say where to look with exactly one of --store DIR, --server ADDRESS")
     if server is not None:
-        if policy is not None or device != "auto":
+        if policy is not None or device is not Device.AUTO:
             raise InvalidArgument("--policy and --device belong to the server; leave them out here")
         from matchwright.engine.cli._remote import remote
 
@@ -101,5 +120,19 @@ def open_source(
     assert store is not None
     from matchwright.engine.cli._local import local
 
+    need_device(device)
     with local(store, policy, device) as source:
         yield source
+
+
+def need_device(device: Device) -> None:
+    """Refuse what asks for a GPU where there is none.
+
+    Raises:
+        DependencyUnavailable: saying what is missing.
+    """
+    if device is Device.GPU:
+        from matchwright.kernels.cupy_ops import no_device_reason
+
+        if (reason := no_device_reason()) is not None:
+            raise DependencyUnavailable(f"--device gpu: {reason}; matchwright doctor tells more")

@@ -15,7 +15,7 @@ import typer
 from matchwright.engine.cli import _answers, explain
 from matchwright.engine.cli._failures import Interrupted, harmless
 from matchwright.engine.cli._options import date_of
-from matchwright.engine.cli._source import DeviceOption
+from matchwright.engine.cli._source import Device, DeviceOption, need_device
 from matchwright.engine.errors import AlreadyExists, InvalidArgument, VerificationFailed
 
 if TYPE_CHECKING:
@@ -41,13 +41,14 @@ def demo(
     keep: Annotated[
         Path | None, typer.Option("--keep", metavar="DIR", help="Keep exports and store in DIR.")
     ] = None,
-    device: DeviceOption = "auto",
+    device: DeviceOption = Device.AUTO,
 ) -> None:
     """Make a synthetic marketplace, import it, serve it, and match over gRPC."""
     if not (1 <= freelancers <= _SIZE_MAX and 1 <= jobs <= _SIZE_MAX and 0 <= seed <= _SEED_MAX):
         raise InvalidArgument(
             f"--freelancers and --jobs take 1 to {_SIZE_MAX:,}, --seed 0 to {_SEED_MAX:,}"
         )
+    need_device(device)
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False)
@@ -76,7 +77,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 class _Show:
     """The steps, each with a line that says what was done and how long it took."""
 
-    def __init__(self, console: Console, folder: Path, device: str) -> None:
+    def __init__(self, console: Console, folder: Path, device: Device) -> None:
         from matchwright.engine import synthetic
 
         self.console = console
@@ -98,7 +99,7 @@ class _Show:
         exports = self._make(sizes, seed)
         self._ingest(exports)
         self._refit(seed)
-        config = ServerConfig(stores={"default": self.store}, device=self.device, port=0)
+        config = ServerConfig(stores={"default": self.store}, device=self.device.value, port=0)
         with (
             engine_errors(),
             running(config) as address,
@@ -220,7 +221,7 @@ class _Show:
         from matchwright.engine.cli._local import local
         from matchwright.engine.request import Request
 
-        with local(self.store, None, "numpy") as source:
+        with local(self.store, None, Device.NUMPY) as source:
             again = source.match(Request(kind="job", id=self.job, k=_K, as_of=self.as_of))
         if again.digest() != found.digest:
             raise VerificationFailed(

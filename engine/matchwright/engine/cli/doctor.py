@@ -8,9 +8,9 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -172,35 +172,27 @@ def _kernels() -> Iterator[Finding]:
 
 def _numkong() -> Iterator[Finding]:
     try:
-        module: Any = import_module("matchwright.kernels.numkong_ops")
-        why = module.unusable_because()
-    except ImportError as error:
-        why = str(error)
-    if why:
-        yield Finding("numkong self-check", "absent", f"{why}; NumPy does the work")
+        from matchwright.kernels.numkong_ops import NumkongOps
+
+        NumkongOps(threads=1, verify=True)
+    except Exception as error:  # not there, or it fails its own check: either way it is left out
+        why = harmless(error)
+        yield Finding("numkong check", "absent", f"{why}; NumPy does the work")
     else:
-        yield Finding("numkong self-check", "ok", "agrees with the reference")
+        yield Finding("numkong check", "ok", "its products are the exact integers")
 
 
 def _gpu() -> Iterator[Finding]:
-    try:
-        import cupy
-    except ImportError as error:
-        detail = f"CuPy cannot be imported ({error}); NumPy does the work"
-        yield Finding("gpu", "absent", detail, "with a GPU: pip install 'matchwright[gpu]'")
+    from matchwright.kernels import cupy_ops
+
+    reason = cupy_ops.no_device_reason()
+    if reason is not None:
+        yield Finding("gpu", "absent", f"{harmless(reason)}; NumPy does the work")
         return
     try:
-        count = cupy.cuda.runtime.getDeviceCount()
-        names = [
-            cupy.cuda.runtime.getDeviceProperties(device)["name"].decode()
-            for device in range(count)
-        ]
-        version = cupy.cuda.runtime.driverGetVersion()
-    except Exception as error:  # CuPy raises its own classes for a missing driver
-        why = harmless(error)
-        yield Finding("gpu", "absent", f"no device: {why}; NumPy does the work")
-        return
-    yield Finding("gpu", "ok", f"{', '.join(names)}; driver for CUDA {version // 1000}")
+        yield Finding("gpu", "ok", cupy_ops.CupyOps(threads=1, verify=True).name)
+    except Exception as error:  # a device that is there and does not work
+        yield Finding("gpu", "failed", harmless(error), "use --device cpu, and report this")
 
 
 def _loopback() -> Iterator[Finding]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,13 +38,8 @@ class Audience(enum.StrEnum):
 def explain(
     job: Annotated[str, typer.Option("--job", metavar="ID", help="The job.")],
     freelancer: Annotated[str, typer.Option("--freelancer", metavar="ID", help="The freelancer.")],
-    store: Annotated[
-        Path | None, typer.Option("--store", metavar="DIR", help="The folder of the marketplace.")
-    ] = None,
-    server: Annotated[
-        str | None,
-        typer.Option("--server", metavar="HOST:PORT", help="Ask this server instead of a folder."),
-    ] = None,
+    store: _source.StoreOrNone = None,
+    server: _source.ServerOption = None,
     asks: Annotated[
         KindOption, typer.Option("--asks", help="Which side's ranking is explained.")
     ] = KindOption.JOB,
@@ -54,7 +48,7 @@ def explain(
     ] = Audience.OPERATOR,
     policy: PolicyOption = None,
     as_of: AsOfOption = None,
-    device: _source.DeviceOption = "auto",
+    device: _source.DeviceOption = _source.Device.AUTO,
     marketplace: _source.MarketplaceOption = "",
     token_file: _source.TokenOption = None,
     tls_ca: _source.TlsOption = None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,52 +35,58 @@ BATCH = 256
 """Queries that go to the kernels together; answers are the same for any number."""
 
 
+JobOption = Annotated[
+    str | None, typer.Option("--job", metavar="ID", help="Find freelancers for this job.")
+]
+FreelancerOption = Annotated[
+    str | None, typer.Option("--freelancer", metavar="ID", help="Find jobs for this one.")
+]
+InlineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--inline", metavar="FILE", help="A record in JSON that is not stored; - is stdin."
+    ),
+]
+KindOfInline = Annotated[KindOption, typer.Option("--kind", help="What the inline record is.")]
+AllJobs = Annotated[bool, typer.Option("--all-jobs", help="Every job that is stored.")]
+AllFreelancers = Annotated[
+    bool, typer.Option("--all-freelancers", help="Every freelancer that is stored.")
+]
+KOption = Annotated[int, typer.Option("-k", help="How many matches, 1 to 1,000.")]
+WeightOption = Annotated[
+    list[str] | None,
+    typer.Option("--weight", metavar="FACET=VALUE", help="Another weight; may be repeated."),
+]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option("--exclude", metavar="ID", help="Never this one; @FILE: one in a line."),
+]
+CandidatesOption = Annotated[
+    list[str] | None,
+    typer.Option("--candidates", metavar="ID", help="Only these; @FILE: one in a line."),
+]
+MinScoreOption = Annotated[
+    float | None, typer.Option("--min-score", help="Leave out what scores below.")
+]
+
+
 def match(
-    store: Annotated[
-        Path | None, typer.Option("--store", metavar="DIR", help="The folder of the marketplace.")
-    ] = None,
-    server: Annotated[
-        str | None,
-        typer.Option("--server", metavar="HOST:PORT", help="Ask this server instead of a folder."),
-    ] = None,
-    job: Annotated[
-        str | None, typer.Option("--job", metavar="ID", help="Find freelancers for this job.")
-    ] = None,
-    freelancer: Annotated[
-        str | None, typer.Option("--freelancer", metavar="ID", help="Find jobs for this one.")
-    ] = None,
-    inline: Annotated[
-        str | None,
-        typer.Option(
-            "--inline", metavar="FILE", help="A record in JSON that is not stored; - is stdin."
-        ),
-    ] = None,
-    kind: Annotated[
-        KindOption, typer.Option("--kind", help="What the inline record is.")
-    ] = KindOption.JOB,
-    all_jobs: Annotated[bool, typer.Option("--all-jobs", help="Every job that is stored.")] = False,
-    all_freelancers: Annotated[
-        bool, typer.Option("--all-freelancers", help="Every freelancer that is stored.")
-    ] = False,
-    k: Annotated[int, typer.Option("-k", help="How many matches, 1 to 1,000.")] = 10,
+    store: _source.StoreOrNone = None,
+    server: _source.ServerOption = None,
+    job: JobOption = None,
+    freelancer: FreelancerOption = None,
+    inline: InlineOption = None,
+    kind: KindOfInline = KindOption.JOB,
+    all_jobs: AllJobs = False,
+    all_freelancers: AllFreelancers = False,
+    k: KOption = 10,
     policy: PolicyOption = None,
     as_of: AsOfOption = None,
-    weight: Annotated[
-        list[str] | None,
-        typer.Option("--weight", metavar="FACET=VALUE", help="Another weight; may be repeated."),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option("--exclude", metavar="ID", help="Never this one; @FILE: one in a line."),
-    ] = None,
-    candidates: Annotated[
-        list[str] | None,
-        typer.Option("--candidates", metavar="ID", help="Only these; @FILE: one in a line."),
-    ] = None,
-    min_score: Annotated[
-        float | None, typer.Option("--min-score", help="Leave out what scores below.")
-    ] = None,
-    device: _source.DeviceOption = "auto",
+    weight: WeightOption = None,
+    exclude: ExcludeOption = None,
+    candidates: CandidatesOption = None,
+    min_score: MinScoreOption = None,
+    device: _source.DeviceOption = _source.Device.AUTO,
     marketplace: _source.MarketplaceOption = "",
     token_file: _source.TokenOption = None,
     tls_ca: _source.TlsOption = None,

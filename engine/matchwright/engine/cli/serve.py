@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from matchwright.engine.cli._options import PolicyOption
-from matchwright.engine.cli._source import DeviceOption
+from matchwright.engine.cli._source import Device, DeviceOption, need_device
 from matchwright.engine.config import ServerConfig
 from matchwright.engine.errors import InvalidArgument
 
@@ -28,7 +28,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.")] = 50_051,
     policy: PolicyOption = None,
-    device: DeviceOption = "auto",
+    device: DeviceOption = Device.AUTO,
     threads: Annotated[
         int | None, typer.Option(help="Kernel threads; one for each core when not given.")
     ] = None,
@@ -58,7 +58,7 @@ def serve(
     config = ServerConfig(
         stores=stores_of(store),
         policy=policy,
-        device=device,
+        device=device.value,
         threads=threads,
         memory_bytes=memory_mb * _MIB,
         host=host,
@@ -74,6 +74,7 @@ def serve(
     )
     if memory_mb < 1 or (threads is not None and threads < 1):
         raise InvalidArgument("--memory-mb and --threads take 1 or more")
+    need_device(device)
     from matchwright.engine.service import serve as run
 
     run(config)
