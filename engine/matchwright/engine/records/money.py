@@ -41,7 +41,7 @@ _CURRENCY = (
     r"(?:[A-Za-z]{0,3}[$€£₹¥₽₩₴₺₪₫₱₦]|(?!per|and|hrs|min|max|mil)[A-Z]{3}(?![A-Za-z])|zł|Rs\.?)"
 )
 _AMOUNT = (
-    rf"(?P<cur1>{_CURRENCY})?\s*(?P<num1>\d+(?:[,.' \u00a0\u202f]\d+)*)\s*"
+    rf"(?P<cur1>{_CURRENCY})?\s*(?P<num1>(?>\d+(?:[,.' \u00a0\u202f]\d+)*))\s*+"
     rf"(?P<k1>[kKmMbB](?:n|il|illion)?(?![A-Za-z]))?(?P<more1>\+)?\s*(?P<after1>{_CURRENCY})?"
 )
 _MONEY = re.compile(

@@ -87,14 +87,14 @@ def _names() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
 
 
 @lru_cache(maxsize=1 << 16)
-def _fold(word: str) -> str:
+def fold(word: str) -> str:
     decomposed = unicodedata.normalize("NFKD", word.casefold())
     return "".join(c for c in decomposed if not unicodedata.combining(c))
 
 
 def is_given_name(word: str) -> bool:
     """Whether ``word`` is in the lists of given names, the ambiguous ones included."""
-    return _fold(word) in _names()[1]
+    return fold(word) in _names()[1]
 
 
 def clean(text: str) -> str:
@@ -170,7 +170,7 @@ def _left_of(found: re.Match[str], after_name: bool) -> str | None:
     """What stays of a capitalised word when names are taken out of it; None: all of it."""
     plain, given, surnames = _names()
     word = re.sub(r"['\u2019]s$", "", found[0])
-    parts = [_fold(part) for part in _PARTS.split(word)]
+    parts = [fold(part) for part in _PARTS.split(word)]
     if after_name and all(part in surnames for part in parts):
         return ""
     if not any(part in given for part in parts) or _is_no_name(word):
@@ -180,7 +180,7 @@ def _left_of(found: re.Match[str], after_name: bool) -> str | None:
     if all(part in given for part in parts) and _announced(found):
         return ""
     if len(parts) > 1 and any(part in plain for part in parts):
-        left = [part for part in _PARTS.split(found[0]) if _fold(part) not in plain]
+        left = [part for part in _PARTS.split(found[0]) if fold(part) not in plain]
         return "-".join(left)
     return None
 
