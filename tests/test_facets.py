@@ -216,7 +216,9 @@ def _skills(*names: str, level: int | None = None, **more: object) -> dict:
 @functools.cache
 def fitted_skills() -> skills_.Skills:
     rng = np.random.default_rng(5)
-    people = [_skills(*{f"s{min(int(n), 139)}" for n in rng.exponential(30, 6)}) for _ in range(900)]
+    people = [
+        _skills(*{f"s{min(int(n), 139)}" for n in rng.exponential(30, 6)}) for _ in range(900)
+    ]
     return skills_.fit(frame("job", []), frame("freelancer", people))
 
 
@@ -227,7 +229,10 @@ def test_skills_coverage_is_weighted_by_idf_and_must() -> None:
         {"name": "s40", "level": None, "must": False},
     ]
     got = products(
-        facet, "job", [{"skills": asked}], [_skills("s1"), _skills("s40"), _skills("s1", "s40", "s3")]
+        facet,
+        "job",
+        [{"skills": asked}],
+        [_skills("s1"), _skills("s40"), _skills("s1", "s40", "s3")],
     )[0]
     must, nice = 2 * facet.weight("s1"), facet.weight("s40")
     assert facet.weight("s40") > facet.weight("s1")
@@ -247,7 +252,9 @@ def test_skills_direction_does_not_matter() -> None:
     facet = fitted_skills()
     jobs = [_skills("s1", "s50", "s130"), _skills("s2", must=True)]
     people = [_skills("s1", "s2", level=3), _skills("s50", "never seen")]
-    assert (products(facet, "job", jobs, people) == products(facet, "freelancer", people, jobs).T).all()
+    assert (
+        products(facet, "job", jobs, people) == products(facet, "freelancer", people, jobs).T
+    ).all()
 
 
 def test_skills_known_or_not() -> None:
