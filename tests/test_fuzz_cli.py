@@ -103,7 +103,7 @@ def _is_typed(line: list[str], code: int, err: str) -> str | None:
 def test_command_lines(count, workplace, capsys):
     rng = random.Random(20)
     wrong = []
-    for _ in range(count(reduced=600, full=60_000)):
+    for _ in range(count(reduced=250, full=20_000)):
         line = [word for word in _line(rng) if word != "--debug"]
         code = main(line)
         told = capsys.readouterr()

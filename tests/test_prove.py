@@ -99,13 +99,29 @@ def test_a_record_says_where_and_when(prove, tmp_path, monkeypatch):
 
 def test_every_record_here_is_of_a_known_claim(prove, repo_root):
     """A record that nothing writes any more would be cited as if it were fresh."""
-    known = {claim.id for claim in prove.CLAIMS}
+    known = {claim.id for claim in prove.CLAIMS} | {"gpu_check"}
     stray = []
     for path in (repo_root / "proofs").glob("*.json"):
         record = json.loads(path.read_text("utf-8"))
-        if record.get("id") != path.stem or path.stem not in known:
+        if record.get("id", path.stem) != path.stem or path.stem not in known:
             stray.append(path.name)
     assert stray == []
+
+
+def test_every_test_file_of_a_claim_is_there(prove, repo_root):
+    named = {name for claim in prove.CLAIMS for name in claim.tests} - {"."}
+    assert {name for name in named if not (repo_root / "tests" / name).exists()} == set()
+    benches = {claim.bench[0] for claim in prove.CLAIMS if claim.bench}
+    scripts = {name for name in benches if name.endswith(".py")}
+    assert {name for name in scripts if not (repo_root / name).exists()} == set()
+
+
+def test_records_make_a_table(prove, tmp_path):
+    record = {"claim": "It works.", "held": False, "commit": "c" * 40, "date": "2026-01-01"}
+    (tmp_path / "x.json").write_text(json.dumps(record))
+    table = prove.table(tmp_path)
+    assert "[`x`](../proofs/x.json)" in table
+    assert "**no**" in table
 
 
 def test_unknown_claims_are_refused(prove, capsys):
