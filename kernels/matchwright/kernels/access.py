@@ -9,6 +9,7 @@ a block of rows that begins on a multiple of 64 owns whole words::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -109,6 +110,26 @@ class Layout:
         ]
         return [found[i] for i in _spread(len(found))]
 
+    def sample(self, step: int) -> tuple[Corpus, NDArray[np.intp]]:
+        """Every step-th word's 64 rows as a corpus of its own, and which words those are.
+
+        Rows that share a word are near each other, so words far apart are a fair sample even
+        where the corpus is sorted.
+        """
+        x, keys, words = [], [], []
+        d = self.corpus.parts[0][0].x_nd.shape[1]
+        for p, (segment, _) in enumerate(self.corpus.parts):
+            whole = segment.n // WORD
+            some = np.arange(p * 7 % step, whole, step)
+            x.append(segment.x_nd[: whole * WORD].reshape(whole, WORD * d)[some])
+            keys.append(segment.key_n[: whole * WORD].reshape(whole, WORD)[some])
+            words.append(some + self.word_base[p])
+        rows = np.concatenate(x).reshape(-1, d)
+        return (
+            Corpus(((Segment(rows, np.concatenate(keys).reshape(-1)), None),)),
+            np.concatenate(words),
+        )
+
     def rows(self, words: UInt64) -> Int64:
         """Global rows, ascending, of the bits that are set in a uint64 (words,) array."""
         pieces = [
@@ -167,6 +188,19 @@ def bit_rows(words: UInt64) -> Int64:
     return rows
 
 
+def bit_places(words: UInt64, some: NDArray[np.intp]) -> tuple[NDArray[np.intp], Int64]:
+    """(line, column) of the bits that are set in a matrix of words.
+
+    Args:
+        words: uint64 (lines, width), C order.
+        some: flat positions of its words that are not 0.
+    """
+    found = words.reshape(-1)[some]
+    at = np.flatnonzero(unpack_bits(found, found.size * WORD))
+    line, word = np.divmod(some[at >> 6], words.shape[1])
+    return line, (word << 6) | (at & 63)
+
+
 def count_bits(words: UInt64) -> int:
     """How many bits are set."""
     return int(np.bitwise_count(words).sum(dtype=np.int64))
@@ -187,7 +221,7 @@ class Scratch:
 
     def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """An uninitialised array."""
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         buffer = self._buffers.get(name)
         if buffer is None or buffer.size < size:
             buffer = self._buffers[name] = np.empty(size, dtype=np.uint8)

@@ -17,8 +17,9 @@ that reads a stale one loses nothing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,10 @@ _ROW = np.uint64(ROWS_MAX - 1)
 _SHIFT = np.uint64(ROW_BITS + 1)
 _ANY_TIE = np.uint64(2**64 - 1)
 
+_FINISH = 64
+
+Task = Callable[[], None]
+Found = tuple[Int64, Int32, Int32]
 Pairs = Callable[[NDArray[np.intp], Int64], NDArray[Any]]
 
 
@@ -75,6 +80,7 @@ class Best:
         floor_q: int64 (Q,), least points that count, or None.
         second: (queries, rows) -> second limb's share of the points, integers (M,).
         keys: rows -> uint64 corpus keys.
+        guess: a bound to begin with that may be too high; then too few rows are found.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class Best:
         floor_q: Int64 | None,
         second: Pairs,
         keys: Callable[[Int64], UInt64],
+        guess: Bound | None = None,
     ) -> None:
         self.key_q, self.k, self.slack_q = key_q, k, slack_q
         self.second, self.keys = second, keys
@@ -93,9 +100,10 @@ class Best:
         self.value_qc = np.zeros((q, self.cap), dtype=np.uint64)
         self.used_q = np.zeros(q, dtype=np.int64)
         floor = np.full(q, POINTS_MIN) if floor_q is None else floor_q
-        self.bound = Bound(np.clip(floor, POINTS_MIN, POINTS_MAX), np.full(q, _ANY_TIE))
+        self.floor_q = np.clip(floor, POINTS_MIN, POINTS_MAX)
+        self.bound = guess or Bound(self.floor_q, np.full(q, _ANY_TIE))
         self.resolved = 0
-        self._lock = threading.Lock()
+        self._lock, self._raising = threading.Lock(), threading.Lock()
 
     def merge(self, q: NDArray[np.integer[Any]], value: UInt64) -> None:
         """Take in candidates: query positions (M,) and packed candidates (M,)."""
@@ -109,7 +117,11 @@ class Best:
             q, value = q[by_query], value[by_query]
             size_q = np.bincount(q, minlength=self.key_q.size)
             rank = np.arange(q.size) - (np.cumsum(size_q) - size_q)[q]
-            for begin in range(0, int(size_q.max()), self.cap):
+            most = int(size_q.max())
+            if most <= self.cap:
+                self._take_in(q, value, rank)
+                return
+            for begin in range(0, most, self.cap):
                 now = (rank >= begin) & (rank < begin + self.cap)
                 self._take_in(q[now], value[now], rank[now] - begin)
 
@@ -119,11 +131,13 @@ class Best:
         return near
 
     def _take_in(self, q: NDArray[np.integer[Any]], value: UInt64, rank: NDArray[np.intp]) -> None:
-        sub = np.unique(q)
+        sub = np.flatnonzero(np.bincount(q, minlength=self.key_q.size))
+        line = np.empty(self.key_q.size, dtype=np.intp)
+        line[sub] = np.arange(sub.size)
         used = int(self.used_q[sub].max())
         work = np.zeros((sub.size, used + int(rank.max()) + 1), dtype=np.uint64)
         work[:, :used] = self.value_qc[sub, self.cap - used :]
-        work[np.searchsorted(sub, q), used + rank] = value
+        work[line[q], used + rank] = value
         self._compress(sub, work)
 
     def _compress(self, sub: NDArray[np.intp], work: UInt64) -> None:
@@ -153,12 +167,13 @@ class Best:
         self._set_bound(sub, points, np.full(sub.size, _ANY_TIE))
 
     def _set_bound(self, sub: NDArray[np.intp], points: Int64, tie: UInt64) -> None:
-        points_q, tie_q = self.bound.points_q.copy(), self.bound.tie_q.copy()
-        rises = points > points_q[sub]
-        level = points == points_q[sub]
-        tie_q[sub] = np.where(rises, tie, np.where(level, np.minimum(tie, tie_q[sub]), tie_q[sub]))
-        points_q[sub] = np.maximum(points, points_q[sub])
-        self.bound = Bound(points_q, tie_q)
+        with self._raising:
+            points_q, tie_q = self.bound.points_q.copy(), self.bound.tie_q.copy()
+            had, had_tie = points_q[sub], tie_q[sub]
+            level = np.where(points == had, np.minimum(tie, had_tie), had_tie)
+            tie_q[sub] = np.where(points > had, tie, level)
+            points_q[sub] = np.maximum(points, had)
+            self.bound = Bound(points_q, tie_q)
 
     def _winning(self, sub: NDArray[np.intp], work: UInt64) -> Bool:
         points = self.bound.points_q[sub]
@@ -202,22 +217,31 @@ class Best:
         self._set_bound(sub[full], reached, last)
         return np.where(keep, work, np.uint64(0))
 
-    def finish(self) -> tuple[Int64, Int32, Int32]:
-        """(row_qk, points_qk, returned_q): the K best of each query, best first, exactly."""
+    def finish(self, together: Callable[[Sequence[Task]], None]) -> Found:
+        """(row_qk, points_qk, returned_q): the K best of each query, best first, exactly.
+
+        Args:
+            together: runs tasks, perhaps at the same time.
+        """
         q, k = self.key_q.size, self.k
-        row_qk = np.full((q, k), -1, dtype=np.int64)
-        points_qk = np.zeros((q, k), dtype=np.int32)
-        returned = np.zeros(q, dtype=np.int32)
-        for begin in range(0, q, 128):
-            sub = np.arange(begin, min(begin + 128, q))
-            work = self._finished(sub)
-            got = np.count_nonzero(work, axis=1)
-            returned[sub] = got
-            valid = np.arange(work.shape[1]) < got[:, None]
-            width = work.shape[1]
-            row_qk[sub, :width] = np.where(valid, (work & _ROW).astype(np.int64), -1)
-            points_qk[sub, :width] = np.where(valid, least_points(work), 0)
-        return row_qk, points_qk, returned
+        found = (
+            np.full((q, k), -1, dtype=np.int64),
+            np.zeros((q, k), dtype=np.int32),
+            np.zeros(q, dtype=np.int32),
+        )
+        together([partial(self._finish, begin, found) for begin in range(0, q, _FINISH)])
+        return found
+
+    def _finish(self, begin: int, found: Found) -> None:
+        sub = np.arange(begin, min(begin + _FINISH, self.key_q.size))
+        row_qk, points_qk, returned_q = found
+        work = self._finished(sub)
+        got = np.count_nonzero(work, axis=1)
+        returned_q[sub] = got
+        valid = np.arange(work.shape[1]) < got[:, None]
+        width = work.shape[1]
+        row_qk[sub, :width] = np.where(valid, (work & _ROW).astype(np.int64), -1)
+        points_qk[sub, :width] = np.where(valid, least_points(work), 0)
 
     def _finished(self, sub: NDArray[np.intp]) -> UInt64:
         """Exact candidates of some queries, best first, at most K wide, 0 where there are none."""

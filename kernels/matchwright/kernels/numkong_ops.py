@@ -17,7 +17,7 @@ from matchwright.kernels.ops import Ops
 from matchwright.kernels.planner import Costs
 from matchwright.kernels.types import D_MAX, Int8
 
-FEW = 16
+FEW = 32
 """Up to so many queries, those are packed and the rows are read as they lie."""
 
 
@@ -93,19 +93,30 @@ class NumkongOps(Ops):
         numkong, n = self._numkong, x_nd.shape[0]
         packed: Any = None
         for begin, end in spans:
-            few = end - begin <= FEW
-            shape = (n, end - begin) if few else (end - begin, n)
-            tile = scratch.array("tile", shape, np.int32)
-            out = numkong.from_dlpack(tile)
-            if few:
-                numkong.dots_packed(x_nd, numkong.dots_pack(first_qd[begin:end]), out=out)
-                turned = scratch.array("turned", (end - begin, n), np.int32)
-                np.copyto(turned, tile.T)
-                yield turned
+            first = first_qd[begin:end]
+            if end - begin == 1:
+                tile = scratch.array("tile", (1, n), np.int32)
+                numkong.cdist(first, x_nd, "dot", out=tile)
+                yield tile
+            elif end - begin <= FEW:
+                yield self._few(first, x_nd, scratch)
             else:
                 packed = numkong.dots_pack(x_nd) if packed is None else packed
-                numkong.dots_packed(first_qd[begin:end], packed, out=out)
+                tile = scratch.array("tile", (end - begin, n), np.int32)
+                numkong.dots_packed(first, packed, out=numkong.from_dlpack(tile))
                 yield tile
+
+    def _few(self, first_qd: NDArray[Any], x_nd: Int8, scratch: Scratch) -> NDArray[Any]:
+        """Queries packed, in fours, since fewer take longer; rows read as they lie."""
+        q, n = first_qd.shape[0], x_nd.shape[0]
+        fours = np.zeros((-(-q // 4) * 4, first_qd.shape[1]), dtype=np.int8)
+        fours[:q] = first_qd
+        product = scratch.array("few", (n, fours.shape[0]), np.int32)
+        packed = self._numkong.dots_pack(fours)
+        self._numkong.dots_packed(x_nd, packed, out=self._numkong.from_dlpack(product))
+        tile = scratch.array("tile", (q, n), np.int32)
+        np.copyto(tile, product.T[:q])
+        return tile
 
 
 def verify_products(ops: NumkongOps) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from matchwright.kernels import sizes
 from matchwright.kernels.access import Layout, count_bits, take_keys, take_x
-from matchwright.kernels.best import Best
+from matchwright.kernels.best import Best, Bound, Found
 from matchwright.kernels.checks import empty_topk
 from matchwright.kernels.eligible import Eligibility
 from matchwright.kernels.gather import Gather
@@ -24,7 +25,6 @@ from matchwright.kernels.topk import Mask, Scan
 from matchwright.kernels.types import (
     Corpus,
     Counted,
-    Int32,
     Int64,
     Queries,
     Segment,
@@ -41,7 +41,10 @@ COPY_QUERIES = 8
 ROWS_SMALL = 4_096
 """A corpus below this is scanned: whichever plan were better, it is not worth a calibration."""
 
-Found = tuple[Int64, Int32, Int32]
+
+STEP_LEAST = 8
+SAMPLE_LEAST, SAMPLE_MOST = 4_096, 16_384
+"""Rows of the sample that the first bound is guessed from."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +93,7 @@ class Search:
         telemetry: dict[str, Any] = {
             "plan": "+".join(plans) or "none",
             "device": self.ops.name,
-            **{name: self.tally[name] for name in ("pairs", "survivors", "resolved")},
+            **{name: self.tally[name] for name in ("pairs", "survivors", "again")},
             "scanned_queries": self.tally["scan"],
             "gathered_queries": self.tally["gather"],
             "seconds": time.perf_counter() - start,
@@ -168,15 +171,24 @@ class Search:
         self.result.points_qk[query] = points_qk
         self.result.returned_q[query] = returned
 
-    def _best(self, corpus: Corpus, query: NDArray[np.intp], slack_q: Int64, rest: Any) -> Best:
+    def _best(
+        self,
+        corpus: Corpus,
+        query: NDArray[np.intp],
+        slack_q: Int64,
+        rest: Any,
+        k: int,
+        guess: Bound | None,
+    ) -> Best:
         floor_q = self.queries.floor_q
         return Best(
             self.queries.key_q[query],
-            self.k,
+            k,
             slack_q,
             None if floor_q is None else floor_q[query],
             second=_second(self.ops, corpus, rest),
             keys=lambda rows: take_keys(corpus, rows),
+            guess=guess,
         )
 
     def _gather(self, groups: list[Group], words: UInt64) -> None:
@@ -184,7 +196,7 @@ class Search:
             return
         query = np.concatenate([g.query for g in groups])
         q_qd, key_q = self.queries.q_qd[query], self.queries.key_q[query]
-        best = self._best(self.corpus, query, np.zeros(query.size, np.int64), q_qd)
+        best = self._best(self.corpus, query, np.zeros(query.size, np.int64), q_qd, self.k, None)
         largest = max(g.query.size for g in groups)
         threads, budget = self.ops.threads, self.ops.memory_bytes
         chunk = sizes.gather_rows(largest, self.d, budget, threads)
@@ -195,7 +207,7 @@ class Search:
             for end, g in zip(ends, groups, strict=True)
         ]
         Gather(self.ops, self.layout, q_qd, key_q, best, chunk, pending).run(work)
-        self._put(query, best.finish())
+        self._put(query, best.finish(self.ops.together))
         self.tally["gather"] += query.size
         self.tally["pairs"] += sum(g.query.size * g.eligible for g in groups)
 
@@ -204,7 +216,8 @@ class Search:
         rows = self.layout.rows(words)
         segment = Segment(take_x(self.corpus, rows), take_keys(self.corpus, rows))
         copy = Corpus(((segment, None),))
-        row_qk, points_qk, returned = self._scan_rows(copy, group.query, None)
+        everything = np.full(group.query.size, group.eligible)
+        row_qk, points_qk, returned = self._scan_rows(copy, group.query, None, everything)
         row_qk = np.where(row_qk >= 0, np.append(rows, -1)[row_qk], -1)
         self._put(group.query, (row_qk, points_qk, returned))
         self.tally["gather"] += group.query.size
@@ -217,23 +230,69 @@ class Search:
         if not all(g.everything for g in groups):
             line_q = np.repeat([g.line for g in groups], [g.query.size for g in groups])
             mask = Mask(words, line_q)
-        self._put(query, self._scan_rows(self.corpus, query, mask))
+        eligible_q = np.repeat([g.eligible for g in groups], [g.query.size for g in groups])
+        self._put(query, self._scan_rows(self.corpus, query, mask, eligible_q))
         self.tally["scan"] += query.size
 
-    def _scan_rows(self, corpus: Corpus, query: NDArray[np.intp], mask: Mask | None) -> Found:
-        q_qd, key_q = self.queries.q_qd[query], self.queries.key_q[query]
-        parts = self.ops.split(q_qd, self.norm2)
-        best = self._best(corpus, query, parts.slack_q, parts.rest_qd)
-        fitted = sizes.fit(query.size, self.d, self.k, self.ops.memory_bytes, self.ops.threads)
-        skip = self.plan != "scan"
+    def _scan_rows(
+        self,
+        corpus: Corpus,
+        query: NDArray[np.intp],
+        mask: Mask | None,
+        eligible_q: Int64,
+    ) -> Found:
+        """Scan with a guessed bound first; queries for which it was too high scan again."""
         layout = self.layout if corpus is self.corpus else Layout(corpus)
-        scan = Scan(self.ops, layout, q_qd, key_q, parts, mask, best, fitted, skip=skip)
+        guess = self._guess(layout, query, mask)
+        best = self._scan_once(layout, query, mask, self.k, guess)
+        found = best.finish(self.ops.together)
+        if guess is None:
+            return found
+        guessed = (guess.points_q > best.floor_q) | (guess.tie_q < np.uint64(2**64 - 1))
+        short = np.flatnonzero(guessed & (found[2] < np.minimum(self.k, eligible_q)))
+        if short.size:
+            self.tally["again"] += short.size
+            mask = None if mask is None else Mask(mask.words_gw, mask.line_q[short])
+            again = self._scan_once(layout, query[short], mask, self.k, None)
+            row_qk, points_qk, returned_q = again.finish(self.ops.together)
+            found[0][short], found[1][short], found[2][short] = row_qk, points_qk, returned_q
+        return found
+
+    def _guess(self, layout: Layout, query: NDArray[np.intp], mask: Mask | None) -> Bound | None:
+        """A bound that about K rows reach, from the best rows of a sample; None if not worth it.
+
+        Of the K best rows, K * sample / N are expected in the sample, give or take their root; the
+        guess is the score of a few more.
+        """
+        n = layout.corpus.n
+        step = max(1, n // min(SAMPLE_MOST, max(SAMPLE_LEAST, n // 32)))
+        expected = self.k / step
+        rank = math.ceil(expected + 4 * math.sqrt(expected) + 3)
+        if step < STEP_LEAST or rank * step > 8 * self.k or self.plan == "gather":
+            return None
+        sample, words = layout.sample(step)
+        line = None if mask is None else Mask(mask.words_gw[:, words], mask.line_q)
+        return self._scan_once(Layout(sample), query, line, rank, None).bound
+
+    def _scan_once(
+        self,
+        layout: Layout,
+        query: NDArray[np.intp],
+        mask: Mask | None,
+        k: int,
+        guess: Bound | None,
+    ) -> Best:
+        ops, corpus = self.ops, layout.corpus
+        q_qd, key_q = self.queries.q_qd[query], self.queries.key_q[query]
+        parts = ops.split(q_qd, self.norm2)
+        best = self._best(corpus, query, parts.slack_q, parts.rest_qd, k, guess)
+        fitted = sizes.fit(query.size, self.d, k, ops.memory_bytes, ops.threads)
+        skip = self.plan != "scan"
+        scan = Scan(ops, layout, q_qd, key_q, parts, mask, best, fitted, skip=skip)
         scan.run()
-        found = self.ops.alone(best.finish)
         self.tally["pairs"] += scan.pairs
         self.tally["survivors"] += scan.survivors
-        self.tally["resolved"] += best.resolved
-        return found
+        return best
 
 
 def _norm2(segment: Segment, d: int) -> int:

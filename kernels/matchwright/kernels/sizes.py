@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from matchwright.kernels.access import WORD, words_for
 
-TILE_QUERIES, TILE_ROWS, ROWS_MOST = 128, 1_024, 16_384
+TILE_QUERIES, TILE_ROWS, ROWS_MOST = 512, 1_024, 16_384
 BLOCK_QUERIES = 512
-_TILE_BYTES = 6  # product and hits
+_TILE_BYTES = 10  # product, second product and hits
 _CROWDED_BYTES = 40  # points, second limb, bits, mixes, ranks and their partition
 _CANDIDATE_BYTES = 40  # query, value, order, rank and a copy
 
@@ -38,7 +38,7 @@ def fit(q: int, d: int, k: int, memory_bytes: int, threads: int) -> Sizes:
     rows = max(WORD, min(rows, share // 3 // row_bytes) // WORD * WORD)
     queries = max(1, min(TILE_QUERIES, q, share // 3 // (rows * _TILE_BYTES)))
     crowded = max(1, min(32, queries, share // 3 // (rows * _CROWDED_BYTES)))
-    pending = max(64, min(max(q * k, 4_096), share // 3 // _CANDIDATE_BYTES))
+    pending = max(64, min(max(q * k, 1_024), share // 3 // _CANDIDATE_BYTES))
     return Sizes(rows, queries, crowded, pending)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matchwright.kernels import order
-from matchwright.kernels.access import WORD, Block, Layout, Scratch, unpack_bits, words_for
+from matchwright.kernels.access import WORD, Block, Layout, Scratch, bit_places, words_for
 from matchwright.kernels.best import Best, Bound, pack
 from matchwright.kernels.limbs import Split
 from matchwright.kernels.sizes import Sizes
@@ -139,7 +139,7 @@ class _Worker:
     def __init__(self, scan: Scan, scratch: Scratch) -> None:
         self.scan, self.scratch = scan, scratch
         self.pending = Pending()
-        self.pairs = self.survivors = 0
+        self.pairs = self.survivors = self.blocks = 0
         self._bound: Bound | None = None
         self._least: NDArray[Any] = np.empty(0)
 
@@ -157,8 +157,9 @@ class _Worker:
             for (begin, end), tile in zip(spans, tiles, strict=True):
                 self._tile(block, x_nd, segment, begin, end, tile)
                 self.pairs += tile.size
-        if self.pending.size >= self.scan.sizes.pending:
+        if self.pending.size >= self.scan.sizes.pending or not self.blocks:
             self.pending.pour(self.scan.best)
+        self.blocks += 1
 
     def _spans(self, block: Block) -> list[tuple[int, int]]:
         """Handfuls of queries that have to see this block."""
@@ -180,17 +181,15 @@ class _Worker:
         some = np.flatnonzero(flat)
         if not some.size:
             return
-        found = flat[some]
-        if int(np.bitwise_count(found).sum(dtype=np.int64)) * CROWDED > block.n:
+        if some.size * WORD * CROWDED > block.n:
             per_query = np.bitwise_count(words).sum(axis=1, dtype=np.int64)
             crowded = np.flatnonzero(per_query * CROWDED > max(block.n, 8 * CROWDED))
             if crowded.size:
                 self._crowded(block, x_nd, segment, begin, crowded, tile, words)
                 words[crowded] = 0
                 some = np.flatnonzero(flat)
-                found = flat[some]
         if some.size:
-            self._sparse(block, begin, tile, words.shape[1], some, found)
+            self._sparse(block, begin, tile, words, some)
 
     def _least_first(self, dtype: Any) -> NDArray[Any]:
         """Per query, the least first-limb sum with which a row can still reach the bound."""
@@ -212,20 +211,17 @@ class _Worker:
         if padded != n:
             hit[:, n:] = False
         np.greater_equal(tile, least[:, None], out=hit[:, :n])
-        return np.packbits(hit, axis=1, bitorder="little").view(np.uint64)
+        return pack_lines(hit)
 
     def _sparse(
         self,
         block: Block,
         begin: int,
         tile: NDArray[Any],
-        width: int,
+        words: UInt64,
         some: NDArray[np.intp],
-        found: UInt64,
     ) -> None:
-        at = np.flatnonzero(unpack_bits(found, found.size * WORD))
-        query, word = np.divmod(some[at >> 6], width)
-        column = (word << 6) | (at & 63)
+        query, column = bit_places(words, some)
         first = tile[query, column].astype(np.int64)
         query += begin
         parts = self.scan.parts
@@ -248,17 +244,16 @@ class _Worker:
     ) -> None:
         """Exact points of crowded rows of the tile, and of those the ones that reach the bound."""
         parts = self.scan.parts
-        step = self.scan.sizes.crowded
+        query = crowded + begin
+        rest = parts.rest_qd[query].astype(parts.first_qd.dtype)
         scratch = self.scratch.inner()  # the tile is still in use
+        second = next(iter(self.scan.ops.tiles(rest, x_nd, [(0, query.size)], scratch)))
+        step = self.scan.sizes.crowded
         for at in range(0, crowded.size, step):
-            lines = crowded[at : at + step]
-            query = lines + begin
-            rest = parts.rest_qd[query].astype(parts.first_qd.dtype)
-            second = next(iter(self.scan.ops.tiles(rest, x_nd, [(0, lines.size)], scratch)))
-            points = tile[lines].astype(np.int32) << parts.shift_q[query][:, None]
-            points += second.astype(np.int32, copy=False)
-            allowed = unpack_lines(words[lines], block.n)
-            self._select(block, segment, query, points, allowed)
+            lines, some = crowded[at : at + step], query[at : at + step]
+            points = tile[lines].astype(np.int32) << parts.shift_q[some][:, None]
+            points += second[at : at + step].astype(np.int32, copy=False)
+            self._select(block, segment, some, points, unpack_lines(words[lines], block.n))
 
     def _equal_rows(
         self, block: Block, segment: Segment, x_nd: Int8, spans: list[tuple[int, int]]
@@ -288,10 +283,11 @@ class _Worker:
         """Candidates among exact points (q, n), or (q, 1) where all rows have the same."""
         bound, k = self.scan.best.bound, self.scan.best.k
         least = bound.points_q[query].astype(np.int32)[:, None]
-        shape = (query.size, block.n)
-        hit: Bool = self.scratch.array("select", shape, np.bool_)
+        width = words_for(block.n) * WORD
+        wide: Bool = self.scratch.array("select", (query.size, width), np.bool_)
+        wide[:, block.n :] = False
+        hit = wide[:, : block.n]
         level = points == least
-        mixes: UInt32 | None = None
         if np.count_nonzero(level) * CROWDED > level.size:
             mixes = self._mixes(segment.key_n[block.begin : block.end], self.scan.key_q[query])
             last = (bound.tie_q[query] >> np.uint64(32)).astype(np.uint32)
@@ -302,10 +298,12 @@ class _Worker:
             np.copyto(hit, points >= least)
         if allowed is not None:
             hit &= allowed
-        many = np.flatnonzero(np.count_nonzero(hit, axis=1) > 2 * k)
+        words = pack_lines(wide)
+        many = np.flatnonzero(np.bitwise_count(words).sum(axis=1, dtype=np.int64) > 2 * k)
         if many.size:
             self._thin(block, segment, query, points, hit, many)
-        line, column = np.nonzero(hit)
+            words = pack_lines(wide)
+        line, column = bit_places(words, np.flatnonzero(words))
         got = points[line, column if points.shape[1] > 1 else 0].astype(np.int64)
         self._add(query[line], pack(got, block.row + column, exact=True))
 
@@ -333,6 +331,11 @@ class _Worker:
         out = self.scratch.array("mix", shape, np.uint32)
         spare = self.scratch.array("spare", shape, np.uint32)
         return order.mix32_into(key_q[:, None], key_n[None, :], out, spare)
+
+
+def pack_lines(flags: Bool) -> UInt64:
+    """uint64 (lines, words) of bool (lines, 64 words)."""
+    return np.packbits(flags, axis=1, bitorder="little").view(np.uint64)
 
 
 def unpack_lines(words: UInt64, n: int) -> Bool:
