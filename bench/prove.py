@@ -112,7 +112,7 @@ CLAIMS = (
         bench=("bench/quality.py", "--json"),
     ),
 )
-"""What ``make prove`` shows. ``gpu_check`` is written by ``make gpu-check`` and only tabled here."""
+"""What ``make prove`` shows. The record ``gpu_check`` is written by ``make gpu-check``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
