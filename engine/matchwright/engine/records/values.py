@@ -7,6 +7,7 @@ accepts its own output and returns it unchanged.
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
@@ -38,11 +39,17 @@ Parser = Callable[[Any], Any]
 RAW_CHARS_PER_CHAR = 8
 """Markup may make a text this much longer than its limit before it is refused unread."""
 
+TAGS_MAX = 5_000
+"""Beyond it markup is stripped by pattern: the parser's time grows with the square of nesting."""
+
 _FTFY = ftfy.TextFixerConfig(
     unescape_html=False, uncurl_quotes=False, normalization=None, explain=False
 )
 _TAG = re.compile(r"<[a-zA-Z/!][^>]{0,2000}>|&(?:#\d{1,7}|#x[0-9a-fA-F]{1,6}|[a-zA-Z]{2,31});")
-_BLOCKS = "br,p,div,li,ul,ol,tr,h1,h2,h3,h4,h5,h6,section,article,table,blockquote,hr"
+_BLOCK = re.compile(
+    r"</?(?:br|p|div|li|ul|ol|tr|h[1-6]|section|article|table|blockquote|hr)(?![a-zA-Z])",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +116,13 @@ def strip_html(text: str) -> str:
     """
     if not _TAG.search(text):
         return text
-    tree = LexborHTMLParser(f"<body>{text}")
-    body = tree.body
+    if text.count("<") > TAGS_MAX:
+        return html.unescape(_TAG.sub(" ", text))
+    body = LexborHTMLParser("<body>" + _BLOCK.sub(r"\n\g<0>", text)).body
     if body is None:
         return ""
     for node in body.css("script,style,template,noscript"):
         node.decompose()
-    for node in body.css(_BLOCKS):
-        node.insert_before("\n")
-        node.insert_after("\n")
     return body.text(deep=True, separator="")
 
 
@@ -320,6 +325,10 @@ def _items(value: Any, options: Options) -> list[Any]:
     if options.drop:
         kept = [item for item in kept if value_key(item) not in options.drop]
     return kept
+
+
+def _is_blank(item: object) -> bool:
+    return item is None or (isinstance(item, str) and not item.strip())
 
 
 def _each(items: Iterable[Any], parse: Callable[[Any], Any]) -> list[Any]:
