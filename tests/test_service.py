@@ -444,16 +444,77 @@ def raw_error(address, method, data):
 
 
 def mutate(rng, data):
-    """Random bytes, or a sound request with some bytes changed."""
-    if rng.random() < 0.3 or not data:
+    """Random bytes, or a sound request with some bytes changed, added or taken away."""
+    if rng.random() < 0.2 or not data:
         return rng.randbytes(rng.randrange(0, 60))
     made = bytearray(data)
     for _ in range(rng.randrange(1, 5)):
         at = rng.randrange(len(made))
-        made[at : at + rng.randrange(0, 3)] = rng.randbytes(rng.randrange(0, 3))
+        gone, new = (1, 1) if rng.random() < 0.7 else (rng.randrange(3), rng.randrange(3))
+        made[at : at + gone] = rng.randbytes(new)
         if not made:
             break
     return bytes(made)
+
+
+HOSTILE = {
+    "int": (0, 1, -1, 5, 10, AS_OF, 1_000, 1_001, 2**31 - 1, -(2**31)),
+    "long": (0, 1, -1, 2, 3, 2**63 - 1, -(2**63)),
+    "float": (0.0, 1.0, -1.0, 0.5, 1e-300, 1e300, float("nan"), float("inf"), -float("inf")),
+    "text": (
+        "", "a", "python", "en", "US", "zz", "Europe/Berlin", "../../etc", "text", "skills",
+        "languages", "job_status", "OPEN", "\0", "\u202e", "\U0001f9d1", "é" * 65, "x" * 129,
+        "x" * 2_000, "j-0000001", "f-0000001", "title", "category",
+    ),
+    "enum": (0, 1, 2, 3, 77, -1),
+}  # fmt: skip
+KINDS_OF_FIELD = {1: "float", 3: "long", 5: "int", 9: "text", 14: "enum", 17: "int", 18: "long"}
+
+
+def scramble(rng, message, share):
+    """Set fields of a message at random, to values that are as likely wrong as right."""
+    for field in message.DESCRIPTOR.fields:
+        if rng.random() > share:
+            continue
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            scramble_map(rng, message, field)
+        elif field.message_type is not None:
+            for _ in range(rng.randrange(1, 3)):
+                target = getattr(message, field.name)
+                scramble(rng, target.add() if field.is_repeated else target, share)
+                if not field.is_repeated:
+                    target.SetInParent()
+                    break
+        elif field.is_repeated:
+            pool = HOSTILE[KINDS_OF_FIELD[field.type]]
+            getattr(message, field.name).extend(rng.choices(pool, k=rng.randrange(1, 4)))
+        elif field.type == field.TYPE_BOOL:
+            setattr(message, field.name, rng.random() < 0.5)
+        else:
+            setattr(message, field.name, rng.choice(HOSTILE[KINDS_OF_FIELD[field.type]]))
+    return message
+
+
+def scramble_map(rng, message, field):
+    entries = getattr(message, field.name)
+    name = rng.choice(HOSTILE["text"])
+    if field.message_type.fields_by_name["value"].message_type is None:
+        entries[name] = rng.choice(HOSTILE["float"])
+    else:
+        scramble(rng, entries[name], 0.5)
+
+
+def hostile_request(rng, method, sound):
+    """A request of a method: bytes changed, fields changed, or fields at random."""
+    data = rng.choice(sound[method])
+    way = rng.random()
+    if way < 0.4:
+        return mutate(rng, data)
+    input_type = wire.DESCRIPTOR.services_by_name["MatchService"].methods_by_name[method].input_type
+    message = getattr(wire, input_type.name)()
+    if way < 0.9:
+        message.MergeFromString(data)
+    return scramble(rng, message, rng.choice((0.02, 0.1, 0.4))).SerializeToString()
 
 
 def sound_requests():
@@ -506,7 +567,7 @@ def test_no_bytes_give_an_internal_error(server, count):
     with grpc.insecure_channel(server) as channel:
         for n in range(count(reduced=400, full=20_000)):
             method = METHODS[n % len(METHODS)]
-            data = mutate(rng, rng.choice(sound[method]))
+            data = hostile_request(rng, method, sound)
             error = outcome(channel, method, data)
             name = "ok" if error is None else error.code().name
             ended[name] = ended.get(name, 0) + 1
