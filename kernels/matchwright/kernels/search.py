@@ -119,6 +119,7 @@ class Search:
 
     def _block(self, query: NDArray[np.intp], group_q: NDArray[np.intp]) -> None:
         groups, words = self._eligible(query, group_q)
+        groups = [g for g in groups if g.eligible]
         choice = self._choose(groups)
         few = [g for g, gather in zip(groups, choice, strict=True) if gather]
         scanned = [g for g, gather in zip(groups, choice, strict=True) if not gather]
@@ -155,9 +156,9 @@ class Search:
 
     def _choose(self, groups: list[Group]) -> list[bool]:
         if self.plan != "auto":
-            return [self.plan == "gather" or not g.eligible for g in groups]
+            return [self.plan == "gather"] * len(groups)
         if self.corpus.n < ROWS_SMALL and self.ops.costs is None:
-            return [not g.eligible for g in groups]
+            return [False] * len(groups)
         loads = [Load(g.query.size, g.eligible) for g in groups]
         return gathered(self.ops.costs_for(self.d), loads, self.corpus.n, self.d)
 
