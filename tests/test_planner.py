@@ -79,7 +79,7 @@ def test_the_plan_is_told():
         [(), Bitmap(few)],
         np.array([0, 1, 0, 1], np.int32),
     )
-    costs = dataclasses.replace(COSTS, scan_pair=1e-7)
+    costs = dataclasses.replace(COSTS, scan_pair=1e-8)
     told = Ops(costs=costs).topk(corpus, queries, 3).telemetry
     assert told["plan"] == "scan+gather"
     assert (told["scanned_queries"], told["gathered_queries"]) == (2, 2)
