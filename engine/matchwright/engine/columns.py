@@ -15,12 +15,11 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from string import ascii_uppercase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 
 from matchwright.engine.records import Kind
 from matchwright.engine.rule_shapes import LEVEL_UNSTATED, asks_column
@@ -28,14 +27,20 @@ from matchwright.engine.zones import as_zones, zone_numbers
 from matchwright.kernels.order import hash_keys
 from matchwright.kernels.types import NO_LIMIT, UNKNOWN, Bool, Int32, Int64, SetColumn, UInt64
 
+if TYPE_CHECKING:
+    import polars as pl
+
 JOB_STATES = ("OPEN", "PAUSED", "CLOSED")
 FREELANCER_STATES = ("AVAILABLE", "BUSY", "GONE")
 EXPERIENCE = ("ENTRY", "INTERMEDIATE", "EXPERT")
+_PROSE = frozenset({"title", "text"})
 HASH_PERSON = b"mw-name-v1"
 """Personalisation of the BLAKE2b hash of names; names the version of the hash."""
 
-ScalarMaker = Callable[[tuple[str, ...]], pl.Expr]
-SetMaker = Callable[[pl.DataFrame, bytes], SetColumn]
+Rows = Mapping[str, Sequence[Any]]
+"""Field -> its N values as Python has them, None where not known."""
+ScalarMaker = Callable[[Rows, tuple[str, ...]], Sequence[int]]
+SetMaker = Callable[[Rows, bytes], SetColumn]
 
 
 def columns(
@@ -53,9 +58,12 @@ def columns(
         name -> int32 (N,), and name -> SetColumn of N rows.
     """
     names = as_zones(zones)
-    made = records.select(make(names).alias(name) for name, make in SCALARS[kind].items())
-    scalars = {name: np.array(made[name].to_numpy(), dtype=np.int32) for name in made.columns}
-    sets = {name: make(records, salt) for name, make in SETS[kind].items()}
+    # Plain lists: a query is one row, and a frame's fixed cost per operation would be most of it.
+    rows = {name: records[name].to_list() for name in records.columns if name not in _PROSE}
+    scalars = {
+        name: np.array(make(rows, names), dtype=np.int32) for name, make in SCALARS[kind].items()
+    }
+    sets = {name: make(rows, salt) for name, make in SETS[kind].items()}
     for demand in DEMANDS[kind]:
         none = _demands_nothing(demand, scalars, sets)
         scalars[asks_column(demand)] = np.where(none, 0, UNKNOWN).astype(np.int32)
@@ -90,6 +98,7 @@ def country_code(country: str) -> int:
     return int.from_bytes(country.upper().encode()[:3], "big")
 
 
+@lru_cache(maxsize=4_096)
 def language_code(language: str, level: int) -> int:
     """8 * language + level; level 0 means "listed", 1..6 CEFR, 7 "at no stated level"."""
     return int.from_bytes(language.lower().encode()[:6], "big") << 3 | level
@@ -98,34 +107,23 @@ def language_code(language: str, level: int) -> int:
 # ── Makers of scalar columns ──────────────────────────────────────────────────────────────────
 
 
-def _int32(value: pl.Expr, missing: int) -> pl.Expr:
-    """Values as int32, nulls as ``missing``; anything beyond the type stops just short of it."""
-    return value.cast(pl.Int64).clip(-NO_LIMIT, NO_LIMIT - 1).fill_null(missing).cast(pl.Int32)
+def _int32(value: int | None, missing: int) -> int:
+    """A value as int32, ``missing`` for None; anything beyond the type stops just short of it."""
+    return missing if value is None else min(max(value, -NO_LIMIT), NO_LIMIT - 1)
 
 
 def _value(field: str, missing: int = UNKNOWN) -> ScalarMaker:
-    return lambda zones: _int32(pl.col(field), missing)
+    return lambda rows, zones: [_int32(value, missing) for value in rows[field]]
 
 
 def _code(field: str, names: tuple[str, ...], missing: int = UNKNOWN, base: int = 0) -> ScalarMaker:
     numbers = {name: number + base for number, name in enumerate(names)}
-    return lambda zones: _numbered(field, numbers, missing)
+    return lambda rows, zones: [numbers.get(name, missing) for name in rows[field]]
 
 
-def _numbered(field: str, numbers: Mapping[str, int], missing: int) -> pl.Expr:
-    """Strings to numbers; nulls and names that are not there become ``missing``."""
-    if not numbers:
-        return pl.col(field).is_null().cast(pl.Int32) * 0 + missing
-    coded = (
-        pl.col(field)
-        .cast(pl.String)
-        .replace_strict(list(numbers), list(numbers.values()), default=None, return_dtype=pl.Int64)
-    )
-    return _int32(coded, missing)
-
-
-def _country(zones: tuple[str, ...]) -> pl.Expr:
-    return _numbered("country", _country_codes(), UNKNOWN)
+def _country(rows: Rows, zones: tuple[str, ...]) -> list[int]:
+    codes = _country_codes()
+    return [codes.get(name, UNKNOWN) for name in rows["country"]]
 
 
 @cache
@@ -134,35 +132,38 @@ def _country_codes() -> dict[str, int]:
     return {name: country_code(name) for name in pairs}
 
 
-def _zone(zones: tuple[str, ...]) -> pl.Expr:
-    return _numbered("zone", zone_numbers(zones), UNKNOWN)
+def _zone(rows: Rows, zones: tuple[str, ...]) -> list[int]:
+    numbers = zone_numbers(zones)
+    return [numbers.get(name, UNKNOWN) for name in rows["zone"]]
 
 
-_HOURLY = pl.col("rate_max_cents").is_not_null() | pl.col("rate_min_cents").is_not_null()
-_FIXED = pl.col("fixed_cents").is_not_null()
-
-
-def _pay_top(zones: tuple[str, ...]) -> pl.Expr:
+def _pay_top(rows: Rows, zones: tuple[str, ...]) -> list[int]:
     """The most that a job says it pays by the hour.
 
     The top of the budget, else its bottom; ``NO_LIMIT`` (no hourly rule applies) for a job at a
     fixed price alone; else unknown. The client's private ceiling is left out: a freelancer who is
     told why a job does not fit must not learn it.
     """
-    stated = _int32(pl.coalesce("rate_max_cents", "rate_min_cents"), UNKNOWN)
-    return pl.when(_FIXED & ~_HOURLY).then(pl.lit(NO_LIMIT, dtype=pl.Int32)).otherwise(stated)
+    budgets = zip(rows["rate_max_cents"], rows["rate_min_cents"], rows["fixed_cents"], strict=True)
+    return [
+        _int32(bottom if top is None else top, UNKNOWN if fixed is None else NO_LIMIT)
+        for top, bottom, fixed in budgets
+    ]
 
 
-def _fixed_price(zones: tuple[str, ...]) -> pl.Expr:
+def _fixed_price(rows: Rows, zones: tuple[str, ...]) -> list[int]:
     """A job's fixed price; ``NO_LIMIT`` (no such rule applies) for an hourly job; else unknown."""
-    price = _int32(pl.col("fixed_cents"), UNKNOWN)
-    return pl.when(_HOURLY & ~_FIXED).then(pl.lit(NO_LIMIT, dtype=pl.Int32)).otherwise(price)
+    budgets = zip(rows["rate_max_cents"], rows["rate_min_cents"], rows["fixed_cents"], strict=True)
+    return [
+        _int32(fixed, UNKNOWN if top is None and bottom is None else NO_LIMIT)
+        for top, bottom, fixed in budgets
+    ]
 
 
 # ── Makers of set columns ─────────────────────────────────────────────────────────────────────
 
 
-def _set_column(row_m: Int64, value_m: UInt64, known_n: Any) -> SetColumn:
+def _set_column(row_m: Int64, value_m: UInt64, known_n: Bool) -> SetColumn:
     """Rows and values in any order, repeated or not, as sorted sets."""
     order = np.lexsort((value_m, row_m))
     row_m, value_m = row_m[order], value_m[order]
@@ -176,50 +177,41 @@ def _set_column(row_m: Int64, value_m: UInt64, known_n: Any) -> SetColumn:
     return SetColumn(start, value_m.astype(np.uint64), np.asarray(known_n, dtype=np.bool_))
 
 
-def _hashed(strings: pl.Series, number: Callable[[Sequence[str]], Sequence[int]]) -> UInt64:
-    """A number for each string (no nulls), each distinct one worked out once."""
-    if not len(strings):
-        return np.zeros(0, dtype=np.uint64)
-    distinct = strings.unique()
-    table = np.array(list(number(distinct.to_list())), dtype=np.uint64)
-    return strings.replace_strict(distinct, pl.Series(table), return_dtype=pl.UInt64).to_numpy()
+def _items(lists: Sequence[Sequence[Any] | None]) -> tuple[Int64, list[Any]]:
+    """(row of each item, items) of lists; nulls, in the place of lists or in them, give none."""
+    found = [
+        (row, item) for row, items in enumerate(lists) for item in items or () if item is not None
+    ]
+    return np.array([row for row, _ in found], dtype=np.int64), [item for _, item in found]
 
 
-def _exploded(lists: pl.Series) -> tuple[Int64, pl.Series]:
-    """(row of each item, items) of a list column; nulls and empty lists give none."""
-    size = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
-    items = lists.filter(pl.Series(size > 0, dtype=pl.Boolean)).explode()
-    return np.repeat(np.arange(len(lists), dtype=np.int64), size), items
+def _known(values: Sequence[Any]) -> Bool:
+    return np.array([value is not None for value in values], dtype=np.bool_)
 
 
-def _of_strings(
-    lists: pl.Series, known: Any, number: Callable[[Sequence[str]], Sequence[int]]
-) -> SetColumn:
-    row_m, items = _exploded(lists)
-    there = items.is_not_null().to_numpy()
-    return _set_column(row_m[there], _hashed(items.drop_nulls(), number), known)
+_cached_hash = lru_cache(maxsize=1 << 17)(name_hash)
 
 
-def _hash_names(names: Sequence[str]) -> list[int]:
-    return [name_hash(name) for name in names]
+def _hash_names(names: Sequence[str]) -> UInt64:
+    return np.array([_cached_hash(name) for name in names], dtype=np.uint64)
 
 
 def _names(field: str, *, limit: bool = False) -> SetMaker:
     """A list of names; a limit that is null asks for nothing, anything else is then unknown."""
 
-    def make(records: pl.DataFrame, salt: bytes) -> SetColumn:
-        lists = records[field]
-        known = np.ones(len(lists), np.bool_) if limit else lists.is_not_null().to_numpy()
-        return _of_strings(lists, known, _hash_names)
+    def make(rows: Rows, salt: bytes) -> SetColumn:
+        row_m, names = _items(rows[field])
+        known = np.ones(len(rows[field]), np.bool_) if limit else _known(rows[field])
+        return _set_column(row_m, _hash_names(names), known)
 
     return make
 
 
 def _one_name(field: str) -> SetMaker:
-    def make(records: pl.DataFrame, salt: bytes) -> SetColumn:
-        known = records[field].is_not_null().to_numpy()
-        rows = np.flatnonzero(known).astype(np.int64)
-        return _set_column(rows, _hashed(records[field].drop_nulls(), _hash_names), known)
+    def make(rows: Rows, salt: bytes) -> SetColumn:
+        known = _known(rows[field])
+        names = [name for name in rows[field] if name is not None]
+        return _set_column(np.flatnonzero(known), _hash_names(names), known)
 
     return make
 
@@ -227,72 +219,69 @@ def _one_name(field: str) -> SetMaker:
 def _ids(field: str) -> SetMaker:
     """A limit that lists ids."""
 
-    def make(records: pl.DataFrame, salt: bytes) -> SetColumn:
-        everywhere = np.ones(records.height, np.bool_)
-        return _of_strings(records[field], everywhere, lambda ids: hash_keys(ids, salt).tolist())
+    def make(rows: Rows, salt: bytes) -> SetColumn:
+        row_m, ids = _items(rows[field])
+        return _set_column(row_m, hash_keys(ids, salt), np.ones(len(rows[field]), np.bool_))
 
     return make
 
 
-def _client(records: pl.DataFrame, salt: bytes) -> SetColumn:
-    ids = records["client_id"]
-    known = ids.is_not_null().to_numpy()
-    keys = _hashed(ids.drop_nulls(), lambda names: hash_keys(names, salt).tolist())
-    return _set_column(np.flatnonzero(known).astype(np.int64), keys, known)
+def _client(rows: Rows, salt: bytes) -> SetColumn:
+    known = _known(rows["client_id"])
+    ids = [name for name in rows["client_id"] if name is not None]
+    return _set_column(np.flatnonzero(known), hash_keys(ids, salt), known)
 
 
 def _countries(field: str) -> SetMaker:
-    def make(records: pl.DataFrame, salt: bytes) -> SetColumn:
-        everywhere = np.ones(records.height, np.bool_)
-        return _of_strings(
-            records[field], everywhere, lambda names: [country_code(name) for name in names]
-        )
+    def make(rows: Rows, salt: bytes) -> SetColumn:
+        row_m, names = _items(rows[field])
+        codes = np.array([country_code(name) for name in names], dtype=np.uint64)
+        return _set_column(row_m, codes, np.ones(len(rows[field]), np.bool_))
 
     return make
 
 
-def _named(field: str, keep: pl.Expr | None = None, *, demand: bool = False) -> SetMaker:
-    """The names of a list of structs, of those that ``keep`` keeps."""
+def _named(field: str, keep: str | None = None, *, demand: bool = False) -> SetMaker:
+    """The names of a list of structs, of those whose flag ``keep`` is set."""
 
-    def make(records: pl.DataFrame, salt: bytes) -> SetColumn:
-        lists = records[field]
-        known = np.ones(len(lists), np.bool_) if demand else lists.is_not_null().to_numpy()
-        row_m, items = _exploded(lists)
-        if not len(items):
-            return _set_column(row_m, np.zeros(0, np.uint64), known)
-        frame = items.struct.unnest().with_columns(pl.Series("row", row_m))
-        frame = frame.filter(pl.col("name").is_not_null())
-        if keep is not None:
-            frame = frame.filter(keep)
-        return _set_column(frame["row"].to_numpy(), _hashed(frame["name"], _hash_names), known)
+    def make(rows: Rows, salt: bytes) -> SetColumn:
+        row_m, items = _items(rows[field])
+        kept = [
+            n
+            for n, item in enumerate(items)
+            if item["name"] is not None and (keep is None or item[keep])
+        ]
+        names = [items[n]["name"] for n in kept]
+        known = np.ones(len(rows[field]), np.bool_) if demand else _known(rows[field])
+        return _set_column(row_m[kept], _hash_names(names), known)
 
     return make
 
 
-def _listed_languages(lists: pl.Series) -> list[tuple[int, str, int | None]]:
-    row_m, items = _exploded(lists)
-    if not len(items):
-        return []
-    frame = items.struct.unnest().select("code", "level")
-    pairs = zip(row_m.tolist(), frame.iter_rows(), strict=True)
-    return [(row, code, level) for row, (code, level) in pairs if code is not None]
-
-
-def _spoken(records: pl.DataFrame, salt: bytes) -> SetColumn:
+def _spoken(rows: Rows, salt: bytes) -> SetColumn:
     codes: list[tuple[int, int]] = []
-    for row, language, level in _listed_languages(records["languages"]):
+    for row, language, level in _listed_languages(rows):
         levels = range(level + 1) if level is not None else (0, LEVEL_UNSTATED)
         codes.extend((row, language_code(language, one)) for one in levels)
-    return _of_pairs(codes, records["languages"].is_not_null().to_numpy())
+    return _of_pairs(codes, _known(rows["languages"]))
 
 
-def _required_languages(records: pl.DataFrame, salt: bytes) -> SetColumn:
-    listed = _listed_languages(records["languages"])
+def _required_languages(rows: Rows, salt: bytes) -> SetColumn:
+    listed = _listed_languages(rows)
     codes = [(row, language_code(language, level or 0)) for row, language, level in listed]
-    return _of_pairs(codes, np.ones(records.height, np.bool_))
+    return _of_pairs(codes, np.ones(len(rows["languages"]), np.bool_))
 
 
-def _of_pairs(pairs: Sequence[tuple[int, int]], known: Any) -> SetColumn:
+def _listed_languages(rows: Rows) -> list[tuple[int, str, int | None]]:
+    row_m, items = _items(rows["languages"])
+    return [
+        (row, item["code"], item["level"])
+        for row, item in zip(row_m.tolist(), items, strict=True)
+        if item["code"] is not None
+    ]
+
+
+def _of_pairs(pairs: Sequence[tuple[int, int]], known: Bool) -> SetColumn:
     row_m = np.array([row for row, _ in pairs], dtype=np.int64)
     return _set_column(row_m, np.array([value for _, value in pairs], dtype=np.uint64), known)
 
@@ -342,7 +331,7 @@ SCALARS: Mapping[Kind, Mapping[str, ScalarMaker]] = {
 
 SETS: Mapping[Kind, Mapping[str, SetMaker]] = {
     "job": {
-        "must_skills": _named("skills", pl.col("must"), demand=True),
+        "must_skills": _named("skills", "must", demand=True),
         "excluded_freelancers": _ids("excluded_freelancers"),
         "client": _client,
         "languages_required": _required_languages,
@@ -359,7 +348,7 @@ SETS: Mapping[Kind, Mapping[str, SetMaker]] = {
         "declined_categories": _names("declined_categories", limit=True),
         "categories": _names("categories"),
         "certifications": _named("certifications"),
-        "certifications_verified": _named("certifications", pl.col("verified")),
+        "certifications_verified": _named("certifications", "verified"),
     },
 }
 """Kind -> set column -> how it is made."""
