@@ -42,6 +42,7 @@ drift: $(VENV)/.dev  ## Fail when the committed stubs differ from the .proto fil
 
 lint: $(VENV)/.dev  ## Ruff, and the guard against stray __init__.py files
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	@for x in $(FOLDERS); do for f in $$x/__init__.py $$x/matchwright/__init__.py; do \
 		if [ -e $$f ]; then echo "$$f hides the other folders of the namespace; delete it"; exit 1; fi; \
 	done; done

@@ -89,9 +89,7 @@ def test_the_wheel_holds_every_part_and_data_file(built, repo_root):
     assert "matchwright/__init__.py" not in names
     assert _data_files(repo_root) - names == set()
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    outside = {
-        name for name in names if not name.startswith(("matchwright/", "matchwright-"))
-    }
+    outside = {name for name in names if not name.startswith(("matchwright/", "matchwright-"))}
     assert outside == set()
 
 

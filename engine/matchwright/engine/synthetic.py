@@ -256,9 +256,7 @@ class _Draw:
         )
         fields = ["name", "level"]
         if must:
-            long = long.with_columns(
-                must=pl.Series((place == 0) | (self.rng.random(size) < 0.12))
-            )
+            long = long.with_columns(must=pl.Series((place == 0) | (self.rng.random(size) < 0.12)))
             fields.append("must")
         grouped = long.group_by("row", maintain_order=True).agg(pl.struct(fields).alias("skills"))
         return grouped["skills"]
@@ -373,9 +371,7 @@ class _Draw:
             "min_rate_cents": self.where(self.often(0.03), (low * 0.4).astype(int)),
             "countries_allowed": self._sets(0.05, self._codes(), most=6),
             "countries_denied": self._sets(0.04, self._codes()),
-            "excluded_freelancers": self._sets(
-                0.03, self.ids("f", rng.integers(0, 20_000, 500))
-            ),
+            "excluded_freelancers": self._sets(0.03, self.ids("f", rng.integers(0, 20_000, 500))),
             "min_overlap_minutes": self.where(self.often(0.15), rng.integers(2, 5, n) * 60),
             "min_experience": self.where(self.often(0.08), _LEVELS[np.minimum(level, 1)]),
             "min_rating_milli": self.where(self.often(0.06), np.full(n, 4_500)),

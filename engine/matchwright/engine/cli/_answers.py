@@ -60,8 +60,10 @@ def _draw_matches(console: Console, answer: Mapping[str, Any]) -> None:
 
     other = "freelancer" if answer["kind"] == "job" else "job"
     console.print(Text(harmless(_headline(answer)), style="bold"))
-    taken = _NUMBER_WIDTH * 2 + _GAP * 2 + max(
-        (len(harmless(match["id"])) for match in answer["matches"]), default=0
+    taken = (
+        _NUMBER_WIDTH * 2
+        + _GAP * 2
+        + max((len(harmless(match["id"])) for match in answer["matches"]), default=0)
     )
     facets = _busiest_facets(answer["matches"], console.width - taken)
     table = Table(box=None, pad_edge=False, header_style="dim")

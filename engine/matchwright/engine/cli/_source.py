@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from matchwright.engine.request import Request
 
 
-
 class Device(enum.StrEnum):
     """Where the kernels run."""
 

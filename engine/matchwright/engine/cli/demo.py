@@ -159,9 +159,7 @@ class _Show:
             whom = str(refused.freelancer_id)
             self._record("freelancer", _record(exports["freelancer"], whom))
             self._draw(refused)
-        self._answer(
-            client.find_jobs(self.freelancer, k=_K, as_of=self.as_of, contributions=True)
-        )
+        self._answer(client.find_jobs(self.freelancer, k=_K, as_of=self.as_of, contributions=True))
         self.console.print()
         self.done("asked the server, as shown")
         self._same_answer(found)
