@@ -95,7 +95,7 @@ class NumkongOps(Ops):
         for begin, end in spans:
             first = first_qd[begin:end]
             if end - begin == 1:
-                tile = scratch.array("tile", (1, n), np.int32)
+                tile = scratch.array("tile", (1, n), np.float32)
                 numkong.cdist(first, x_nd, "dot", out=tile)
                 yield tile
             elif end - begin <= FEW:
