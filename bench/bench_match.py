@@ -4,8 +4,9 @@
     .venv/bin/python bench/bench_match.py --rows 50000           a quick look
     .venv/bin/python bench/bench_match.py --store DIR --json     an existing store
 
-Jobs are synthetic and carry their own limits, so every query runs under rules of its own; answers
-hold contributions and exact counts, as they do by default. Each repeat reads every vector of the
+Jobs are synthetic. With their own limits every query runs under rules of its own and few rows
+pass; without them nearly all pass, and every vector has to be looked at. Answers hold
+contributions and exact counts, as they do by default. Each repeat reads every vector of the
 corpus once with as many threads as the kernels use (a maximum over 64-bit words: nothing that
 looks at each vector can do less), then answers one job; the ratio of the medians is the figure.
 The server is a process of its own, asked over gRPC; its memory is what the kernel calls resident,
@@ -41,6 +42,7 @@ from matchwright.kernels.types import Corpus
 RATIO_MAX = 1.5
 _REPEATS = 60
 _SERVED = 100
+_NO_LIMITS = ("title", "text", "skills", "category", "weekly_hours", "experience_level")
 
 
 def reader(corpus: Corpus, threads: int) -> Callable[[ThreadPoolExecutor], int]:
@@ -59,28 +61,25 @@ def reader(corpus: Corpus, threads: int) -> Callable[[ThreadPoolExecutor], int]:
     return read
 
 
-def requests(count: int, as_of: int) -> list[Request]:
-    """Inline jobs, each under limits of its own."""
-    frame = synthetic.frame("job", count, seed=11)
-    return [
-        Request(kind="job", record=record, k=100, as_of=as_of)
-        for record in frame.with_columns(status=_open(frame.height)).to_dicts()
-    ]
+def requests(count: int, as_of: int, limits: bool) -> list[Request]:
+    """Inline open jobs, under limits of their own or under none (few rows fail, all are read)."""
+    asked = []
+    for record in synthetic.frame("job", count, seed=11).to_dicts():
+        kept = record if limits else {name: record[name] for name in _NO_LIMITS}
+        if not limits:
+            kept["skills"] = [{**skill, "must": False} for skill in kept["skills"] or ()]
+        record = {**kept, "status": "OPEN", "closes": None}
+        asked.append(Request(kind="job", record=record, k=100, as_of=as_of))
+    return asked
 
 
-def _open(n: int) -> Any:
-    import polars as pl
-
-    return pl.Series(["OPEN"] * n)
-
-
-def measure(store: Store) -> dict[str, Any]:
+def measure(store: Store, limits: bool) -> dict[str, Any]:
     """Single queries in this process, interleaved with plain reading."""
     snapshot, ops = store.snapshot(), get_ops("cpu")
     matcher = Matcher(store, ops, Policy.load())
     corpus = snapshot.corpus("freelancer")
     read = reader(corpus, ops.threads)
-    asked = requests(_REPEATS, snapshot.generation.as_of)
+    asked = requests(_REPEATS, snapshot.generation.as_of, limits)
     spent: dict[str, list[float]] = {"read_ms": [], "match_ms": [], "kernel_ms": []}
     eligible = []
     with ThreadPoolExecutor(ops.threads) as pool:
@@ -161,10 +160,12 @@ def main() -> int:
         if not folder.exists():
             report.update(build(folder, options.rows, random=False))
         with Store.open(folder) as store:
-            report.update(measure(store))
+            report["with_limits"] = measure(store, limits=True)
+            report["without_limits"] = measure(store, limits=False)
         report.update(served(folder))
     report["passed"] = bool(
-        report["match_of_read"] <= RATIO_MAX and report["serve_peak_gb"] <= RESIDENT_GB_MAX
+        max(report[of]["match_of_read"] for of in ("with_limits", "without_limits")) <= RATIO_MAX
+        and report["serve_peak_gb"] <= RESIDENT_GB_MAX
     )
     if options.json:
         print(json.dumps(report))
