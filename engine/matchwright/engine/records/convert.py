@@ -14,7 +14,7 @@ from matchwright.engine.records.conditions import is_empty
 from matchwright.engine.records.fields import FIELDS, Kind, Type
 from matchwright.engine.records.map_fields import FieldMap
 from matchwright.engine.records.maps import RecordMap, native_map
-from matchwright.engine.records.reasons import Bad, Reason
+from matchwright.engine.records.reasons import MEANING, Bad, Reason
 from matchwright.engine.records.rows import ObjectRows, Refused, Rows, refused, shown
 from matchwright.engine.records.schema import SCHEMAS
 from matchwright.engine.records.values import parser_for, text_of, value_key
@@ -22,6 +22,7 @@ from matchwright.engine.records.values import parser_for, text_of, value_key
 MEMO_SIZE = 1 << 15
 MEMO_CHARS_MAX = 256
 
+HALF_KNOWN = MEANING[Reason.HALF_KNOWN]
 _JOINED = (Type.TITLE, Type.TEXT, Type.ID)
 _ORDERED: dict[Kind, tuple[tuple[str, str], ...]] = {
     "job": (
@@ -122,7 +123,7 @@ class Converter:
         for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
             if (start is None) != (end is None) and row not in bad:
                 name = "hours_end" if end is None else "hours_start"
-                bad[row] = refused(rows.number[row], name, "", Reason.HALF_KNOWN)
+                bad[row] = refused(rows.number[row], name, "", Reason.HALF_KNOWN, HALF_KNOWN)
 
     def _frame(self, values: dict[str, list[Any]], kept: Sequence[int], n: int) -> pl.DataFrame:
         everything = len(kept) == n

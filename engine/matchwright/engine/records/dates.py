@@ -21,15 +21,15 @@ def day(value: object, formats: tuple[str, ...] = ()) -> int:
 
     Args:
         formats: strptime formats, tried in order, or "epoch_s", "epoch_ms", "days" for numbers.
-            "native": a whole number of days, or ISO 8601. Without any: ISO 8601 dates and times, with or without an offset or " UTC".
+            "native": a whole number of days, or ISO 8601. Without any: ISO 8601 dates and times,
+            with or without an offset or " UTC".
 
     Raises:
         Bad: WRONG_TYPE, DATE_SYNTAX, OUT_OF_RANGE.
     """
     if "native" in formats:
-        if not isinstance(value, str | dt.date) or (
-            isinstance(value, str) and value.isdigit() and len(value) <= 5
-        ):
+        short = isinstance(value, str) and len(value) <= 5 and value.isdigit()
+        if short or not isinstance(value, str | dt.date):
             return day(value, ("days",))
         return day(value)
     for form, seconds in (("days", 86_400), ("epoch_s", 1), ("epoch_ms", Decimal("0.001"))):

@@ -103,7 +103,7 @@ class Context:
 
 def native(spec: Field) -> FieldMap:
     """A field that is read from the column of its own name, in its own unit."""
-    pair = ":" if spec.type in (Type.LANGUAGES, Type.SKILLS, Type.ASKED_SKILLS) else None
+    pair = ":" if spec.type is Type.LANGUAGES else None  # names of skills may hold colons
     split = "|" if spec.type in LIST_TYPES else None
     unit = "date" if spec.unit is Unit.DAY else None
     options = Options(

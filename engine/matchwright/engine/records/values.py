@@ -401,7 +401,7 @@ def _skills(spec: Field, options: Options) -> Parser:
                 skill["must"] = _flag(raw.get("must"), must)
             before = into.setdefault(name, skill)
             if before is not skill:
-                _strengthen(before, skill)
+                strengthen(before, skill)
 
     def parse(value: Any) -> list[dict[str, Any]]:
         into: dict[str, dict[str, Any]] = {}
@@ -411,7 +411,7 @@ def _skills(spec: Field, options: Options) -> Parser:
     return parse
 
 
-def _strengthen(skill: dict[str, Any], other: dict[str, Any]) -> None:
+def strengthen(skill: dict[str, Any], other: dict[str, Any]) -> None:
     """Joins two mentions of a skill: the higher level, and must if either says so."""
     levels = [level for level in (skill["level"], other["level"]) if level is not None]
     skill["level"] = max(levels, default=None)
