@@ -16,7 +16,7 @@ from matchwright.engine.records.map_fields import FieldMap
 from matchwright.engine.records.maps import RecordMap, native_map
 from matchwright.engine.records.reasons import MEANING, Bad, Reason
 from matchwright.engine.records.rows import ObjectRows, Refused, Rows, refused, shown
-from matchwright.engine.records.schema import SCHEMAS
+from matchwright.engine.records.schema import SCHEMAS, series
 from matchwright.engine.records.values import parser_for, text_of, value_key
 
 MEMO_SIZE = 1 << 15
@@ -127,15 +127,15 @@ class Converter:
 
     def _frame(self, values: dict[str, list[Any]], kept: Sequence[int], n: int) -> pl.DataFrame:
         everything = len(kept) == n
-        series = []
+        columns = []
         for name, dtype in SCHEMAS[self._kind].items():
             if name in values:
                 column = values[name]
                 chosen = column if everything else [column[row] for row in kept]
-                series.append(pl.Series(name, chosen, dtype=dtype))
+                columns.append(series(name, chosen, dtype))
             else:
-                series.append(pl.Series(name, dtype=dtype).extend_constant(None, len(kept)))
-        return pl.DataFrame(series)
+                columns.append(pl.Series(name, dtype=dtype).extend_constant(None, len(kept)))
+        return pl.DataFrame(columns)
 
 
 def _refusal(row: int, name: str, raw: Any, error: Bad) -> Refused:

@@ -30,7 +30,7 @@ _PROSE = ("fix", "html", "join", "truncate")
 _SPLIT = ("drop", "split")
 BY_TYPE: Mapping[Type, tuple[str, ...]] = {
     Type.ID: ("join", "prefix"),
-    Type.TITLE: _PROSE,
+    Type.TITLE: (*_PROSE, "pick"),
     Type.TEXT: _PROSE,
     Type.LABEL: ("pick", "values"),
     Type.ENUM: ("pick", "values"),

@@ -22,8 +22,8 @@ import polars as pl
 from matchwright.engine.records.fields import LIST_ITEMS_MAX, TEXT_CHARS_MAX, Kind
 from matchwright.engine.records.reasons import Reason
 from matchwright.engine.records.rows import Refused, refused
-from matchwright.engine.records.schema import SCHEMAS
-from matchwright.engine.records.values import strengthen
+from matchwright.engine.records.schema import SCHEMAS, series
+from matchwright.engine.records.values import strengthened
 
 RECORDS_PER_FRAME = 256
 
@@ -126,7 +126,7 @@ class Merger:
     def _merged(self, batch: list[tuple[dict[str, Any], int]], out: list[Refused]) -> Merged:
         schema = SCHEMAS[self._kind]
         columns = {
-            name: pl.Series(name, [record.get(name) for record, _ in batch], dtype=dtype)
+            name: series(name, [record.get(name) for record, _ in batch], dtype)
             for name, dtype in schema.items()
         }
         return Merged(pl.DataFrame(columns), [rows for _, rows in batch], list(out))
@@ -159,8 +159,7 @@ def _union(left: list[Any], right: list[Any]) -> list[Any]:
             place[_name(item)] = len(done)
             done.append(item)
         elif isinstance(item, dict) and "level" in item:
-            done[at] = dict(done[at])
-            strengthen(done[at], item)
+            done[at] = strengthened(done[at], item)
     return done
 
 

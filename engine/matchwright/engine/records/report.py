@@ -74,7 +74,7 @@ class FileReport(msgspec.Struct):
         """Adds refused rows."""
         self.quarantined += len(refused)
         for one in refused:
-            self.reasons[one.reason] = self.reasons.get(one.reason, 0) + 1
+            self.reasons[str(one.reason)] = self.reasons.get(str(one.reason), 0) + 1
 
 
 class Sample(msgspec.Struct):

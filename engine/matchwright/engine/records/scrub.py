@@ -17,6 +17,7 @@ import tomllib
 import unicodedata
 from functools import cache, lru_cache
 from importlib import resources
+from typing import NamedTuple
 
 _KEPT_CONTROLS = "\n\t"
 _INVISIBLE = re.compile(
@@ -41,6 +42,7 @@ _LINK = re.compile(
     r"|\b(?:[a-z0-9-]{1,63}\.){1,4}(?:com|org|co|app|dev|in|uk|de|fr|ru|xyz|info|biz|eu)/[^\s<>\"]+",
     re.IGNORECASE,
 )
+_MAY_LINK = re.compile(r"/|www\.|\.(?:com|net|me|ly|be)\b", re.IGNORECASE)
 _PHONE = re.compile(r"(?<![\w.,/$€£-])[+(\d][\d\s().\-\u2013/]{6,24}\d(?![\w%]|[.,]\d)")
 _DATE = re.compile(
     r"\b(?:19|20)\d\d(?:[-/.\u2013]\s?\d|\s*[-\u2013])|\d[-/.]\d{1,2}[-/.](?:19|20)\d\d\b"
@@ -128,7 +130,7 @@ def scrub(text: str) -> str:
 def _scrub_once(text: str) -> str:
     if "@" in text or "(at)" in text or "[at]" in text:
         text = _HANDLE.sub(" ", _EMAIL.sub(" ", text))
-    if "." in text:
+    if "." in text and _MAY_LINK.search(text):
         text = _LINK.sub(" ", text)
     if ":" in text or "=" in text:
         text = _MESSENGER.sub(" ", text)
@@ -168,21 +170,40 @@ def _lower(found: re.Match[str]) -> str:
 
 def _left_of(found: re.Match[str], after_name: bool) -> str | None:
     """What stays of a capitalised word when names are taken out of it; None: all of it."""
-    plain, given, surnames = _names()
-    word = re.sub(r"['\u2019]s$", "", found[0])
-    parts = [fold(part) for part in _PARTS.split(word)]
-    if after_name and all(part in surnames for part in parts):
+    word = _word(found[0])
+    if after_name and word.surname:
         return ""
-    if not any(part in given for part in parts) or _is_no_name(word):
-        return None
-    if all(part in plain for part in parts):
+    if word.plain:
         return None if _PLACE.search(_before(found)) else ""
-    if all(part in given for part in parts) and _announced(found):
+    if word.given and _announced(found):
         return ""
-    if len(parts) > 1 and any(part in plain for part in parts):
-        left = [part for part in _PARTS.split(found[0]) if fold(part) not in plain]
-        return "-".join(left)
-    return None
+    return word.rest
+
+
+class _Word(NamedTuple):
+    """What a capitalised word can be; ``rest`` is what stays of "Maria-based"."""
+
+    plain: bool = False
+    given: bool = False
+    surname: bool = False
+    rest: str | None = None
+
+
+@lru_cache(maxsize=1 << 15)
+def _word(text: str) -> _Word:
+    plain, given, surnames = _names()
+    word = re.sub(r"['\u2019]s$", "", text)
+    parts = [fold(part) for part in _PARTS.split(word)]
+    surname = all(part in surnames for part in parts)
+    if not any(part in given for part in parts) or _is_no_name(word):
+        return _Word(surname=surname)
+    if all(part in plain for part in parts):
+        return _Word(plain=True, given=True, surname=surname)
+    if all(part in given for part in parts):
+        return _Word(given=True, surname=surname)
+    left = [part for part in _PARTS.split(text) if fold(part) not in plain]
+    rest = "-".join(left) if len(left) < len(parts) else None
+    return _Word(surname=surname, rest=rest)
 
 
 def _is_no_name(word: str) -> bool:

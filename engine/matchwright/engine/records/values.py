@@ -12,9 +12,11 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import ftfy
+from ftfy.badness import is_bad
 from selectolax.lexbor import LexborHTMLParser
 
 from matchwright.engine.records import dates, places
@@ -42,9 +44,6 @@ RAW_CHARS_PER_CHAR = 8
 TAGS_MAX = 5_000
 """Beyond it markup is stripped by pattern: the parser's time grows with the square of nesting."""
 
-_FTFY = ftfy.TextFixerConfig(
-    unescape_html=False, uncurl_quotes=False, normalization=None, explain=False
-)
 _TAG = re.compile(r"<[a-zA-Z/!][^>]{0,2000}>|&(?:#\d{1,7}|#x[0-9a-fA-F]{1,6}|[a-zA-Z]{2,31});")
 _BLOCK = re.compile(
     r"</?(?:br|p|div|li|ul|ol|tr|h[1-6]|section|article|table|blockquote|hr)(?![a-zA-Z])",
@@ -138,8 +137,8 @@ def _prose(spec: Field, options: Options) -> Parser:
             text = text[: limit * RAW_CHARS_PER_CHAR]
         if options.html:
             text = strip_html(text)
-        if options.fix and not text.isascii():
-            text = ftfy.fix_text(text, _FTFY)
+        if options.fix and not text.isascii() and is_bad(text):
+            text = ftfy.fix_encoding(text)
         text = clean(text)
         text = tidy(" ".join(text.split()) if one_line else text)
         if len(text) > limit:
@@ -225,11 +224,18 @@ def _with_values(options: Options, parse: Parser) -> Parser:
 
 def value_key(value: object) -> str:
     """The form in which ``values``, ``unknown_values`` and ``drop`` are compared."""
+    if isinstance(value, str):
+        return _text_key(value) if len(value) <= LABEL_CHARS_MAX else _text_key.__wrapped__(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)
-    return " ".join(str(value).casefold().split()) if isinstance(value, str) else str(value)
+    return str(value)
+
+
+@lru_cache(maxsize=1 << 15)
+def _text_key(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def _enum(spec: Field, options: Options) -> Parser:
@@ -380,43 +386,47 @@ def _skills(spec: Field, options: Options) -> Parser:
     asked = spec.type is Type.ASKED_SKILLS
     keys = ("name", "level", "must") if asked else ("name", "level")
     normalise, values, must = options.skills.normalise, options.values, options.must
-    cache: dict[str, tuple[str, ...]] = {}
+    bare: dict[str, Any] = {"level": None, "must": must} if asked else {"level": None}
+    cache: dict[str, tuple[dict[str, Any], ...]] = {}
 
-    def names(spelling: object) -> tuple[str, ...]:
+    def plain(spelling: object) -> tuple[dict[str, Any], ...]:
+        """The skills that a spelling without a level stands for; shared, never changed."""
         if isinstance(spelling, str) and spelling in cache:
             return cache[spelling]
         text = label(spelling)
         text = values.get(value_key(text), text) if values else text
-        found = normalise(text)
+        found = tuple({"name": name, **bare} for name in normalise(text))
         if isinstance(spelling, str) and len(cache) < 1 << 16:
             cache[spelling] = found
         return found
 
-    def add(item: Any, into: dict[str, dict[str, Any]]) -> None:
+    def skills_of(item: Any) -> Iterable[dict[str, Any]]:
+        if type(item) is str and not options.pair:
+            return plain(item)
         raw = _named(item, keys, options.pair)
-        level = places.skill_level(raw.get("level"))
-        for name in names(raw.get("name", "")):
-            skill: dict[str, Any] = {"name": name, "level": level}
-            if asked:
-                skill["must"] = _flag(raw.get("must"), must)
-            before = into.setdefault(name, skill)
-            if before is not skill:
-                strengthen(before, skill)
+        more: dict[str, Any] = {"level": places.skill_level(raw.get("level"))}
+        if asked:
+            more["must"] = _flag(raw.get("must"), must)
+        return [{**skill, **more} for skill in plain(raw.get("name", ""))]
 
     def parse(value: Any) -> list[dict[str, Any]]:
         into: dict[str, dict[str, Any]] = {}
-        _each(_items(value, options), lambda item: add(item, into))
+        for skills in _each(_items(value, options), skills_of):
+            for skill in skills:
+                name = skill["name"]
+                into[name] = strengthened(into[name], skill) if name in into else skill
         return list(into.values())
 
     return parse
 
 
-def strengthen(skill: dict[str, Any], other: dict[str, Any]) -> None:
-    """Joins two mentions of a skill: the higher level, and must if either says so."""
+def strengthened(skill: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Two mentions of a skill or a language as one: the higher level, and must if either says."""
     levels = [level for level in (skill["level"], other["level"]) if level is not None]
-    skill["level"] = max(levels, default=None)
+    joined = {**skill, "level": max(levels, default=None)}
     if "must" in skill:
-        skill["must"] = skill["must"] or other["must"]
+        joined["must"] = skill["must"] or other["must"]
+    return joined
 
 
 def _flag(value: object, default: bool) -> bool:
