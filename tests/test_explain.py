@@ -7,7 +7,6 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
-import polars as pl
 import pytest
 
 from matchwright.engine import synthetic
@@ -18,7 +17,7 @@ from matchwright.engine.explain import NOT_AVAILABLE
 from matchwright.engine.generation import fit
 from matchwright.engine.matcher import Matcher, Request
 from matchwright.engine.policy import Policy
-from matchwright.engine.records import SCHEMAS
+from matchwright.engine.records import to_frame
 from matchwright.engine.skill_match import match_skills
 from matchwright.kernels.ops import Ops
 from matchwright.kernels.order import hash_keys
@@ -68,7 +67,7 @@ JOB = {
     "id": "the-job",
     "client_id": "the-client",
     "title": "Rust engineer",
-    "skills": [skill("rust", True), skill("python", False), skill("zig", False)],
+    "skills": [skill("Rust", True), skill("Python", False), skill("Zig", False)],
     "rate_max_cents": 5_000,
     "max_rate_cents": 4_321,
     "status": "OPEN",
@@ -79,7 +78,7 @@ JOB = {
 GOOD = {
     "id": "good-one",
     "title": "Rust engineer",
-    "skills": [skill("rust", level=5), skill("sql"), skill("python", level=2)],
+    "skills": [skill("Rust", level=5), skill("SQL"), skill("Python", level=2)],
     "rate_cents": 4_000,
     "status": "AVAILABLE",
     "rating_milli": 4_800,
@@ -93,26 +92,17 @@ HATED = {**GOOD, "id": "excluded-one"}
 HATING = {**GOOD, "id": "hating-one", "excluded_clients": ["the-client", "third-client"]}
 GONE = {**GOOD, "id": "gone-one", "status": "GONE"}
 SILENT = {"id": "silent-one"}
-BARE = {**GOOD, "id": "bare-one", "skills": [skill("sql")], "rate_cents": 9_000}
+BARE = {**GOOD, "id": "bare-one", "skills": [skill("SQL")], "rate_cents": 9_000}
 OTHERS = tuple({**GOOD, "id": f"other-{n}", "rate_cents": 3_800 + 50 * n} for n in range(6))
 CAST = (GOOD, DEAR, LIMITED, HATED, HATING, GONE, SILENT, BARE, *OTHERS)
-
-
-def with_blanks(kind, rows):
-    blank = dict.fromkeys(SCHEMAS[kind])
-    fields = [{**blank, **row} for row in rows]
-    for row in fields:
-        if kind == "job":
-            row["skills"] = [{"must": False, **one} for one in row["skills"] or ()] or None
-    return pl.DataFrame(fields, schema=SCHEMAS[kind])
 
 
 @pytest.fixture(scope="module")
 def market():
     frames = {kind: synthetic.frame(kind, 120, seed=5) for kind in KINDS}
     generation = fit(frames["job"], frames["freelancer"], seed=1, sample=500, as_of=AS_OF)
-    frames["job"] = frames["job"].vstack(with_blanks("job", [JOB]))
-    frames["freelancer"] = frames["freelancer"].vstack(with_blanks("freelancer", CAST))
+    frames["job"] = frames["job"].vstack(to_frame("job", [JOB]))
+    frames["freelancer"] = frames["freelancer"].vstack(to_frame("freelancer", CAST))
     return Market(frames, generation)
 
 
@@ -162,8 +152,8 @@ def test_a_vetoed_pair_says_the_points_it_would_have_had(matcher):
     values = {name: value for reason in said.vetoes for name, value in reason.values.items()}
     assert values["job.max_rate_cents"] == 4_321
     assert values["freelancer.rate_cents"] == 9_000
-    assert values["job.skills"] == ["rust"]
-    assert values["freelancer.skills"] == ["sql"]
+    assert values["job.skills"] == ["Rust"]
+    assert values["freelancer.skills"] == ["SQL"]
 
 
 def test_every_pair_agrees_with_the_match(market, matcher):
@@ -231,11 +221,11 @@ def test_somebody_without_an_id_may_be_one_that_is_excluded(matcher, direction):
 
 def test_skills_by_name(matcher):
     skills = told(matcher, "good-one").skills
-    assert [one.name for one in skills.matched] == ["rust", "python"]
+    assert [one.name for one in skills.matched] == ["Rust", "Python"]
     assert skills.matched[0].must
     assert skills.matched[0].level == 5
-    assert [one.name for one in skills.missing] == ["zig"]
-    assert skills.extra == ("sql",)
+    assert [one.name for one in skills.missing] == ["Zig"]
+    assert skills.extra == ("SQL",)
     assert skills.known
     assert not told(matcher, "silent-one").skills.known
 

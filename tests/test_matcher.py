@@ -9,7 +9,6 @@ from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
-import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,7 +31,7 @@ from matchwright.engine.generation import fit
 from matchwright.engine.matcher import OTHER, Matcher, Request
 from matchwright.engine.policy import Policy
 from matchwright.engine.prepare import points_floor
-from matchwright.engine.records import FIELDS, SCHEMAS
+from matchwright.engine.records import FIELDS, SCHEMAS, to_frame
 from matchwright.engine.results import Result, Shortfall
 from matchwright.engine.rule_shapes import Day, QueryRow
 from matchwright.engine.store import Store
@@ -121,7 +120,7 @@ def frames():
         rows = made[kind].to_dicts()
         for row in rows[:10]:
             open_minded(kind, row)
-        made[kind] = pl.DataFrame(rows, schema=SCHEMAS[kind])
+        made[kind] = to_frame(kind, rows)
     # Twins: the same record under other ids ties in points.
     twins = made["freelancer"].head(20)
     twins = twins.with_columns(id="twin-" + twins["id"])
