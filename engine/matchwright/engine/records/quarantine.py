@@ -88,6 +88,7 @@ class Quarantine:
             raise NotFound(f"cannot write the quarantine {self.path}: {error}") from None
 
     def _join_parts(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f".{path.name}.{os.getpid()}.new")
         try:
             if len(self._parts) == 1:
