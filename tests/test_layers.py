@@ -24,7 +24,7 @@ ALLOWED = {
     "asyncio": (f"{ENGINE}.batcher", f"{ENGINE}.service", CLIENTS),
     "cupy": (KERNELS,),
     "numkong": (KERNELS,),
-    "sqlite3": (f"{ENGINE}.store", f"{ENGINE}.cli.doctor"),
+    "sqlite3": (f"{ENGINE}.store", f"{ENGINE}.records", f"{ENGINE}.cli.doctor"),
     "sklearn": (f"{ENGINE}.generation",),
     "typer": (f"{ENGINE}.cli",),
     "rich": (f"{ENGINE}.cli",),

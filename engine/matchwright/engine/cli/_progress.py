@@ -21,6 +21,35 @@ def progress(what: str, total: int | None = None) -> Iterator[Advance]:
         yield from _lines(what, total)
 
 
+@contextlib.contextmanager
+def bytes_progress(what: str) -> Iterator[Callable[[int, int, int], None]]:
+    """``tell(rows read, bytes read, bytes in all)``, as an import calls it."""
+    if not sys.stderr.isatty():
+        with progress(f"{what} rows") as advance:
+            told = 0
+
+            def rows_only(rows: int, _done: int, _total: int) -> None:
+                nonlocal told
+                advance(rows - told)
+                told = rows
+
+            yield rows_only
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
+        task = bar.add_task(what, total=None)
+
+        def tell(rows: int, done: int, total: int) -> None:
+            bar.update(task, description=f"{what} {rows:,} rows", completed=done, total=total)
+
+        yield tell
+
+
 def say(line: str) -> None:
     """One line on stderr for whoever watches."""
     print(line, file=sys.stderr, flush=True)

@@ -24,7 +24,7 @@ def bench(
         bool, typer.Option("--full", help="The sizes that the proofs use; takes minutes.")
     ] = False,
 ) -> int:
-    """Measure this machine: ours and its peers in one run, as ratios."""
+    """Measure this machine, beside its peers, as ratios."""
     if name not in BENCHES:
         raise unknown_key("bench", name, BENCHES)
     try:

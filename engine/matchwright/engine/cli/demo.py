@@ -43,7 +43,7 @@ def demo(
     ] = None,
     device: DeviceOption = Device.AUTO,
 ) -> None:
-    """Make a synthetic marketplace, import it, serve it, and match over gRPC."""
+    """Make a marketplace, serve it, match over gRPC: a minute."""
     if not (1 <= freelancers <= _SIZE_MAX and 1 <= jobs <= _SIZE_MAX and 0 <= seed <= _SEED_MAX):
         raise InvalidArgument(
             f"--freelancers and --jobs take 1 to {_SIZE_MAX:,}, --seed 0 to {_SEED_MAX:,}"
@@ -130,11 +130,11 @@ class _Show:
         return exports
 
     def _ingest(self, exports: Mapping[Kind, Path]) -> None:
-        from matchwright.engine.cli.ingest import into_store
+        from matchwright.engine.cli.ingest import into_store, summary
 
         for kind, path in exports.items():
             report = into_store(kind, [path], self.store)
-            self.done(f"imported {path.name}: {report.summary()}")
+            self.done(f"imported {path.name}: {summary(report)}")
 
     def _refit(self, seed: int) -> None:
         from matchwright.engine.store import Store

@@ -56,7 +56,7 @@ def explain(
     format_: FormatOption = None,
     output: OutputOption = None,
 ) -> None:
-    """Say why a pair matches and where it ranks, or every reason why it does not."""
+    """Say why a pair matches and where it ranks, or why not."""
     access = _source.Access(marketplace, token_file, tls_ca, timeout)
     with (
         _source.open_source(store, server, policy, device, access) as source,

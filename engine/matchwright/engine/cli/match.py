@@ -94,7 +94,7 @@ def match(
     format_: FormatOption = None,
     output: OutputOption = None,
 ) -> int:
-    """Find the best freelancers for a job, or the best jobs for a freelancer."""
+    """Find the best freelancers for a job, or jobs for one."""
     whom = _whom(job, freelancer, inline, kind, all_jobs=all_jobs, all_freelancers=all_freelancers)
     if min_score is not None and not math.isfinite(min_score):
         raise InvalidArgument(f"--min-score takes a finite number, got {min_score}")

@@ -54,7 +54,7 @@ def serve(
         bool, typer.Option("--insecure-listen", help="Allow others to reach it without TLS.")
     ] = False,
 ) -> int:
-    """Answer over gRPC until it is told to stop (Ctrl-C or SIGTERM)."""
+    """Answer over gRPC until Ctrl-C or SIGTERM."""
     config = ServerConfig(
         stores=stores_of(store),
         policy=policy,
