@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from matchwright.kernels.types import Corpus, Int8, Int64, Segment, UInt8, UInt64
 
 WORD = 64
+_FIRST_BIT = np.array([0, *((v & -v).bit_length() - 1 for v in range(1, 256))], dtype=np.int64)
 
 
 def words_for(n: int) -> int:
@@ -180,25 +181,38 @@ def unpack_bits(words: UInt64, n: int) -> NDArray[np.bool_]:
 
 def bit_rows(words: UInt64) -> Int64:
     """Positions of the bits that are set, ascending, int64."""
-    some = np.flatnonzero(words)
-    if some.size * 2 > words.size:
+    octets = words.view(np.uint8)
+    some = np.flatnonzero(octets != 0)
+    if some.size * 4 > octets.size:
         return np.flatnonzero(unpack_bits(words, words.size * WORD))
-    at = np.flatnonzero(unpack_bits(words[some], some.size * WORD))
-    rows: Int64 = some[at >> 6] * WORD + (at & 63)
-    return rows
+    place = _places(octets, some)
+    if place.size > some.size:  # octets with several bits have put theirs at the end
+        place.sort()
+    return place
 
 
-def bit_places(words: UInt64, some: NDArray[np.intp]) -> tuple[NDArray[np.intp], Int64]:
-    """(line, column) of the bits that are set in a matrix of words.
+def bit_places(words: UInt64) -> tuple[Int64, Int64]:
+    """(line, column) of the bits that are set in uint64 (lines, width), C order; in any order."""
+    octets = words.reshape(-1).view(np.uint8)
+    some = np.flatnonzero(octets != 0)
+    if some.size * 4 > octets.size:
+        place = np.flatnonzero(unpack_bits(words.reshape(-1), words.size * WORD))
+    else:
+        place = _places(octets, some)
+    line, column = np.divmod(place, words.shape[1] * WORD)
+    return line, column
 
-    Args:
-        words: uint64 (lines, width), C order.
-        some: flat positions of its words that are not 0.
-    """
-    found = words.reshape(-1)[some]
-    at = np.flatnonzero(unpack_bits(found, found.size * WORD))
-    line, word = np.divmod(some[at >> 6], words.shape[1])
-    return line, (word << 6) | (at & 63)
+
+def _places(octets: UInt8, some: NDArray[np.intp]) -> Int64:
+    """Positions of bits, where ``some`` are the octets that have any: first bits, then second."""
+    left, base, found = octets[some], some << 3, []
+    while left.size:
+        found.append(base + _FIRST_BIT[left])
+        left = left & (left - np.uint8(1))
+        more = np.flatnonzero(left)
+        left, base = left[more], base[more]
+    places: Int64 = np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+    return places
 
 
 def count_bits(words: UInt64) -> int:

@@ -308,7 +308,8 @@ def claims(figures: Figures, backend: str) -> list[Row]:
         if real:
             got = min(real) if least else max(real)
             good = got >= target if least else got <= target
-            met.append({"claim": text, "target": target, "measured": got, "met": good})
+            line = {"backend": backend, "claim": text, "target": target}
+            met.append({**line, "measured": got, "met": good})
 
     free = [row for row in figures["unfiltered"] if row["what"] == backend]
     claim("unfiltered, of sgemm", [row["of sgemm"] for row in free], True, 0.85)
@@ -346,12 +347,13 @@ def run(*, full: bool = False, quick: bool = False, size: Size | None = None) ->
     """Measure, and compare with the targets.
 
     Args:
-        full: the sizes that the targets are about; takes minutes.
+        full: the sizes that the targets are about; takes half an hour.
         quick: tiny sizes, whose figures mean nothing.
         size: other sizes.
 
     Returns:
-        JSON-ready figures; ``passed`` only with ``full``.
+        JSON-ready figures; ``passed``, with ``full``, says that the backend of
+        ``get_ops("cpu")`` meets all targets.
     """
     size = size or (FULL if full else QUICK if quick else USUAL)
     best = get_ops("cpu")
@@ -378,9 +380,10 @@ def run(*, full: bool = False, quick: bool = False, size: Size | None = None) ->
     figures |= {name: [] for name in sections}
     for d in size.dimensions:
         _measure(make_scene(size, d), backends, figures)
-    figures["claims"] = claims(figures, best.name)
+    figures["claims"] = [row for ops in backends for row in claims(figures, ops.name)]
     if full:
-        figures["passed"] = all(row["met"] for row in figures["claims"])
+        ours = [row for row in figures["claims"] if row["backend"] == best.name]
+        figures["passed"] = all(row["met"] for row in ours)
     return figures
 
 
@@ -431,7 +434,7 @@ def _blas() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="bench_topk", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--full", action="store_true", help="the sizes of the targets; minutes")
+    parser.add_argument("--full", action="store_true", help="the sizes of the targets; slow")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args(arguments)

@@ -184,6 +184,20 @@ class Best:
 
     def _resolve(self, sub: NDArray[np.intp], work: UInt64) -> UInt64:
         """Make every candidate exact, keep the K best of each query, raise the full bound."""
+        work = np.sort(work, axis=1)
+        if work.shape[1] > self.k:  # those that are likely to win, for a better bound
+            self._make_exact(sub, work[:, work.shape[1] - self.k :])
+            work.sort(axis=1)
+            self._raise(sub, work)
+            work[~self._winning(sub, work)] = 0
+        self._make_exact(sub, work)
+        work.sort(axis=1)
+        if work.shape[1] < self.k:
+            return work
+        self._raise(sub, work)
+        return self._cut_ties(sub, work)
+
+    def _make_exact(self, sub: NDArray[np.intp], work: UInt64) -> None:
         at = np.nonzero((work > 0) & ((work & _EXACT) == 0))
         if at[0].size:
             value, q = work[at], sub[at[0]]
@@ -191,11 +205,6 @@ class Best:
             points = least_points(value) + self.slack_q[q] + self.second(q, rows)
             work[at] = pack(points, rows, exact=True)
             self.resolved += at[0].size
-            work.sort(axis=1)
-        if work.shape[1] < self.k:
-            return work
-        self._raise(sub, work)
-        return self._cut_ties(sub, work)
 
     def _cut_ties(self, sub: NDArray[np.intp], work: UInt64) -> UInt64:
         """Of sorted exact candidates keep K for each query, deciding ties at the K-th by key."""
@@ -216,6 +225,14 @@ class Best:
         reached = points[full, work.shape[1] - self.k].astype(np.int64) - OFFSET
         self._set_bound(sub[full], reached, last)
         return np.where(keep, work, np.uint64(0))
+
+    def likely(self) -> Bound:
+        """The bound, but at the likely points of its row, not at the least that they can be."""
+        kth = self.value_qc[:, self.cap - self.k]
+        unsure = (kth > 0) & ((kth & _EXACT) == 0)
+        points = np.where(unsure, least_points(kth) + self.slack_q, POINTS_MIN)
+        tie = np.where(points > self.bound.points_q, _ANY_TIE, self.bound.tie_q)
+        return Bound(np.maximum(points, self.bound.points_q).clip(max=POINTS_MAX), tie)
 
     def finish(self, together: Callable[[Sequence[Task]], None]) -> Found:
         """(row_qk, points_qk, returned_q): the K best of each query, best first, exactly.

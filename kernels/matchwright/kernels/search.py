@@ -268,12 +268,12 @@ class Search:
         n = layout.corpus.n
         step = max(1, n // min(SAMPLE_MOST, max(SAMPLE_LEAST, n // 32)))
         expected = self.k / step
-        rank = math.ceil(expected + 4 * math.sqrt(expected) + 3)
+        rank = math.ceil(expected + 3.5 * math.sqrt(expected) + 2)
         if step < STEP_LEAST or rank * step > 8 * self.k or self.plan == "gather":
             return None
         sample, words = layout.sample(step)
         line = None if mask is None else Mask(mask.words_gw[:, words], mask.line_q)
-        return self._scan_once(Layout(sample), query, line, rank, None).bound
+        return self._scan_once(Layout(sample), query, line, rank, None).likely()
 
     def _scan_once(
         self,

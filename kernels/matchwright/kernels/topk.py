@@ -177,19 +177,15 @@ class _Worker:
         words = self._hits(tile, least)
         if self.scan.mask is not None:
             words &= self.scan.mask.of(begin, end, block.words)
-        flat = words.reshape(-1)
-        some = np.flatnonzero(flat)
-        if not some.size:
+        if not words.any():
             return
-        if some.size * WORD * CROWDED > block.n:
-            per_query = np.bitwise_count(words).sum(axis=1, dtype=np.int64)
-            crowded = np.flatnonzero(per_query * CROWDED > max(block.n, 8 * CROWDED))
-            if crowded.size:
-                self._crowded(block, x_nd, segment, begin, crowded, tile, words)
-                words[crowded] = 0
-                some = np.flatnonzero(flat)
-        if some.size:
-            self._sparse(block, begin, tile, words, some)
+        per_query = np.bitwise_count(words).sum(axis=1, dtype=np.int64)
+        crowded = np.flatnonzero(per_query * CROWDED > max(block.n, 8 * CROWDED))
+        if crowded.size:
+            self._crowded(block, x_nd, segment, begin, crowded, tile, words)
+            words[crowded] = 0
+        if crowded.size < words.shape[0]:
+            self._sparse(block, begin, tile, words)
 
     def _least_first(self, dtype: Any) -> NDArray[Any]:
         """Per query, the least first-limb sum with which a row can still reach the bound."""
@@ -219,9 +215,8 @@ class _Worker:
         begin: int,
         tile: NDArray[Any],
         words: UInt64,
-        some: NDArray[np.intp],
     ) -> None:
-        query, column = bit_places(words, some)
+        query, column = bit_places(words)
         first = tile[query, column].astype(np.int64)
         query += begin
         parts = self.scan.parts
@@ -245,15 +240,20 @@ class _Worker:
         """Exact points of crowded rows of the tile, and of those the ones that reach the bound."""
         parts = self.scan.parts
         query = crowded + begin
-        rest = parts.rest_qd[query].astype(parts.first_qd.dtype)
-        scratch = self.scratch.inner()  # the tile is still in use
-        second = next(iter(self.scan.ops.tiles(rest, x_nd, [(0, query.size)], scratch)))
+        second: NDArray[Any] | None = None
+        if parts.slack_q[query].any():
+            rest = parts.rest_qd[query].astype(parts.first_qd.dtype)
+            scratch = self.scratch.inner()  # the tile is still in use
+            second = next(iter(self.scan.ops.tiles(rest, x_nd, [(0, query.size)], scratch)))
         step = self.scan.sizes.crowded
         for at in range(0, crowded.size, step):
             lines, some = crowded[at : at + step], query[at : at + step]
-            points = tile[lines].astype(np.int32) << parts.shift_q[some][:, None]
-            points += second[at : at + step].astype(np.int32, copy=False)
-            self._select(block, segment, some, points, unpack_lines(words[lines], block.n))
+            points = tile[lines].astype(np.int32, copy=False)  # indexing has made a copy
+            points <<= parts.shift_q[some][:, None]
+            if second is not None:
+                points += second[at : at + step].astype(np.int32, copy=False)
+            allowed = None if self.scan.mask is None else unpack_lines(words[lines], block.n)
+            self._select(block, segment, some, points, allowed)
 
     def _equal_rows(
         self, block: Block, segment: Segment, x_nd: Int8, spans: list[tuple[int, int]]
@@ -303,7 +303,7 @@ class _Worker:
         if many.size:
             self._thin(block, segment, query, points, hit, many)
             words = pack_lines(wide)
-        line, column = bit_places(words, np.flatnonzero(words))
+        line, column = bit_places(words)
         got = points[line, column if points.shape[1] > 1 else 0].astype(np.int64)
         self._add(query[line], pack(got, block.row + column, exact=True))
 
