@@ -44,6 +44,8 @@ def shown(value: object) -> str:
         except (ValueError, RecursionError):
             value = f"a value of type {type(value).__name__}"
     short = " ".join(clean(value[: VALUE_CHARS_MAX * 2]).split())
+    if not short.isprintable():
+        short = "".join(char if char.isprintable() else "\ufffd" for char in short)
     if any(char.isalpha() for char in short):  # numbers alone are no personal data
         short = scrub(short)
     return short if len(short) <= VALUE_CHARS_MAX else short[: VALUE_CHARS_MAX - 1] + "…"

@@ -188,7 +188,7 @@ def _check_visible(text: str) -> None:
     groups = {unicodedata.category(char) for char in text}
     if "Cs" in groups:
         raise Bad(Reason.NOT_UTF8)
-    if groups & {"Cc", "Cf", "Zl", "Zp", "Cn", "Co"}:
+    if groups & {"Cc", "Cf", "Zl", "Zp"}:
         raise Bad(Reason.CONTROL_CHARACTERS)
 
 
