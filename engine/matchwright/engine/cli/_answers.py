@@ -70,12 +70,17 @@ def _draw_matches(console: Console, answer: Mapping[str, Any]) -> None:
     for name in ("rank", other, "score", *facets):
         table.add_column(name, justify="left" if name == other else "right", no_wrap=True)
     for match in answer["matches"]:
-        parts = [f"{match['contributions'][name] * answer['t']:.3f}" for name in facets]
+        parts = [thousandths(match["contributions"][name] * answer["t"]) for name in facets]
         table.add_row(str(match["rank"]), harmless(match["id"]), f"{match['score']:.4f}", *parts)
     if answer["matches"]:
         console.print(table)
     for line in _certificate_lines(answer):
         console.print(Text(harmless(line), style="dim"), soft_wrap=True)
+
+
+def thousandths(value: float) -> str:
+    """Three places, and no minus before nothing."""
+    return f"{round(value, 3) + 0.0:.3f}"
 
 
 def _draw_line(console: Console, answer: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from matchwright.engine.cli import _source
+from matchwright.engine.cli._answers import thousandths
 from matchwright.engine.cli._failures import harmless
 from matchwright.engine.cli._options import (
     AsOfOption,
@@ -147,7 +148,7 @@ def _facet_table(shares: Sequence[Mapping[str, Any]]) -> Table:
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else thousandths(value)
 
 
 def _skill_lines(skills: Mapping[str, Any]) -> list[str]:
