@@ -37,6 +37,12 @@ NUMBERS = [
 ]  # fmt: skip
 
 
+def typed(error: MatchwrightError, *codes: int) -> None:
+    """An error of usage or data, whose message can be written anywhere."""
+    assert error.exit_code in (codes or (2, 3))
+    str(error).encode("utf-8", "strict")
+
+
 class Bad:
     """Generates values that nobody should send, from a seed."""
 
@@ -108,8 +114,7 @@ def test_bad_records_are_typed_errors(kind, count):
         try:
             fine += to_frame(kind, [row]).height
         except MatchwrightError as error:
-            assert error.exit_code in (2, 3)
-            str(error).encode("utf-8", "strict")
+            typed(error)
     assert fine
 
 
@@ -216,7 +221,7 @@ def test_random_bytes_are_never_lost(count, tmp_path):
             try:
                 report = ingest.read("job", [path], quarantine=tmp_path / "q.parquet")
             except MatchwrightError as error:
-                assert error.exit_code in (2, 3)
+                typed(error)
             else:
                 assert report.balanced
 
@@ -365,8 +370,7 @@ def test_bad_maps_are_refused_or_work(count, tmp_path):
             report = ingest.read(checked.kind, [table], checked)
         except MatchwrightError as error:
             refused += 1
-            assert error.exit_code in (2, 3), error
-            str(error).encode("utf-8", "replace")
+            typed(error)
         else:
             assert report.balanced
             assert report.read == 3
@@ -382,7 +386,7 @@ def test_random_text_is_no_map(count):
         try:
             parse_map(text)
         except MatchwrightError as error:
-            assert error.exit_code == 2
+            typed(error, 2)
 
 
 @pytest.mark.parametrize(

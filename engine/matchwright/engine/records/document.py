@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 from matchwright.engine.records.fields import (
@@ -31,7 +32,7 @@ type as stored (Polars), its unit and range, and what *unknown* (null) means. Sc
   {TITLE_CHARS_MAX:,}, a text {TEXT_CHARS_MAX:,}; a list has at most {LIST_ITEMS_MAX:,} items.
 - Titles and texts are *scrubbed* when a record is made: given names and the surnames after them,
   e-mail addresses, phone numbers, links and handles are taken out, as are invisible characters. Two
-  records that differ in a first name only are equal afterwards. Nothing else is ever encoded.
+  records that differ in a first name only are equal afterwards.
 - Skills are *normalised*: `React.js`, `ReactJS` and `react js` are one skill; `C`, `C++`, `C#` and
   `.NET` are not. Skills that no alias table knows are kept in lower-case words.
 - Unknown is not zero and not empty: an unknown list is null, a list that is known to hold nothing is
@@ -42,11 +43,10 @@ type as stored (Polars), its unit and range, and what *unknown* (null) means. Sc
 """
 
 _CHECKS: dict[Kind, str] = {
-    "job": (
-        "Checked together: `rate_min_cents` is not above `rate_max_cents`, `min_rate_cents` not above "
-        "`max_rate_cents`,\n`posted` not after `closes`; the two ends of the working hours are both "
-        "known or both unknown."
-    ),
+    "job": """\
+Checked together: `rate_min_cents` is not above `rate_max_cents`, `min_rate_cents` not above
+`max_rate_cents`, `posted` not after `closes`; the two ends of the working hours are both known or
+both unknown.""",
     "freelancer": (
         "Checked together: the two ends of the working hours are both known or both unknown."
     ),
@@ -112,4 +112,4 @@ _FORMS = {
 
 
 if __name__ == "__main__":
-    print(records_md(), end="")
+    sys.stdout.write(records_md())
