@@ -111,7 +111,7 @@ def test_the_id_names_the_content_and_not_the_spelling(policy):
 
 def test_the_id_is_frozen(policy):
     """Golden: decisions name policies by these ids. A change of the default changes this one."""
-    assert policy.id == "4190448ede50324e6b8fbf67af39618e6886c1aaf050f821d4c9b298b2738619"
+    assert policy.id == "9efcf3a4843b94e60a683f8f567321800c99910f8b263d8489b34693d6bcc287"
     canonical = json.loads(policy.canonical_bytes())
     assert canonical["format"] == 1
     assert canonical["weights"]["skills"] == "0x1.0000000000000p+1"
