@@ -143,6 +143,14 @@ def test_doctor_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_bench_in_its_smallest_size(run):
+    code, out, err = run("bench", "topk", "--quick", "--json")
+    assert code in {0, 6}, err
+    figures = json.loads(out)
+    assert figures
+    assert run("bench", "topk", "--quick")[1]
+
+
 def test_a_missing_dependency_is_five(run, monkeypatch):
     monkeypatch.setattr("matchwright.engine.cli.doctor._REQUIRED", ["no-such-package"])
     code, out, _ = run("doctor")

@@ -23,6 +23,9 @@ def bench(
     full: Annotated[
         bool, typer.Option("--full", help="The sizes that the proofs use; takes minutes.")
     ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny sizes, to see that it works.")
+    ] = False,
 ) -> int:
     """Measure this machine, beside its peers, as ratios."""
     if name not in BENCHES:
@@ -33,7 +36,7 @@ def bench(
         raise DependencyUnavailable(
             f"the bench needs {error.name}: pip install 'matchwright[dev]'"
         ) from None
-    figures: Mapping[str, Any] = module.run(full=full)
+    figures: Mapping[str, Any] = module.run(full=full, quick=quick)
     if as_json:
         print(json.dumps(figures, indent=2))
     else:
@@ -48,9 +51,10 @@ def _draw(figures: Mapping[str, Any]) -> None:
     console = Console(markup=False, highlight=False)
     for name, value in figures.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            table = Table(*value[0], title=name, box=None, pad_edge=False)
+            columns = list(dict.fromkeys(key for row in value for key in row))
+            table = Table(*columns, title=name, title_justify="left", box=None, pad_edge=False)
             for row in value:
-                table.add_row(*(_number(cell) for cell in row.values()))
+                table.add_row(*(_number(row.get(key, "")) for key in columns))
             console.print(table)
         else:
             console.print(f"{name}: {_number(value)}")
