@@ -289,6 +289,21 @@ def test_counts_are_exact_or_not_given(ops):
     assert (blind.row_qk == counted.row_qk).all()
 
 
+@pytest.mark.parametrize("sizes", [(200,), (64, 13), (13, 0, 51, 8), (16, 24, 5)])
+@pytest.mark.parametrize("dead", [0.0, 0.3])
+def test_packed_bitmaps_are_bitmaps(ops, sizes, dead):
+    rng = np.random.default_rng(20)
+    corpus = a_corpus(rng, sizes, 4, dead=dead)
+    flags = rng.random(corpus.n) < 0.4
+    packed = np.packbits(flags, bitorder="little")
+    packed[-1] |= 0xFF << (corpus.n % 8 or 8) & 0xFF  # what lies beyond the rows does not count
+    queries = some_queries(rng, 5, 4, [Bitmap(flags), Bitmap(packed)])
+    swapped = Queries(queries.q_qd, queries.key_q, queries.groups, 1 - queries.group_q)
+    one, other = ops.topk(corpus, queries, 9), ops.topk(corpus, swapped, 9)
+    assert (one.row_qk == other.row_qk).all()
+    assert (one.eligible_q == other.eligible_q).all()
+
+
 def test_everything_vetoed_and_nobody_asks(ops):
     rng = np.random.default_rng(11)
     corpus = a_corpus(rng, (200,), 4)
@@ -402,6 +417,8 @@ def test_k_out_of_range(ops, k):
         ({"group_q": np.array([0], np.int32)}, "group_q"),
         ({"floor_q": np.zeros(1, np.int64)}, "floor_q"),
         ({"groups": [Bitmap(np.zeros(9, bool))]}, "bitmap"),
+        ({"groups": [Bitmap(np.zeros(10, np.uint8))]}, "bitmap"),
+        ({"groups": [Bitmap(np.zeros(2, np.int64))]}, "bitmap"),
     ],
 )
 def test_what_does_not_fit_is_refused(ops, change, message):

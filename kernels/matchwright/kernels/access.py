@@ -131,6 +131,15 @@ class Layout:
             np.concatenate(words),
         )
 
+    def row_of_bit(self, bit: Int64) -> Int64:
+        """Global rows of positions among all parts' bits."""
+        if len(self.word_base) == 2:
+            return bit
+        base = np.array(self.word_base) * WORD
+        part = np.searchsorted(base, bit, side="right") - 1
+        rows: Int64 = bit - (base[:-1] - self.corpus.base[:-1])[part]
+        return rows
+
     def rows(self, words: UInt64) -> Int64:
         """Global rows, ascending, of the bits that are set in a uint64 (words,) array."""
         pieces = [

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from matchwright.kernels.ops import usable_cores
-from matchwright.kernels.types import Bool, Float32, Int8, Int64, UInt8
+from matchwright.kernels.types import Float32, Int8, Int64, UInt8
 from matchwright.kernels.workers import single_threaded_blas
 
 BLOCK = 1_024
@@ -85,14 +85,10 @@ class Faiss:
         """All rows."""
         self._index.search(q_qd, k)
 
-    def selectors(self, flags: Sequence[Bool]) -> list[tuple[Any, UInt8]]:
+    def selectors(self, packed: Sequence[UInt8], rows: int) -> list[tuple[Any, UInt8]]:
         """One selector for each query, with the bits that it points to."""
-        packed = [np.packbits(one, bitorder="little") for one in flags]
         swig = self._faiss.swig_ptr
-        return [
-            (self._faiss.IDSelectorBitmap(one.size, swig(octets)), octets)
-            for one, octets in zip(flags, packed, strict=True)
-        ]
+        return [(self._faiss.IDSelectorBitmap(rows, swig(bits)), bits) for bits in packed]
 
     def search_selected(
         self, q_qd: Float32, k: int, selectors: Sequence[tuple[Any, UInt8]]

@@ -37,7 +37,17 @@ from matchwright.kernels.bench_peers import Faiss, mask_and_argpartition, sgemm
 from matchwright.kernels.bench_rules import rule_figures
 from matchwright.kernels.index import build_index
 from matchwright.kernels.ops import Ops, get_ops, usable_cores
-from matchwright.kernels.types import Bitmap, Corpus, Float32, Int8, Int16, Queries, Segment
+from matchwright.kernels.types import (
+    Bitmap,
+    Corpus,
+    Float32,
+    Int8,
+    Int16,
+    Queries,
+    Rules,
+    Segment,
+    UInt8,
+)
 
 Figures = dict[str, Any]
 Row = dict[str, Any]
@@ -94,8 +104,8 @@ class Scene:
         group_q = np.arange(len(self.q_qd), dtype=np.int32) % len(groups)
         return Queries(self.q_qd, self.key_q, list(groups), group_q)
 
-    def bitmaps(self, rate: float) -> list[Bitmap]:
-        """One for each query; a rate below 1 / rows leaves an eligible row here and there."""
+    def bitmaps(self, rate: float) -> list[UInt8]:
+        """Packed, one for each query; low rates leave an eligible row here and there."""
         generator = np.random.default_rng(int(1 / rate))
         rows, found = self.size.rows, []
         for _ in range(self.size.queries):
@@ -105,7 +115,7 @@ class Scene:
                 flags = generator.random(rows, dtype=np.float32) < rate
             else:
                 flags[generator.integers(0, rows, count)] = True
-            found.append(Bitmap(flags))
+            found.append(np.packbits(flags, bitorder="little"))
         return found
 
 
@@ -174,7 +184,10 @@ def sweep(scene: Scene, ops: Ops) -> list[Row]:
     size = scene.size
     rows: list[Row] = []
     for rate in size.pass_rates:
-        queries = scene.queries(scene.bitmaps(rate) if rate < 1 else ((),))
+        groups: list[Rules | Bitmap] = [()]
+        if rate < 1:
+            groups = [Bitmap(bits) for bits in scene.bitmaps(rate)]
+        queries = scene.queries(groups)
         ask = partial(ops.topk, scene.corpus, queries, size.k)
         took = medians(
             {"sgemm": partial(sgemm, scene.wide_qd, scene.x_nd, workers=True), "ours": ask},
@@ -200,9 +213,9 @@ def beside_selectors(scene: Scene, backends: Sequence[Ops], faiss: Faiss) -> lis
     rows: list[Row] = []
     for rate in size.faiss_rates:
         bitmaps = scene.bitmaps(rate)
-        queries = scene.queries(bitmaps)
+        queries = scene.queries([Bitmap(bits) for bits in bitmaps])
         some = max(1, min(size.queries, int(size.queries / 8 if rate > 1e-3 else size.queries)))
-        selectors = faiss.selectors([bitmap.eligible_n for bitmap in bitmaps[:some]])
+        selectors = faiss.selectors(bitmaps[:some], size.rows)
         contenders: dict[str, Callable[[], object]] = {
             ops.name: partial(ops.topk, scene.corpus, queries, size.k) for ops in backends
         }

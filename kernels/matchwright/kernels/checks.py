@@ -40,9 +40,17 @@ def check(corpus: Corpus, queries: Queries, k: int) -> None:
         if alive is not None and alive.shape != (segment.n,):
             raise ValueError(f"alive has shape {alive.shape}, expected {(segment.n,)}")
     for group in queries.groups:
-        if isinstance(group, Bitmap) and group.eligible_n.shape != (corpus.n,):
-            raise ValueError(f"a bitmap has shape {group.eligible_n.shape}, expected {(corpus.n,)}")
+        if isinstance(group, Bitmap):
+            _check_bitmap(group, corpus.n)
     _check_groups(queries)
+
+
+def _check_bitmap(bitmap: Bitmap, n: int) -> None:
+    bits, octets = bitmap.eligible_n, -(-n // 8)
+    if bits.shape != ((n,) if bits.dtype == np.bool_ else (octets,)):
+        raise ValueError(f"a bitmap has shape {bits.shape}, expected {(n,)}, packed {(octets,)}")
+    if bits.dtype != np.bool_ and bits.dtype != np.uint8:
+        raise ValueError(f"a bitmap is {bits.dtype}, expected bool or uint8")
 
 
 def _check_groups(queries: Queries) -> None:

@@ -46,9 +46,7 @@ class Eligibility:
         for p, (segment, alive) in enumerate(corpus.parts):
             words = out[self.layout.word_base[p] : self.layout.word_base[p + 1]]
             if isinstance(group, Bitmap):
-                base = corpus.base
-                flags = group.eligible_n[int(base[p]) : int(base[p + 1])]
-                put_bits(words, flags if alive is None else flags & alive)
+                self._fill_bitmap(p, group, alive, words)
             elif segment.n:
                 both = self._fill_part(p, group, alive, words)
                 if both is not None:
@@ -56,6 +54,21 @@ class Eligibility:
                     if unsure is not None:
                         unsure[self.layout.word_base[p] : self.layout.word_base[p + 1]] = both
         return unverified
+
+    def _fill_bitmap(self, p: int, group: Bitmap, alive: Bool | None, words: UInt64) -> None:
+        bits, base = group.eligible_n, self.layout.corpus.base
+        begin, end = int(base[p]), int(base[p + 1])
+        if bits.dtype == np.bool_:
+            flags: Bool = bits[begin:end].astype(np.bool_, copy=False)
+        elif begin % 8 or end % 8 or alive is not None:
+            octets = bits[begin // 8 : -(-end // 8)].view(np.uint8)
+            flat = np.unpackbits(octets, count=begin % 8 + end - begin, bitorder="little")
+            flags = flat[begin % 8 :].astype(np.bool_)
+        else:
+            words[-1:] = 0
+            words.view(np.uint8)[: (end - begin) // 8] = bits[begin // 8 : end // 8]
+            return
+        put_bits(words, flags if alive is None else flags & alive)
 
     def _fill_part(self, p: int, group: Rules, alive: Bool | None, words: UInt64) -> UInt64 | None:
         """Write one part's bits; gives those of its unverified rows, if there can be any."""

@@ -122,7 +122,7 @@ class Ops:
             yield np.matmul(first_qd[begin:end], wide.T, out=tile)
 
     def pair_dots(self, limb_md: Int8, x_md: Int8) -> NDArray[Any]:
-        """limb . x for M pairs of int8 rows, exact integers (M,); |limb| <= 64."""
+        """limb . x for M pairs of int8 rows, exact integers (M,)."""
         dots: NDArray[np.float32] = np.vecdot(limb_md.astype(np.float32), x_md.astype(np.float32))
         return dots
 

@@ -18,7 +18,7 @@ from matchwright.kernels.access import Layout, count_bits, take_keys, take_x
 from matchwright.kernels.best import Best, Bound, Found
 from matchwright.kernels.checks import empty_topk
 from matchwright.kernels.eligible import Eligibility
-from matchwright.kernels.gather import Gather
+from matchwright.kernels.gather import Few, Gather
 from matchwright.kernels.limbs import norm2_max
 from matchwright.kernels.planner import Load, Plan, gathered
 from matchwright.kernels.topk import Mask, Scan
@@ -200,14 +200,15 @@ class Search:
         best = self._best(self.corpus, query, np.zeros(query.size, np.int64), q_qd, self.k, None)
         largest = max(g.query.size for g in groups)
         threads, budget = self.ops.threads, self.ops.memory_bytes
-        chunk = sizes.gather_rows(largest, self.d, budget, threads)
+        fitted = sizes.fit_gather(largest, self.corpus.n, self.d, budget, threads)
         pending = sizes.fit(query.size, self.d, self.k, budget, threads).pending
         ends = np.cumsum([g.query.size for g in groups])
         work = [
-            (np.arange(end - g.query.size, end), words[g.line])
+            Few(g.line, np.arange(end - g.query.size, end), g.eligible)
             for end, g in zip(ends, groups, strict=True)
         ]
-        Gather(self.ops, self.layout, q_qd, key_q, best, chunk, pending).run(work)
+        gather = Gather(self.ops, self.layout, q_qd, key_q, words, best, fitted, pending)
+        gather.run(work)
         self._put(query, best.finish(self.ops.together))
         self.tally["gather"] += query.size
         self.tally["pairs"] += sum(g.query.size * g.eligible for g in groups)

@@ -53,7 +53,27 @@ def groups_at_once(n: int, memory_bytes: int) -> int:
     return max(1, memory_bytes // 4 // (8 * words_for(max(n, 1))))
 
 
-def gather_rows(q: int, d: int, memory_bytes: int, threads: int) -> int:
-    """Rows that a worker gathers at once."""
-    each = 6 * d + 8 * 4 + 20 * q
-    return max(16, min(8_192, memory_bytes // (4 * max(threads, 1)) // each))
+@dataclass(frozen=True, slots=True)
+class GatherSizes:
+    """Sizes of a gather; all are at least 1.
+
+    Attributes:
+        rows: rows of a group that are taken at once.
+        pairs: pairs of query and row that are scored together; groups with a quarter of that or
+            fewer share.
+        groups: groups that share.
+    """
+
+    rows: int
+    pairs: int
+    groups: int
+
+
+def fit_gather(q: int, n: int, d: int, memory_bytes: int, threads: int) -> GatherSizes:
+    """Sizes for groups of up to q queries over a corpus of n rows of d dimensions."""
+    share = memory_bytes // (4 * max(threads, 1))
+    return GatherSizes(
+        rows=max(16, min(8_192, share // (6 * d + 32 + 20 * q))),
+        pairs=max(1, min(4_096, share // (14 * d + 64))),
+        groups=max(1, min(16, share // (n // 2 + 1))),
+    )

@@ -210,17 +210,19 @@ class KeyIn:
     negate: bool = False
 
 
-Predicate = (
-    InRange | OneOf | HasAll | HasNone | EmptyOrHasAny | SubsetOf | HoursOverlap | KeyIn
-)
+Predicate = InRange | OneOf | HasAll | HasNone | EmptyOrHasAny | SubsetOf | HoursOverlap | KeyIn
 Rules = tuple[Predicate, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bitmap:
-    """Eligibility that was worked out beforehand: bool (N,) over the whole corpus."""
+    """Eligibility that was worked out beforehand, over the whole corpus.
 
-    eligible_n: Bool
+    Attributes:
+        eligible_n: bool (N,), or packed: uint8 (ceil(N / 8),), little-endian bits.
+    """
+
+    eligible_n: Bool | UInt8
 
 
 # ── Queries and answers ───────────────────────────────────────────────────────────────────────
