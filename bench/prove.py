@@ -74,10 +74,27 @@ CLAIMS = (
         tests=("test_real_data.py",),
     ),
     Claim(
+        "exactness",
+        "Top-K equals a brute force in Python integers over plans, block sizes, budgets, threads "
+        "and directions; contributions sum to points; batches of 1 and 10,000 give the same "
+        "bytes; golden files hold.",
+        tests=(
+            "test_topk.py",
+            "test_topk_property.py",
+            "test_rules.py",
+            "test_order.py",
+            "test_kernels_golden.py",
+            "test_scoring_golden.py",
+            "test_generation.py",
+            "test_results.py",
+            "test_matcher.py",
+        ),
+    ),
+    Claim(
         "bad_input",
         "100,000 generated bad rows, maps, policies and command lines: each a typed error or a "
         "quarantined row, no traceback, nothing lost.",
-        tests=("test_fuzz_cli.py",),
+        tests=("test_bad_input.py", "test_fuzz_cli.py", "test_service_wire.py"),
     ),
     Claim(
         "adversary",
