@@ -35,7 +35,7 @@ type as stored (Polars), its unit and range, and what *unknown* (null) means. Sc
   records that differ in a first name only are equal afterwards.
 - Skills are *normalised*: `React.js`, `ReactJS` and `react js` are one skill; `C`, `C++`, `C#` and
   `.NET` are not. Skills that no alias table knows are kept in lower-case words.
-- Unknown is not zero and not empty: an unknown list is null, a list that is known to hold nothing is
+- Unknown is not zero and not empty: an unknown list is null, one that is known to hold nothing is
   `[]`. To a score an unknown field contributes its neutral amount; what a rule makes of it is said
   in the policy. A limit that is null asks for nothing.
 - The same validation serves files, gRPC and Python (`matchwright.engine.records.to_frame`), and a

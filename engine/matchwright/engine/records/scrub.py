@@ -19,7 +19,7 @@ from functools import cache, lru_cache
 from importlib import resources
 from typing import NamedTuple
 
-_KEPT_CONTROLS = "\n\t"
+PASSES_MAX = 16
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff"
@@ -59,11 +59,11 @@ _WORD = rf"[{_UPPER}][^\W\d_]+"
 _NAME = rf"{_WORD}(?:[-'\u2019]{_WORD})*"
 _CAPITALISED = re.compile(rf"(?<![^\W_]){_NAME}(?:['\u2019]s\b)?")
 _ANNOUNCED = re.compile(
-    rf"(?P<lead>\b(?i:my name is|my name's|my name\u2019s|name\s?:|call me|known as)\s+)"
+    rf"(?:\b(?i:my name is|my name's|my name\u2019s|name\s?:|call me|known as)\s+)"
     rf"(?:{_NAME}(?:[ \t]+{_NAME}){{0,2}}|[^\W\d_]{{2,30}})"
 )
 _LOWER = re.compile(
-    r"(?P<lead>\b(?:i am|i'm|i\u2019m|this is)\s+)(?P<name>[a-z]{3,20})\b", re.IGNORECASE
+    r"(?P<lead>\b(?:i am|i'm|i\u2019m|this is)\s+)(?P<name>[^\W\d_]{3,20})\b", re.IGNORECASE
 )
 _I_AM = re.compile(r"\b(?:i am|i'm|i\u2019m|im|this is)\s+$", re.IGNORECASE)
 _ADDRESSED = re.compile(
@@ -72,6 +72,7 @@ _ADDRESSED = re.compile(
 )
 _PLACE = re.compile(r"\b(?:San|Santa|Santo|St|St\.|Saint|El|Los|Las|Port|Fort|Lake)\s$")
 _NAME_ENDS = re.compile(r"\s*(?:[,.!;:)\n]|$)|\s+(?:and|from|with|an?|the|here|\u2013|-)\b")
+_NEXT_WORD = re.compile(rf"[ \t]+({_NAME})")
 _PARTS = re.compile(r"[-'\u2019]")
 _BLANKS = re.compile(r"[^\S\n]+")
 _LINES = re.compile(r" ?\n ?")
@@ -119,7 +120,7 @@ def tidy(text: str) -> str:
 def scrub(text: str) -> str:
     """``text`` without names and contact details. Idempotent; see the module."""
     text = clean(text)
-    for _ in range(4):  # what is left can join into something new; it nearly never does twice
+    for _ in range(PASSES_MAX):  # what is left can join into something new
         once = tidy(_scrub_once(text))
         if once == text:
             break
@@ -146,7 +147,7 @@ def _phone(found: re.Match[str]) -> str:
 
 
 def _without_names(text: str) -> str:
-    text = _LOWER.sub(_lower, _ANNOUNCED.sub(_lead, text))
+    text = _LOWER.sub(_lower, _ANNOUNCED.sub(" ", text))
     kept: list[str] = []
     done = 0  # text before it is copied or left out
     name_end = -1  # where a name that was left out has ended
@@ -160,12 +161,10 @@ def _without_names(text: str) -> str:
     return "".join(kept) + text[done:] if done else text
 
 
-def _lead(found: re.Match[str]) -> str:
-    return found["lead"]
-
-
 def _lower(found: re.Match[str]) -> str:
-    return found["lead"] if found["name"].casefold() in _names()[0] else found[0]
+    """A name that somebody gives in lower case; the others are looked at with their surnames."""
+    name = found["name"]
+    return found["lead"] if name[0].islower() and fold(name) in _names()[0] else found[0]
 
 
 def _left_of(found: re.Match[str], after_name: bool) -> str | None:
@@ -221,5 +220,8 @@ def _announced(found: re.Match[str]) -> bool:
     """Whether the sentence says that a name follows; "I am Ruby developer" does not."""
     before = _before(found)
     if _I_AM.search(before):
+        after = _NEXT_WORD.match(found.string, found.end())
+        if after is not None and _word(after[1]).surname:
+            return True
         return _NAME_ENDS.match(found.string, found.end()) is not None
     return _ADDRESSED.search(before) is not None

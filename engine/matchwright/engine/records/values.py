@@ -307,7 +307,7 @@ def _blank_is_unknown(parse: Parser) -> Parser:
 # ── Lists ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _items(value: Any, options: Options) -> list[Any]:
+def _items(value: Any, options: Options, *, one_number: bool = False) -> list[Any]:
     """The raw items of a list, or of a text that holds one.
 
     Raises:
@@ -319,10 +319,10 @@ def _items(value: Any, options: Options) -> list[Any]:
         items: list[Any] = value.split(options.split) if options.split else [value]
     elif isinstance(value, list | tuple):
         items = list(value)
-    elif isinstance(value, dict) or options.split is None:
-        raise Bad(Reason.WRONG_TYPE, f"a list was expected, got {type(value).__name__}")
-    else:
+    elif one_number and type(value) is int:
         items = [value]
+    else:
+        raise Bad(Reason.WRONG_TYPE, f"a list was expected, got {type(value).__name__}")
     if len(items) > LIST_ITEMS_MAX:
         raise Bad(Reason.TOO_MANY_ITEMS, f"{len(items):,} items, at most {LIST_ITEMS_MAX:,}")
     kept = [
@@ -358,7 +358,7 @@ def _strings(parse_one: Callable[[Any], Any]) -> Callable[[Field, Options], Pars
         prefix = options.prefix
 
         def parse(value: Any) -> list[str]:
-            items = _items(value, options)
+            items = _items(value, options, one_number=parse_one is identifier)
             if prefix:
                 items = [f"{prefix}{text_of(item).strip()}" for item in items]
             return _unique(_each(items, one))
