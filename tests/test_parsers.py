@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from matchwright.engine.errors import InvalidArgument
 from matchwright.engine.records import FIELDS, dates, places
+from matchwright.engine.records.markup import strip_html
 from matchwright.engine.records.money import Currency, MoneyRule, money
 from matchwright.engine.records.numbers import number, whole
 from matchwright.engine.records.reasons import MEANING, Bad, Reason
 from matchwright.engine.records.scrub import clean, scrub
 from matchwright.engine.records.skills import Skills, normalise, skills_with, words
-from matchwright.engine.records.values import Options, parser_for, strip_html
+from matchwright.engine.records.values import Options, parser_for
 
 
 def reason(parse, *arguments) -> Reason:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from matchwright.engine.errors import InvalidArgument, unknown_key
+from matchwright.engine.records.map_values import shown
+from matchwright.engine.records.numbers import NUMBER_CHARS_MAX
 from matchwright.engine.records.values import value_key
 
 TESTS = ("above", "below", "empty", "not")
@@ -59,7 +61,9 @@ def condition(table: object, where: str) -> Condition:
         InvalidArgument, UnknownKey: ``where`` is named.
     """
     if not isinstance(table, dict) or not table:
-        raise InvalidArgument(f"{where}: a table such as {{ reviews = 0 }} expected, got {table!r}")
+        raise InvalidArgument(
+            f"{where}: a table such as {{ reviews = 0 }} expected, got {shown(table)}"
+        )
     return Condition(
         tuple((column, _test(value, f"{where}, {column!r}")) for column, value in table.items())
     )
@@ -84,14 +88,14 @@ def _checked(table: Mapping[str, object], where: str) -> Mapping[str, object]:
 def _named(name: str, wanted: object, where: str) -> Test:
     if name == "empty":
         if not isinstance(wanted, bool):
-            raise InvalidArgument(f"{where}: empty must be true or false, got {wanted!r}")
+            raise InvalidArgument(f"{where}: empty must be true or false, got {shown(wanted)}")
         return lambda value: is_empty(value) is wanted
     if name == "not":
         equal = _equal(wanted if isinstance(wanted, list) else [wanted], where)
         return lambda value: not equal(value)
-    if isinstance(wanted, bool) or not isinstance(wanted, int | float) or math.isnan(wanted):
-        raise InvalidArgument(f"{where}: {name} must be a number, got {wanted!r}")
-    bound = wanted
+    bound = None if isinstance(wanted, str) else _number(wanted)
+    if bound is None or math.isnan(bound):
+        raise InvalidArgument(f"{where}: {name} must be a number, got {shown(wanted)}")
     if name == "above":
         return lambda value: (got := _number(value)) is not None and got > bound
     return lambda value: (got := _number(value)) is not None and got < bound
@@ -99,11 +103,9 @@ def _named(name: str, wanted: object, where: str) -> Test:
 
 def _equal(wanted: Sequence[object], where: str) -> Test:
     if not wanted or not all(isinstance(w, str | int | float) for w in wanted):
-        raise InvalidArgument(f"{where}: text, numbers or true/false expected, got {wanted!r}")
+        raise InvalidArgument(f"{where}: text, numbers or true/false expected, got {shown(wanted)}")
     texts = frozenset(value_key(w) for w in wanted)
-    numbers = frozenset(
-        float(w) for w in wanted if isinstance(w, int | float) and not isinstance(w, bool)
-    )
+    numbers = frozenset(_number(w) for w in wanted if not isinstance(w, str)) - {None}
 
     def equal(value: Any) -> bool:
         if is_empty(value):
@@ -126,7 +128,9 @@ def is_empty(value: object) -> bool:
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str) or len(str(value)) > 64:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, str) and len(value) > NUMBER_CHARS_MAX:
         return None
     try:
         return float(value)

@@ -7,8 +7,6 @@ accepts its own output and returns it unchanged.
 
 from __future__ import annotations
 
-import html
-import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +15,6 @@ from typing import Any
 
 import ftfy
 from ftfy.badness import is_bad
-from selectolax.lexbor import LexborHTMLParser
 
 from matchwright.engine.records import dates, places
 from matchwright.engine.records.fields import (
@@ -30,6 +27,7 @@ from matchwright.engine.records.fields import (
     Type,
     Unit,
 )
+from matchwright.engine.records.markup import strip_html
 from matchwright.engine.records.money import Currency, MoneyRule
 from matchwright.engine.records.numbers import NATIVE, UNITS, scaled
 from matchwright.engine.records.reasons import Bad, Reason
@@ -40,15 +38,6 @@ Parser = Callable[[Any], Any]
 
 RAW_CHARS_PER_CHAR = 8
 """Markup may make a text this much longer than its limit before it is refused unread."""
-
-TAGS_MAX = 5_000
-"""Beyond it markup is stripped by pattern: the parser's time grows with the square of nesting."""
-
-_TAG = re.compile(r"<[a-zA-Z/!][^>]{0,2000}>|&(?:#\d{1,7}|#x[0-9a-fA-F]{1,6}|[a-zA-Z]{2,31});")
-_BLOCK = re.compile(
-    r"</?(?:br|p|div|li|ul|ol|tr|h[1-6]|section|article|table|blockquote|hr)(?![a-zA-Z])",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,23 +95,6 @@ def text_of(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= 128:
         return str(value)
     raise Bad(Reason.WRONG_TYPE, f"text was expected, got {type(value).__name__}")
-
-
-def strip_html(text: str) -> str:
-    """The text of a piece of HTML: entities decoded, blocks on lines of their own.
-
-    Text without a tag or an entity is returned as it is, so that "a < b" stays.
-    """
-    if not _TAG.search(text):
-        return text
-    if text.count("<") > TAGS_MAX:
-        return html.unescape(_TAG.sub(" ", text))
-    body = LexborHTMLParser("<body>" + _BLOCK.sub(r"\n\g<0>", text)).body
-    if body is None:
-        return ""
-    for node in body.css("script,style,template,noscript"):
-        node.decompose()
-    return body.text(deep=True, separator="")
 
 
 def _prose(spec: Field, options: Options) -> Parser:
@@ -230,6 +202,8 @@ def value_key(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)
+    if isinstance(value, int) and value.bit_length() > 1_024:
+        return "\0"  # longer than any number that can be meant, or even written
     return str(value)
 
 
