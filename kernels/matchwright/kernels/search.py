@@ -43,8 +43,8 @@ ROWS_SMALL = 4_096
 
 
 STEP_LEAST = 8
-SAMPLE_LEAST, SAMPLE_MOST = 4_096, 16_384
-"""Rows of the sample that the first bound is guessed from."""
+SAMPLE_LEAST, SAMPLE_MOST, SAMPLE_EACH = 4_096, 16_384, 24
+"""Rows of the sample that the first bound is guessed from, and how many more for each result."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -227,13 +227,17 @@ class Search:
     def _scan(self, groups: list[Group], words: UInt64) -> None:
         if not groups:
             return
+        width = [g.query.size for g in groups]
         query = np.concatenate([g.query for g in groups])
-        mask = None
-        if not all(g.everything for g in groups):
-            line_q = np.repeat([g.line for g in groups], [g.query.size for g in groups])
-            mask = Mask(words, line_q)
-        eligible_q = np.repeat([g.eligible for g in groups], [g.query.size for g in groups])
-        self._put(query, self._scan_rows(self.corpus, query, mask, eligible_q))
+        line_q = np.repeat([g.line for g in groups], width)
+        eligible_q = np.repeat([g.eligible for g in groups], width)
+        everything = all(g.everything for g in groups)
+        blank = ~self.queries.q_qd[query].any(axis=1)
+        for some in (np.flatnonzero(~blank), np.flatnonzero(blank)):
+            if some.size:
+                mask = None if everything else Mask(words, line_q[some])
+                found = self._scan_rows(self.corpus, query[some], mask, eligible_q[some])
+                self._put(query[some], found)
         self.tally["scan"] += query.size
 
     def _scan_rows(
@@ -267,7 +271,8 @@ class Search:
         guess is the score of a few more.
         """
         n = layout.corpus.n
-        step = max(1, n // min(SAMPLE_MOST, max(SAMPLE_LEAST, n // 32)))
+        rows = min(n // 32, SAMPLE_MOST // 3 + SAMPLE_EACH * self.k)
+        step = max(1, n // min(SAMPLE_MOST, max(SAMPLE_LEAST, rows)))
         expected = self.k / step
         rank = math.ceil(expected + 3.5 * math.sqrt(expected) + 2)
         if step < STEP_LEAST or rank * step > 8 * self.k or self.plan == "gather":
@@ -290,7 +295,8 @@ class Search:
         best = self._best(corpus, query, parts.slack_q, parts.rest_qd, k, guess)
         fitted = sizes.fit(query.size, self.d, k, ops.memory_bytes, ops.threads)
         skip = self.plan != "scan"
-        scan = Scan(ops, layout, q_qd, key_q, parts, mask, best, fitted, skip=skip)
+        blank = not q_qd.any()
+        scan = Scan(ops, layout, q_qd, key_q, parts, mask, best, fitted, skip=skip, blank=blank)
         scan.run()
         self.tally["pairs"] += scan.pairs
         self.tally["survivors"] += scan.survivors

@@ -38,7 +38,7 @@ def fit(q: int, d: int, k: int, memory_bytes: int, threads: int) -> Sizes:
     rows = max(WORD, min(rows, share // 3 // row_bytes) // WORD * WORD)
     queries = max(1, min(TILE_QUERIES, q, share // 3 // (rows * _TILE_BYTES)))
     crowded = max(1, min(32, queries, share // 3 // (rows * _CROWDED_BYTES)))
-    pending = max(64, min(max(q * k, 1_024), share // 3 // _CANDIDATE_BYTES))
+    pending = max(64, min(max(2 * q * k, 1_024), share // 3 // _CANDIDATE_BYTES))
     return Sizes(rows, queries, crowded, pending)
 
 

@@ -92,6 +92,7 @@ class Scan:
         best: where candidates go.
         sizes: of blocks and tiles.
         skip: leave out blocks in which no query has an eligible row.
+        blank: all queries are zeros, so that rows need not be read.
     """
 
     def __init__(
@@ -106,11 +107,12 @@ class Scan:
         sizes: Sizes,
         *,
         skip: bool = True,
+        blank: bool = False,
     ) -> None:
         self.ops, self.layout, self.parts, self.mask = ops, layout, parts, mask
         self.q_qd, self.key_q, self.best, self.sizes = q_qd, key_q, best, sizes
         self.skip = skip and mask is not None
-        self.pairs = self.survivors = 0
+        self.blank, self.pairs, self.survivors = blank, 0, 0
         self._lock = threading.Lock()
 
     def run(self) -> None:
@@ -150,7 +152,7 @@ class _Worker:
         spans = self._spans(block)
         if not spans:
             return
-        if all_equal(x_nd):
+        if self.scan.blank or all_equal(x_nd):
             self._equal_rows(block, segment, x_nd, spans)
         else:
             tiles = self.scan.ops.tiles(self.scan.parts.first_qd, x_nd, spans, self.scratch)
@@ -258,7 +260,7 @@ class _Worker:
     def _equal_rows(
         self, block: Block, segment: Segment, x_nd: Int8, spans: list[tuple[int, int]]
     ) -> None:
-        """A block of copies of one row: its points are known at once, only ties are left."""
+        """A block in which all rows have the same points: only ties are left."""
         bound, mask = self.scan.best.bound, self.scan.mask
         for span in spans:
             points = self.scan.ops.exact(self.scan.q_qd[slice(*span)], x_nd[:1], self.scratch)
