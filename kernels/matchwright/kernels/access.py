@@ -201,15 +201,19 @@ def bit_rows(words: UInt64) -> Int64:
 
 
 def bit_places(words: UInt64) -> tuple[Int64, Int64]:
-    """(line, column) of the bits that are set in uint64 (lines, width), C order; in any order."""
+    """(line, column) of the bits that are set in uint64 (lines, width), in any order."""
+    place = bit_positions(words)
+    line = place // (words.shape[1] * WORD)
+    return line, place - line * (words.shape[1] * WORD)
+
+
+def bit_positions(words: UInt64) -> Int64:
+    """Flat positions of the bits that are set in uint64 (lines, width), in any order."""
     octets = words.reshape(-1).view(np.uint8)
     some = np.flatnonzero(octets != 0)
     if some.size * 4 > octets.size:
-        place = np.flatnonzero(unpack_bits(words.reshape(-1), words.size * WORD))
-    else:
-        place = _places(octets, some)
-    line, column = np.divmod(place, words.shape[1] * WORD)
-    return line, column
+        return np.flatnonzero(unpack_bits(words.reshape(-1), words.size * WORD))
+    return _places(octets, some)
 
 
 def _places(octets: UInt8, some: NDArray[np.intp]) -> Int64:

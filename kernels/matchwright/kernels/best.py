@@ -47,9 +47,11 @@ Pairs = Callable[[NDArray[np.intp], Int64], NDArray[Any]]
 
 def pack(least: Int64, rows: Any, exact: bool) -> UInt64:
     """Candidates of least points (int64) and global rows; shapes broadcast."""
-    high = (least + OFFSET).astype(np.uint64) << _SHIFT
-    packed: UInt64 = high | np.asarray(rows).astype(np.uint64)
-    return packed | _EXACT if exact else packed
+    packed: UInt64 = (least + OFFSET).view(np.uint64) << _SHIFT
+    packed |= np.asarray(rows).view(np.uint64)
+    if exact:
+        packed |= _EXACT
+    return packed
 
 
 def least_points(value: UInt64) -> Int64:
@@ -109,7 +111,8 @@ class Best:
         """Take in candidates: query positions (M,) and packed candidates (M,)."""
         with self._lock:
             near = self._near(q, value)
-            q, value = q[near], value[near]
+            if not near.all():
+                q, value = q[near], value[near]
             if not q.size:
                 return
             small = q.astype(np.uint16) if self.key_q.size <= 1 << 16 else q
@@ -126,8 +129,8 @@ class Best:
                 self._take_in(q[now], value[now], rank[now] - begin)
 
     def _near(self, q: NDArray[np.integer[Any]], value: UInt64) -> Bool:
-        most = least_points(value) + np.where(value & _EXACT, 0, 2 * self.slack_q[q])
-        near: Bool = most >= self.bound.points_q[q]
+        least = pack(self.bound.points_q - 2 * self.slack_q, 0, exact=False)
+        near: Bool = value >= least.take(q)
         return near
 
     def _take_in(self, q: NDArray[np.integer[Any]], value: UInt64, rank: NDArray[np.intp]) -> None:
@@ -214,17 +217,31 @@ class Best:
         need = self.k - above.sum(axis=1)
         full = np.flatnonzero((kth[:, 0] > 0) & (level.sum(axis=1) >= need))
         r, c = np.nonzero(level[full])
-        tie = np.full((full.size, work.shape[1]), _ANY_TIE)
         rows = (work[full][r, c] & _ROW).astype(np.int64)
-        tie[r, c] = order.tie64(self.key_q[sub[full[r]]], self.keys(rows))
-        last = np.sort(tie, axis=1)[np.arange(full.size), need[full] - 1]
-        floor = self.bound.points_q[sub]
-        keep = work > 0
-        keep[full] = above[full] | (level[full] & (tie <= last[:, None]))
-        keep &= points >= (floor + OFFSET).astype(np.uint64)[:, None]
-        reached = points[full, work.shape[1] - self.k].astype(np.int64) - OFFSET
-        self._set_bound(sub[full], reached, last)
-        return np.where(keep, work, np.uint64(0))
+        tie = order.tie64(self.key_q[sub[full[r]]], self.keys(rows))
+        last, far = self._last_ties(tie, r, need[full])
+        work[full[r[far]], c[far]] = 0
+        work[full] = np.where(points[full] >= kth[full], work[full], np.uint64(0))
+        self._set_bound(sub[full], kth[full, 0].astype(np.int64) - OFFSET, last)
+        least = (self.bound.points_q[sub] + OFFSET).astype(np.uint64)
+        work[points < least[:, None]] = 0
+        return work
+
+    @staticmethod
+    def _last_ties(
+        tie: UInt64, line: NDArray[np.intp], need: Int64
+    ) -> tuple[UInt64, NDArray[np.intp]]:
+        """(last tie that is needed on each line, positions of ties beyond it); lines ascend."""
+        size = np.bincount(line, minlength=need.size)
+        begin = np.cumsum(size) - size
+        if (size == need).all():
+            last: UInt64 = np.maximum.reduceat(tie, begin) if tie.size else tie
+            return last, np.empty(0, dtype=np.intp)
+        width = int(size.max())
+        table = np.full((need.size, width), _ANY_TIE)
+        table[line, np.arange(tie.size) - begin[line]] = tie
+        last = np.sort(table, axis=1)[np.arange(need.size), need - 1]
+        return last, np.flatnonzero(tie > last[line])
 
     def likely(self) -> Bound:
         """The bound, but at the likely points of its row, not at the least that they can be."""

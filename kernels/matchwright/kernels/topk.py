@@ -23,7 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matchwright.kernels import order
-from matchwright.kernels.access import WORD, Block, Layout, Scratch, bit_places, words_for
+from matchwright.kernels.access import (
+    WORD,
+    Block,
+    Layout,
+    Scratch,
+    bit_places,
+    bit_positions,
+    words_for,
+)
 from matchwright.kernels.best import Best, Bound, pack
 from matchwright.kernels.limbs import Split
 from matchwright.kernels.sizes import Sizes
@@ -218,12 +226,18 @@ class _Worker:
         tile: NDArray[Any],
         words: UInt64,
     ) -> None:
-        query, column = bit_places(words)
-        first = tile[query, column].astype(np.int64)
-        query += begin
-        parts = self.scan.parts
-        least = (first << parts.shift_q[query]) - parts.slack_q[query]
-        self._add(query, pack(least, block.row + column, exact=False))
+        place, width = bit_positions(words), words.shape[1] * WORD
+        line = place // width
+        column = place - line * width
+        if width == block.n:
+            first = tile.reshape(-1).take(place).astype(np.int64)
+        else:
+            first = tile[line, column].astype(np.int64)
+        line += begin
+        first <<= self.scan.parts.shift_q.take(line)
+        first -= self.scan.parts.slack_q.take(line)
+        column += block.row
+        self._add(line, pack(first, column, exact=False))
 
     def _add(self, query: NDArray[np.intp], value: UInt64) -> None:
         self.survivors += value.size
