@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import itertools
+import subprocess
 import sys
 import threading
 import tracemalloc
@@ -227,6 +228,24 @@ def test_how_the_corpus_is_cut_changes_no_answer(ops):
         assert (cut.points_qk == whole.points_qk).all()
 
 
+@pytest.mark.parametrize("q", [1, 3, 60])
+def test_segments_mapped_read_only(ops, tmp_path, q):
+    rng = np.random.default_rng(22)
+    corpus = a_corpus(rng, (700,), 16, columns=True, dead=0)
+    segment = corpus.parts[0][0]
+    np.save(tmp_path / "x.npy", segment.x_nd)
+    np.save(tmp_path / "key.npy", segment.key_n)
+    mapped = Segment(
+        np.load(tmp_path / "x.npy", mmap_mode="r"),
+        np.load(tmp_path / "key.npy", mmap_mode="r"),
+        segment.scalars,
+        segment.sets,
+        segment.index,
+    )
+    groups = [(), Bitmap(rng.random(700) < 0.05)]
+    assert_exact(ops, Corpus(((mapped, None),)), some_queries(rng, q, 16, groups), 9)
+
+
 def test_threads_blocks_of_queries_and_budgets_change_no_answer(make, tiny_samples):
     rng = np.random.default_rng(7)
     corpus = a_corpus(rng, (3_000, 2_000), 20)
@@ -357,6 +376,34 @@ def test_rank_is_the_place_in_the_full_answer(ops):
             if row in rows:
                 assert rank.rank == rows.index(row) + 1
         assert ops.rank(corpus, queries, 0, k=501).gap_points is None
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.3, 0.01, 0.0])
+def test_rank_over_blocks(make, rate):
+    rng = np.random.default_rng(21)
+    corpus = a_corpus(rng, (20_000, 3_000), 2, spread=9)
+    group = Bitmap(rng.random(corpus.n) < rate)
+    queries = some_queries(rng, 1, 2, [group], most=9)
+    keys, points = cases.keys_of(corpus), cases.points_of(corpus, queries.q_qd[0])
+    rows, _ = cases.eligible_rows(corpus, group)
+    key_q = int(queries.key_q[0])
+    for row in (0, 19_999, 20_000, 22_999):
+        mine = (-points[row], cases.tie_of(key_q, keys[row]))
+        ahead = sum((-points[n], cases.tie_of(key_q, keys[n])) < mine for n in rows if n != row)
+        for memory_bytes in (10_000, 1 << 28):
+            rank = make(memory_bytes=memory_bytes).rank(corpus, queries, row)
+            assert (rank.rank, rank.eligible) == (ahead + 1, len(rows))
+            assert (rank.mix << 32) | rank.low == mine[1]
+
+
+@pytest.mark.parametrize("row", [-1, 10])
+def test_rank_of_no_row(ops, row):
+    corpus, queries = good()
+    one = Queries(queries.q_qd[:1], queries.key_q[:1])
+    with pytest.raises(ValueError, match="rank takes"):
+        ops.rank(corpus, one, row)
+    with pytest.raises(ValueError, match="rank takes"):
+        ops.rank(corpus, queries, 0)
 
 
 def test_limbs():
@@ -529,6 +576,26 @@ def test_get_ops():
     assert get_ops("cpu").name in BACKENDS
     with pytest.raises(ValueError, match="unknown device"):
         get_ops("abacus")
+
+
+def test_numpy_alone_is_enough():
+    """Without NumKong, threadpoolctl, CuPy and Polars the kernels import, and are exact."""
+    program = """
+import sys
+for name in ("numkong", "threadpoolctl", "cupy", "polars", "faiss"):
+    sys.modules[name] = None
+import numpy as np
+from matchwright.kernels.ops import get_ops
+from matchwright.kernels.types import Corpus, Queries, Segment
+x_nd = np.arange(-100, 100, dtype=np.int8).reshape(200, 1)
+corpus = Corpus(((Segment(x_nd, np.arange(200, dtype=np.uint64)), None),))
+queries = Queries(np.array([[-16_000]], np.int16), np.array([1], np.uint64))
+ops = get_ops("cpu")
+print(ops.name, ops.topk(corpus, queries, 2).row_qk.tolist())
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.stdout == "numpy [[0, 1]]\n", done.stderr
 
 
 def test_numkong_that_is_not_exact_is_not_used(monkeypatch):

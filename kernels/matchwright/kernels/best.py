@@ -244,12 +244,14 @@ class Best:
         return last, np.flatnonzero(tie > last[line])
 
     def likely(self) -> Bound:
-        """The bound, but at the likely points of its row, not at the least that they can be."""
-        kth = self.value_qc[:, self.cap - self.k]
-        unsure = (kth > 0) & ((kth & _EXACT) == 0)
-        points = np.where(unsure, least_points(kth) + self.slack_q, POINTS_MIN)
-        tie = np.where(points > self.bound.points_q, _ANY_TIE, self.bound.tie_q)
-        return Bound(np.maximum(points, self.bound.points_q).clip(max=POINTS_MAX), tie)
+        """The bound, but with rows at their likely points, not at the least that they can be."""
+        value = self.value_qc
+        unsure = (value > 0) & ((value & _EXACT) == 0)
+        points = least_points(value) + np.where(unsure, self.slack_q[:, None], 0)
+        points[value == 0] = POINTS_MIN
+        kth = np.partition(points, self.cap - self.k, axis=1)[:, self.cap - self.k]
+        tie = np.where(kth > self.bound.points_q, _ANY_TIE, self.bound.tie_q)
+        return Bound(np.maximum(kth, self.bound.points_q).clip(max=POINTS_MAX), tie)
 
     def finish(self, together: Callable[[Sequence[Task]], None]) -> Found:
         """(row_qk, points_qk, returned_q): the K best of each query, best first, exactly.

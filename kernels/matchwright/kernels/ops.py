@@ -5,18 +5,18 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from matchwright.kernels import order, rules
-from matchwright.kernels.access import Layout, Scratch, count_bits, take_keys, take_x
+from matchwright.kernels import rules
+from matchwright.kernels.access import Layout, Scratch, count_bits
 from matchwright.kernels.checks import check, empty_topk
 from matchwright.kernels.eligible import Eligibility
 from matchwright.kernels.limbs import SHIFT_MAX, Split, exact_halves, limbs, split
 from matchwright.kernels.planner import Costs, Plan, calibrated
+from matchwright.kernels.rank import Rank, find_rank
 from matchwright.kernels.search import Search
 from matchwright.kernels.types import (
     Bitmap,
@@ -25,7 +25,6 @@ from matchwright.kernels.types import (
     Int8,
     Int16,
     Int32,
-    Int64,
     Queries,
     Rules,
     TopK,
@@ -35,31 +34,6 @@ from matchwright.kernels.workers import Workers, single_threaded_blas
 __all__ = ["Ops", "Rank", "check", "empty_topk", "get_ops", "limbs"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Rank:
-    """Where one row stands for one query.
-
-    Attributes:
-        rank: 1-based place among the eligible rows, were this row eligible too.
-        points: its points.
-        mix, low: the rest of its order key (see ``order``); smaller is better.
-        eligible: eligible rows of the corpus.
-        kth_points: points of the K-th eligible row; None when fewer than K are eligible.
-    """
-
-    rank: int
-    points: int
-    mix: int
-    low: int
-    eligible: int
-    kth_points: int | None = None
-
-    @property
-    def gap_points(self) -> int | None:
-        """Points that are missing to draw level with the K-th; not above 0 when none are."""
-        return None if self.kth_points is None else self.kth_points - self.points
 
 
 def usable_cores() -> int:
@@ -181,14 +155,6 @@ class Ops:
         """The planner's constants for rows of d dimensions."""
         return self.costs or calibrated(self, d)
 
-    def _points_of(self, corpus: Corpus, rows: Int64, q_d: Int16) -> Int32:
-        out = np.empty(rows.size, dtype=np.int32)
-        step = max(64, min(16_384, self.memory_bytes // (8 * q_d.size + 64)))
-        for begin in range(0, rows.size, step):
-            some = rows[begin : begin + step]
-            out[begin : begin + step] = self.points(take_x(corpus, some), q_d)
-        return out
-
     def eligible(self, corpus: Corpus, group: Rules | Bitmap) -> tuple[Bool, Bool]:
         """(eligible_n, unverified_n), bool (N,) over the corpus; unverified rows are eligible."""
         layout = Layout(corpus)
@@ -220,25 +186,10 @@ class Ops:
         """Where ``row`` stands for the only query of ``queries``, were it eligible.
 
         Args:
-            k: also tell the points of the k-th eligible row.
+            k: also tell the points of the k-th eligible row, 1..1,000.
         """
-        if queries.q != 1:
-            raise ValueError(f"rank takes one query, got {queries.q}")
-        q_d, key_q = queries.q_qd[0], queries.key_q[0]
-        group = queries.groups[0 if queries.group_q is None else int(queries.group_q[0])]
-        rows = np.flatnonzero(self.eligible(corpus, group)[0])
-        here = np.array([row], dtype=np.int64)
-        points = int(self._points_of(corpus, here, q_d)[0])
-        tie = order.tie64(key_q, take_keys(corpus, here))[0]
-        others = self._points_of(corpus, rows, q_d)
-        better = int((others > points).sum())
-        level = rows[(others == points) & (rows != row)]
-        better += int((order.tie64(key_q, take_keys(corpus, level)) < tie).sum())
-        kth = None
-        if k is not None and 0 < k <= rows.size:
-            kth = int(np.partition(others, rows.size - k)[rows.size - k])
-        mix, low = divmod(int(tie), 1 << 32)
-        return Rank(better + 1, points, mix, low, rows.size, kth)
+        check(corpus, queries, k or 1)
+        return find_rank(self, corpus, queries, row, k)
 
     def vetoes(
         self, corpus: Corpus, group: Rules, row: int

@@ -17,6 +17,7 @@ import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from matchwright.kernels.access import (
 from matchwright.kernels.best import Best, Bound, pack
 from matchwright.kernels.limbs import Split
 from matchwright.kernels.sizes import Sizes
-from matchwright.kernels.types import Bool, Int8, Int16, Int32, Segment, UInt32, UInt64
+from matchwright.kernels.types import Bool, Float32, Int8, Int16, Int32, Segment, UInt32, UInt64
 
 if TYPE_CHECKING:
     from matchwright.kernels.ops import Ops
@@ -189,7 +190,7 @@ class _Worker:
             words &= self.scan.mask.of(begin, end, block.words)
         if not words.any():
             return
-        per_query = np.bitwise_count(words).sum(axis=1, dtype=np.int64)
+        per_query = np.bitwise_count(words).astype(np.float32) @ ones(words.shape[1])
         crowded = np.flatnonzero(per_query * CROWDED > max(block.n, 8 * CROWDED))
         if crowded.size:
             self._crowded(block, x_nd, segment, begin, crowded, tile, words)
@@ -347,6 +348,12 @@ class _Worker:
         out = self.scratch.array("mix", shape, np.uint32)
         spare = self.scratch.array("spare", shape, np.uint32)
         return order.mix32_into(key_q[:, None], key_n[None, :], out, spare)
+
+
+@cache
+def ones(n: int) -> Float32:
+    """n ones: a product with them sums short lines faster than a sum does."""
+    return np.ones(n, dtype=np.float32)
 
 
 def pack_lines(flags: Bool) -> UInt64:
