@@ -5,9 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 FOLDERS := engine kernels protos clients
 
-# Newest Python that the pins are tested on; a newer or differently named one as the last resort.
+# The Python that everything is tested on, else the next newer one that is there.
 ifndef PYTHON
-PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3 python3.14; do \
+PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3 python3.14; do \
 	if $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
 	then echo $$p; break; fi; done)
 endif

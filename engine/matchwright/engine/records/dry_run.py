@@ -29,6 +29,10 @@ class DryRun:
         self._db.execute("CREATE TABLE seen (id TEXT PRIMARY KEY, digest BLOB) WITHOUT ROWID")
         self._encode = msgspec.msgpack.Encoder().encode
 
+    def close(self) -> None:
+        """Drops the temporary database."""
+        self._db.close()
+
     def write(self, records: pl.DataFrame) -> Counts:
         """Compares with what was written before. Ids within one frame are distinct."""
         accepted = replaced = 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -113,9 +114,12 @@ def read(
     if not files:
         raise InvalidArgument("no file to read was given")
     checked = _map_of(kind, record_map)
+    if sink is not None and not strict:
+        return _read(kind, files, checked, sink, target, progress, strict=False)
+    with closing(DryRun()) as dry:
+        report = _read(kind, files, checked, dry, target, progress, strict=strict)
     if not strict:
-        return _read(kind, files, checked, sink or DryRun(), target, progress, strict=False)
-    report = _read(kind, files, checked, DryRun(), target, progress, strict=True)
+        return report
     if report.quarantined:
         raise _strict_error(report)
     if sink is None:
