@@ -78,6 +78,7 @@ def tiny_samples(monkeypatch):
     monkeypatch.setattr(search, "SAMPLE_LEAST", 64)
     monkeypatch.setattr(search, "SAMPLE_MOST", 192)
     monkeypatch.setattr(search, "STEP_LEAST", 1)
+    monkeypatch.setattr(search, "GUESS_BLOCKS", 1)
 
 
 def a_corpus(rng, sizes, d, *, spread=127, distinct=0, dead=0.2, **options):

@@ -94,6 +94,7 @@ def monkeypatch_sample():
         patch.setattr(search, "SAMPLE_LEAST", 64)
         patch.setattr(search, "SAMPLE_MOST", 64)
         patch.setattr(search, "STEP_LEAST", 1)
+        patch.setattr(search, "GUESS_BLOCKS", 1)
         yield
 
 

@@ -83,6 +83,10 @@ class Best:
         second: (queries, rows) -> second limb's share of the points, integers (M,).
         keys: rows -> uint64 corpus keys.
         guess: a bound to begin with that may be too high; then too few rows are found.
+
+    Attributes:
+        bound: what a row must reach now.
+        guessed_q: bool (Q,), where the bound may be too high.
     """
 
     def __init__(
@@ -103,7 +107,10 @@ class Best:
         self.used_q = np.zeros(q, dtype=np.int64)
         floor = np.full(q, POINTS_MIN) if floor_q is None else floor_q
         self.floor_q = np.clip(floor, POINTS_MIN, POINTS_MAX)
-        self.bound = guess or Bound(self.floor_q, np.full(q, _ANY_TIE))
+        self.bound = Bound(self.floor_q, np.full(q, _ANY_TIE))
+        self.guessed_q = np.zeros(q, dtype=np.bool_)
+        if guess is not None:
+            self.guess(guess)
         self.resolved = 0
         self._lock, self._raising = threading.Lock(), threading.Lock()
 
@@ -243,13 +250,19 @@ class Best:
         last = np.sort(table, axis=1)[np.arange(need.size), need - 1]
         return last, np.flatnonzero(tie > last[line])
 
-    def likely(self) -> Bound:
-        """The bound, but with rows at their likely points, not at the least that they can be."""
+    def guess(self, bound: Bound) -> None:
+        """Go on with a bound that may be too high; it is not below the one that there is."""
+        self.guessed_q |= bound.points_q > self.bound.points_q
+        self.guessed_q |= bound.tie_q < self.bound.tie_q
+        self.bound = bound
+
+    def likely(self, rank: int) -> Bound:
+        """Where the row of this rank so far is likely to be, if that is above the bound."""
         value = self.value_qc
         unsure = (value > 0) & ((value & _EXACT) == 0)
         points = least_points(value) + np.where(unsure, self.slack_q[:, None], 0)
         points[value == 0] = POINTS_MIN
-        kth = np.partition(points, self.cap - self.k, axis=1)[:, self.cap - self.k]
+        kth = np.partition(points, self.cap - rank, axis=1)[:, self.cap - rank]
         tie = np.where(kth > self.bound.points_q, _ANY_TIE, self.bound.tie_q)
         return Bound(np.maximum(kth, self.bound.points_q).clip(max=POINTS_MAX), tie)
 

@@ -43,6 +43,9 @@ ROWS_SMALL = 4_096
 
 
 STEP_LEAST = 8
+"""A sample of more than one row in so many is not worth its while."""
+GUESS_BLOCKS = 8
+"""After a quarter of at least four times so many blocks the bound is guessed anew."""
 SAMPLE_LEAST, SAMPLE_MOST, SAMPLE_EACH = 4_096, 16_384, 24
 """Rows of the sample that the first bound is guessed from, and how many more for each result."""
 
@@ -252,10 +255,7 @@ class Search:
         guess = self._guess(layout, query, mask)
         best = self._scan_once(layout, query, mask, self.k, guess)
         found = best.finish(self.ops.together)
-        if guess is None:
-            return found
-        guessed = (guess.points_q > best.floor_q) | (guess.tie_q < np.uint64(2**64 - 1))
-        short = np.flatnonzero(guessed & (found[2] < np.minimum(self.k, eligible_q)))
+        short = np.flatnonzero(best.guessed_q & (found[2] < np.minimum(self.k, eligible_q)))
         if short.size:
             self.tally["again"] += short.size
             mask = None if mask is None else Mask(mask.words_gw, mask.line_q[short])
@@ -265,21 +265,16 @@ class Search:
         return found
 
     def _guess(self, layout: Layout, query: NDArray[np.intp], mask: Mask | None) -> Bound | None:
-        """A bound that about K rows reach, from the best rows of a sample; None if not worth it.
-
-        Of the K best rows, K * sample / N are expected in the sample, give or take their root; the
-        guess is the score of a few more.
-        """
+        """A bound that about K rows reach, from the best rows of a sample; None if not worth it."""
         n = layout.corpus.n
         rows = min(n // 32, SAMPLE_MOST // 3 + SAMPLE_EACH * self.k)
         step = max(1, n // min(SAMPLE_MOST, max(SAMPLE_LEAST, rows)))
-        expected = self.k / step
-        rank = math.ceil(expected + 3.5 * math.sqrt(expected) + 2)
+        rank = likely_rank(self.k / step)
         if step < STEP_LEAST or rank * step > 8 * self.k or self.plan == "gather":
             return None
         sample, words = layout.sample(step)
         line = None if mask is None else Mask(mask.words_gw[:, words], mask.line_q)
-        return self._scan_once(Layout(sample), query, line, rank, None).likely()
+        return self._scan_once(Layout(sample), query, line, rank, None).likely(rank)
 
     def _scan_once(
         self,
@@ -297,10 +292,26 @@ class Search:
         skip = self.plan != "scan"
         blank = not q_qd.any()
         scan = Scan(ops, layout, q_qd, key_q, parts, mask, best, fitted, skip=skip, blank=blank)
-        scan.run()
+        blocks = layout.blocks(fitted.rows)
+        part = len(blocks) // 4 if guess is not None else 0
+        if part >= GUESS_BLOCKS:
+            scan.run(blocks[:part])
+            share = sum(block.n for block in blocks[:part]) / corpus.n
+            best.guess(best.likely(min(likely_rank(k * share), best.cap)))
+            blocks = blocks[part:]
+        scan.run(blocks)
         self.tally["pairs"] += scan.pairs
         self.tally["survivors"] += scan.survivors
         return best
+
+
+def likely_rank(expected: float) -> int:
+    """A rank in a sample below which few of the K best rows are.
+
+    So many of them are ``expected`` there, give or take the root of that; the odds that there are
+    more than this is about 1 in 4,000, and then the query scans again.
+    """
+    return math.ceil(expected + 3.5 * math.sqrt(expected) + 2)
 
 
 def _norm2(segment: Segment, d: int) -> int:

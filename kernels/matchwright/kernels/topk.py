@@ -124,9 +124,8 @@ class Scan:
         self.blank, self.pairs, self.survivors = blank, 0, 0
         self._lock = threading.Lock()
 
-    def run(self) -> None:
-        """Scan all blocks, on all threads."""
-        blocks = self.layout.blocks(self.sizes.rows)
+    def run(self, blocks: Sequence[Block]) -> None:
+        """Scan some blocks, on all threads."""
         turn = itertools.count()
 
         def work() -> None:
