@@ -380,13 +380,16 @@ def test_bad_maps_are_refused_or_work(count, tmp_path):
 def test_random_text_is_no_map(count):
     bad = BadMaps(7)
     whole = 'kind = "job"\n[fields]\nid = { from = "a", prefix = "x" }\nposted = "b"\n'
+    refused = 0
     for _ in range(count(reduced=500, full=10_000)):
         at = bad.random.randrange(len(whole))
         text = whole[:at] + bad.text() + whole[at + bad.random.randrange(3) :]
         try:
             parse_map(text)
         except MatchwrightError as error:
+            refused += 1
             typed(error, 2)
+    assert refused > 100
 
 
 @pytest.mark.parametrize(

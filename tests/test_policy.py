@@ -247,7 +247,8 @@ def test_nonsense_is_a_typed_error_or_a_policy(document):
 @given(st.text(max_size=200))
 def test_any_text_is_a_typed_error_or_a_policy(text):
     with contextlib.suppress(MatchwrightError):
-        Policy.parse(text)
+        policy = Policy.parse(text)
+        assert Policy.from_dict(policy.to_dict()).id == policy.id
 
 
 # ── The input manifest ────────────────────────────────────────────────────────────────────────
