@@ -13,7 +13,7 @@ PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3 python3.14; 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check prove gpu-check protos lint types drift clean
+.PHONY: help demo test check prove gpu-check protos lint types drift clean .chromium
 
 help:  ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -21,14 +21,14 @@ help:  ## Show what can be made
 demo: $(VENV)/.engine  ## Make a marketplace, serve it, match over gRPC: about a minute
 	$(BIN)/matchwright demo
 
-test: $(VENV)/.dev  ## All tests, large counts reduced: under ten minutes on two cores
+test: $(VENV)/.dev .chromium  ## All tests, large counts reduced: under ten minutes on two cores
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.dev  ## Lint, types, proto drift, then the tests: what CI runs
 	@$(MAKE) --no-print-directory lint types drift
 	@$(MAKE) --no-print-directory test
 
-prove: $(VENV)/.dev  ## All tests and benches with full counts; writes proofs/*.json
+prove: $(VENV)/.dev .chromium  ## All tests and benches with full counts; writes proofs/*.json
 	$(BIN)/python bench/prove.py
 
 gpu-check:  ## Kernel tests and bench with the system's Python, NumPy, CuPy and pytest
@@ -49,6 +49,14 @@ lint: $(VENV)/.dev  ## Ruff, and the guard against stray __init__.py files
 
 types: $(VENV)/.dev  ## mypy --strict
 	$(BIN)/mypy
+
+# Debian's browser, which the report of a run is looked at in. Where it cannot be installed, those
+# tests are skipped and say so.
+.chromium:
+	@if [ ! -x /usr/bin/chromium ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+		export DEBIAN_FRONTEND=noninteractive; \
+		get="apt-get install -y --no-install-recommends chromium"; \
+		$$get >/dev/null 2>&1 || { apt-get update && $$get; } >/dev/null 2>&1 || true; fi
 
 clean:  ## Remove the environment, caches and build outputs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build demo-store
