@@ -36,7 +36,7 @@ POINTS_MIN, POINTS_MAX = -(2**31), 2**31 - 1
 _EXACT = np.uint64(1 << ROW_BITS)
 _ROW = np.uint64(ROWS_MAX - 1)
 _SHIFT = np.uint64(ROW_BITS + 1)
-_ANY_TIE = np.uint64(2**64 - 1)
+ANY_TIE = np.uint64(2**64 - 1)
 
 _FINISH = 64
 
@@ -107,7 +107,7 @@ class Best:
         self.used_q = np.zeros(q, dtype=np.int64)
         floor = np.full(q, POINTS_MIN) if floor_q is None else floor_q
         self.floor_q = np.clip(floor, POINTS_MIN, POINTS_MAX)
-        self.bound = Bound(self.floor_q, np.full(q, _ANY_TIE))
+        self.bound = Bound(self.floor_q, np.full(q, ANY_TIE))
         self.guessed_q = np.zeros(q, dtype=np.bool_)
         if guess is not None:
             self.guess(guess)
@@ -174,7 +174,7 @@ class Best:
             return
         kth = work[:, work.shape[1] - self.k]
         points = np.where(kth > 0, least_points(kth), POINTS_MIN)
-        self._set_bound(sub, points, np.full(sub.size, _ANY_TIE))
+        self._set_bound(sub, points, np.full(sub.size, ANY_TIE))
 
     def _set_bound(self, sub: NDArray[np.intp], points: Int64, tie: UInt64) -> None:
         with self._raising:
@@ -245,7 +245,7 @@ class Best:
             last: UInt64 = np.maximum.reduceat(tie, begin) if tie.size else tie
             return last, np.empty(0, dtype=np.intp)
         width = int(size.max())
-        table = np.full((need.size, width), _ANY_TIE)
+        table = np.full((need.size, width), ANY_TIE)
         table[line, np.arange(tie.size) - begin[line]] = tie
         last = np.sort(table, axis=1)[np.arange(need.size), need - 1]
         return last, np.flatnonzero(tie > last[line])
@@ -263,7 +263,7 @@ class Best:
         points = least_points(value) + np.where(unsure, self.slack_q[:, None], 0)
         points[value == 0] = POINTS_MIN
         kth = np.partition(points, self.cap - rank, axis=1)[:, self.cap - rank]
-        tie = np.where(kth > self.bound.points_q, _ANY_TIE, self.bound.tie_q)
+        tie = np.where(kth > self.bound.points_q, ANY_TIE, self.bound.tie_q)
         return Bound(np.maximum(kth, self.bound.points_q).clip(max=POINTS_MAX), tie)
 
     def finish(self, together: Callable[[Sequence[Task]], None]) -> Found:

@@ -12,6 +12,11 @@ from matchwright.kernels.access import Layout, count_bits, put_bits
 from matchwright.kernels.index import Reader
 from matchwright.kernels.types import Bitmap, Bool, Predicate, Rules, UInt8, UInt64
 
+Bits = tuple[UInt8, UInt8 | None]
+"""(passing, unverified) bits of one part; unverified is None where no row can be."""
+REMEMBERED = 64
+"""Predicates whose bits a segment keeps for later queries: an eighth of a byte per row each."""
+
 
 class Eligibility:
     """Evaluates groups over one corpus; what several of them share is evaluated once.
@@ -28,8 +33,9 @@ class Eligibility:
         self.layout = layout
         often = Counter(p for g in groups if not isinstance(g, Bitmap) for p in set(g))
         self._shared = {p for p, times in often.items() if times > 1}
-        self._kept: dict[tuple[int, Predicate], tuple[UInt8, UInt8 | None]] = {}
+        self._kept: dict[tuple[int, Predicate], Bits] = {}
         self._room = memory_bytes
+        self._alone = len(groups) == 1
         self._readers = threading.local()
 
     def everything(self, group: Rules | Bitmap) -> bool:
@@ -94,15 +100,28 @@ class Eligibility:
         both.view(np.uint8)[: bits.size] = unsure & bits
         return both
 
-    def _evaluate(self, p: int, predicate: Predicate) -> tuple[UInt8, UInt8 | None]:
+    def _evaluate(self, p: int, predicate: Predicate) -> Bits:
         kept = self._kept.get((p, predicate))
-        if kept is None:
+        if kept is None and self._alone:
+            kept = self._remembered(p, predicate)
+        elif kept is None:
             kept = self._reader(p).evaluate(predicate)
             size = kept[0].nbytes * (1 if kept[1] is None else 2)
             if predicate in self._shared and size <= self._room:
                 self._room -= size
                 self._kept[p, predicate] = kept
         return kept
+
+    def _remembered(self, p: int, predicate: Predicate) -> Bits:
+        """Bits that one query leaves for the next ones: most ask the same of most columns."""
+        memo = self.layout.corpus.parts[p][0].memo
+        bits: Bits | None = memo.get(predicate)
+        if bits is None:
+            bits = self._reader(p).evaluate(predicate)
+            for oldest in list(memo)[: len(memo) - REMEMBERED + 1]:
+                memo.pop(oldest, None)
+            memo[predicate] = bits
+        return bits
 
     def _reader(self, p: int) -> Reader:
         readers: dict[int, Reader] = self._readers.__dict__.setdefault("by_part", {})

@@ -66,6 +66,10 @@ class NumkongOps(Ops):
             return self._products(first_qd, x_nd, spans, scratch)
         return super().tiles(first_qd.astype(np.float32), x_nd, spans, scratch)
 
+    def row_bytes(self, q: int, d: int) -> int:
+        few = 8 * FEW  # two products of few queries, before they are turned
+        return 8 * q if q <= FEW else max(2 * d, few)
+
     def pair_dots(self, limb_md: Int8, x_md: Int8) -> NDArray[Any]:
         if self._takes(limb_md, x_md):
             sums = np.empty(limb_md.shape[0], dtype=np.float64)

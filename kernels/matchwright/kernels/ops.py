@@ -18,6 +18,7 @@ from matchwright.kernels.limbs import SHIFT_MAX, Split, exact_halves, limbs, spl
 from matchwright.kernels.planner import Costs, Plan, calibrated
 from matchwright.kernels.rank import Rank, find_rank
 from matchwright.kernels.search import Search
+from matchwright.kernels.sizes import Sizes, fit
 from matchwright.kernels.types import (
     Bitmap,
     Bool,
@@ -95,6 +96,10 @@ class Ops:
             tile = scratch.array("tile", (end - begin, x_nd.shape[0]), np.float32)
             yield np.matmul(first_qd[begin:end], wide.T, out=tile)
 
+    def row_bytes(self, q: int, d: int) -> int:
+        """Temporary bytes that ``tiles`` and its caller take for a row, besides the tile."""
+        return 5 * d
+
     def pair_dots(self, limb_md: Int8, x_md: Int8) -> NDArray[Any]:
         """limb . x for M pairs of int8 rows, exact integers (M,)."""
         dots: NDArray[np.float32] = np.vecdot(limb_md.astype(np.float32), x_md.astype(np.float32))
@@ -140,6 +145,10 @@ class Ops:
     def split(self, q_qd: Int16, norm2: int) -> Split:
         """Queries in two limbs that suit ``tiles``; norm2 bounds the squared norms of rows."""
         return split(q_qd, norm2, self.limb)
+
+    def sizes(self, q: int, d: int, k: int, n: int) -> Sizes:
+        """How q queries scan n rows within the budget."""
+        return fit(q, d, k, n, self.memory_bytes, self.threads, self.row_bytes(q, d))
 
     def together(self, tasks: Sequence[Callable[[], None]]) -> None:
         """Run tasks on the worker threads, with single-threaded BLAS."""

@@ -21,7 +21,6 @@ from matchwright.kernels.access import (
     unpack_bits,
 )
 from matchwright.kernels.eligible import Eligibility
-from matchwright.kernels.sizes import fit
 from matchwright.kernels.types import Corpus, Int16, Queries, UInt64
 
 if TYPE_CHECKING:
@@ -101,9 +100,8 @@ class _Better:
     def count(self) -> int:
         """How many come before."""
         ops = self.ops
-        blocks = self.layout.blocks(
-            fit(2, self.q_qd.shape[1], 1, ops.memory_bytes, ops.threads).rows
-        )
+        rows = ops.sizes(2, self.q_qd.shape[1], 1, self.layout.corpus.n).rows
+        blocks = self.layout.blocks(rows)
         turn = itertools.count()
 
         def work() -> None:

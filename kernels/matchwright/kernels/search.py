@@ -8,20 +8,21 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from matchwright.kernels import sizes
-from matchwright.kernels.access import Layout, count_bits, take_keys, take_x
-from matchwright.kernels.best import Best, Bound, Found
+from matchwright.kernels.access import Layout, Scratch, count_bits, take_keys, take_x
+from matchwright.kernels.best import ANY_TIE, POINTS_MAX, POINTS_MIN, Best, Bound, Found
 from matchwright.kernels.checks import empty_topk
 from matchwright.kernels.eligible import Eligibility
 from matchwright.kernels.gather import Few, Gather
 from matchwright.kernels.limbs import norm2_max
 from matchwright.kernels.planner import Load, Plan, gathered
-from matchwright.kernels.topk import Mask, Scan
+from matchwright.kernels.topk import Mask, Scan, unpack_lines
 from matchwright.kernels.types import (
     Corpus,
     Counted,
@@ -46,6 +47,10 @@ STEP_LEAST = 8
 """A sample of more than one row in so many is not worth its while."""
 GUESS_BLOCKS = 8
 """After a quarter of at least four times so many blocks the bound is guessed anew."""
+GUESS_QUERIES, GUESS_BYTES = 64, 10
+"""Queries whose tile of the sample is made at once, and its bytes for a pair."""
+NEVER = -(1 << 25)
+"""Below every first limb's sum."""
 SAMPLE_LEAST, SAMPLE_MOST, SAMPLE_EACH = 4_096, 16_384, 24
 """Rows of the sample that the first bound is guessed from, and how many more for each result."""
 
@@ -204,7 +209,7 @@ class Search:
         largest = max(g.query.size for g in groups)
         threads, budget = self.ops.threads, self.ops.memory_bytes
         fitted = sizes.fit_gather(largest, self.corpus.n, self.d, budget, threads)
-        pending = sizes.fit(query.size, self.d, self.k, budget, threads).pending
+        pending = sizes.fit_pending(query.size, self.k, budget, threads)
         ends = np.cumsum([g.query.size for g in groups])
         work = [
             Few(g.line, np.arange(end - g.query.size, end), g.eligible)
@@ -272,9 +277,49 @@ class Search:
         rank = likely_rank(self.k / step)
         if step < STEP_LEAST or rank * step > 8 * self.k or self.plan == "gather":
             return None
-        sample, words = layout.sample(step)
-        line = None if mask is None else Mask(mask.words_gw[:, words], mask.line_q)
-        return self._scan_once(Layout(sample), query, line, rank, None).likely(rank)
+        sample, words = self._sample(layout, step)
+        lines = None if mask is None else Mask(mask.words_gw[:, words], mask.line_q)
+        return self._likely(sample, query, lines, rank)
+
+    def _likely(
+        self, sample: Corpus, query: NDArray[np.intp], lines: Mask | None, rank: int
+    ) -> Bound | None:
+        """Where the first limbs put the row of this rank; None if rows or memory are too few."""
+        ops, x_nd = self.ops, sample.parts[0][0].x_nd
+        n = x_nd.shape[0]
+        if n < rank:
+            return None
+        each = ops.memory_bytes // (2 * ops.threads) - n * ops.row_bytes(query.size, self.d)
+        step = min(query.size, each // (GUESS_BYTES * n), GUESS_QUERIES)
+        if step < 1:
+            return None
+        parts = ops.split(self.queries.q_qd[query], self.norm2)
+        kth_q = np.empty(query.size, dtype=np.int64)
+        spans = [(begin, min(begin + step, query.size)) for begin in range(0, query.size, step)]
+
+        def work(mine: list[tuple[int, int]]) -> None:
+            tiles = ops.tiles(parts.first_qd, x_nd, mine, Scratch())
+            for (begin, end), tile in zip(mine, tiles, strict=True):
+                if lines is not None:
+                    words = np.ascontiguousarray(lines.of(begin, end, slice(None)))
+                    np.copyto(tile, NEVER, where=~unpack_lines(words, n))
+                kth_q[begin:end] = np.partition(tile, n - rank, axis=1)[:, n - rank]
+
+        shares = [spans[i :: ops.threads] for i in range(min(ops.threads, len(spans)))]
+        ops.together([partial(work, mine) for mine in shares])
+        floor_q = self.queries.floor_q
+        least = POINTS_MIN if floor_q is None else floor_q[query].clip(POINTS_MIN, POINTS_MAX)
+        points = np.where(kth_q > NEVER, kth_q << parts.shift_q, POINTS_MIN)
+        return Bound(np.maximum(points, least).clip(max=POINTS_MAX), np.full(query.size, ANY_TIE))
+
+    @staticmethod
+    def _sample(layout: Layout, step: int) -> tuple[Corpus, NDArray[np.intp]]:
+        """``layout.sample``; the last one is kept with the corpus."""
+        kept = layout.corpus.memo.get("sample")
+        if kept is None or kept[0] != step:
+            kept = layout.corpus.memo["sample"] = (step, layout.sample(step))
+        sample: tuple[Corpus, NDArray[np.intp]] = kept[1]
+        return sample
 
     def _scan_once(
         self,
@@ -288,7 +333,7 @@ class Search:
         q_qd, key_q = self.queries.q_qd[query], self.queries.key_q[query]
         parts = ops.split(q_qd, self.norm2)
         best = self._best(corpus, query, parts.slack_q, parts.rest_qd, k, guess)
-        fitted = sizes.fit(query.size, self.d, k, ops.memory_bytes, ops.threads)
+        fitted = ops.sizes(query.size, self.d, k, corpus.n)
         skip = self.plan != "scan"
         blank = not q_qd.any()
         scan = Scan(ops, layout, q_qd, key_q, parts, mask, best, fitted, skip=skip, blank=blank)

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from matchwright.kernels.access import WORD, words_for
 
-TILE_QUERIES, TILE_ROWS, ROWS_MOST = 512, 1_024, 16_384
+TILE_QUERIES, TILE_ROWS = 512, 1_024
+ROWS_LEAST, ROWS_MOST = 16_384, 65_536
+"""Rows of a block for few queries; below the least, the work around a product shows."""
 BLOCK_QUERIES = 512
 _TILE_BYTES = 10  # product, second product and hits
 _CROWDED_BYTES = 40  # points, second limb, bits, mixes, ranks and their partition
@@ -30,16 +32,26 @@ class Sizes:
     pending: int
 
 
-def fit(q: int, d: int, k: int, memory_bytes: int, threads: int) -> Sizes:
-    """Sizes for q queries of d dimensions."""
+def fit(q: int, d: int, k: int, n: int, memory_bytes: int, threads: int, row_bytes: int) -> Sizes:
+    """Sizes for q queries of d dimensions over n rows.
+
+    Args:
+        row_bytes: what a product keeps for each row of a block, besides the tile.
+    """
     share = memory_bytes // (2 * max(threads, 1))
-    rows = min(ROWS_MOST, TILE_ROWS * max(1, TILE_QUERIES // max(q, 1)))
-    row_bytes = 5 * d + _TILE_BYTES + _CROWDED_BYTES
-    rows = max(WORD, min(rows, share // 3 // row_bytes) // WORD * WORD)
+    even = max(ROWS_LEAST, n // (4 * max(threads, 1)))  # so that no thread waits long at the end
+    rows = min(ROWS_MOST, even, TILE_ROWS * max(1, TILE_QUERIES // max(q, 1)))
+    each = row_bytes + _TILE_BYTES + _CROWDED_BYTES
+    rows = max(WORD, min(rows, share // 3 // each) // WORD * WORD)
     queries = max(1, min(TILE_QUERIES, q, share // 3 // (rows * _TILE_BYTES)))
     crowded = max(1, min(32, queries, share // 3 // (rows * _CROWDED_BYTES)))
-    pending = max(64, min(max(2 * q * k, 1_024), share // 3 // _CANDIDATE_BYTES))
-    return Sizes(rows, queries, crowded, pending)
+    return Sizes(rows, queries, crowded, fit_pending(q, k, memory_bytes, threads))
+
+
+def fit_pending(q: int, k: int, memory_bytes: int, threads: int) -> int:
+    """Candidates of q queries that a worker gathers before it merges them."""
+    share = memory_bytes // (2 * max(threads, 1))
+    return max(64, min(max(2 * q * k, 1_024), share // 3 // _CANDIDATE_BYTES))
 
 
 def queries_at_once(d: int, k: int, memory_bytes: int) -> int:

@@ -73,6 +73,7 @@ class Segment:
         sets: name -> SetColumn.
         index: what ``matchwright.kernels.index`` has built for this segment and stored beside it
             (name -> array), or empty: then rules are evaluated row by row.
+        memo: bits of predicates that kernels keep for later queries.
     """
 
     x_nd: Int8
@@ -80,6 +81,7 @@ class Segment:
     scalars: Mapping[str, Int32] = field(default_factory=dict)
     sets: Mapping[str, SetColumn] = field(default_factory=dict)
     index: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
     def n(self) -> int:
@@ -105,6 +107,11 @@ class Corpus:
     def n(self) -> int:
         """Rows, dead ones included."""
         return int(self.base[-1])
+
+    @cached_property
+    def memo(self) -> dict[str, Any]:
+        """What kernels keep with a corpus to have it at once the next time: a sample of rows."""
+        return {}
 
 
 # ── Predicates ────────────────────────────────────────────────────────────────────────────────
