@@ -416,6 +416,21 @@ def test_quarantine_values_hold_no_secrets(tmp_path):
     assert "555" not in value
 
 
+def test_a_refused_row_names_its_record_where_it_can(tmp_path):
+    rows = [
+        {"id": "a", "rate_cents": "much"},
+        {"id": "b", "nonsense": 1},
+        {"id": 7, "rate_cents": -1},
+        {"rate_cents": -1},
+    ]
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join(map(json.dumps, [{"id": "ok", "rate_cents": 1}, *rows, "no object"])))
+    target = tmp_path / "q.parquet"
+    ingest.read("freelancer", [path], quarantine=target)
+    table = pl.read_parquet(target)
+    assert table["id"].to_list() == ["a", "b", "7", "", ""]
+
+
 def test_surrogates_do_not_reach_the_report(tmp_path):
     path = tmp_path / "bad.csv"
     path.write_bytes(b"id,title\n\xff\xfe,x\n")

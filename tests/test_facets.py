@@ -102,6 +102,14 @@ def test_rate_knots_of_odd_populations(cents: list[int]) -> None:
     assert all(0 < a < b for a, b in itertools.pairwise(fitted.knots))
 
 
+def test_no_knot_tells_what_fewer_than_five_ask() -> None:
+    cents = [4_177, 12_345, 3_333, 77, 98_765_432] + [2_510] * 5 + [2_733] * 4
+    people = frame("freelancer", [{"rate_cents": c} for c in cents])
+    knots = set(rate.fit(frame("job", []), people).knots)
+    assert 2_510 in knots
+    assert not knots & {4_177, 12_345, 3_333, 77, 98_765_432, 2_733}
+
+
 # ── experience ────────────────────────────────────────────────────────────────────────────────
 
 

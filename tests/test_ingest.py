@@ -156,8 +156,8 @@ def test_what_becomes_of_rows(tmp_path):
     assert found.reasons == {"missing": 1}
     assert pl.read_parquet(tmp_path / "q.parquet").to_dicts() == [
         {
-            "file": str(path), "row": 5, "field": "id", "value": "", "reason": "missing",
-            "detail": "a row without id",
+            "file": str(path), "row": 5, "id": "", "field": "id", "value": "",
+            "reason": "missing", "detail": "a row without id",
         }
     ]  # fmt: skip
     assert sink.by_id["1"]["title"] == "a"

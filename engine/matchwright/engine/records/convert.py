@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
@@ -86,6 +86,8 @@ class Converter:
             changed[name] = outcome.changed
         self._check_ids(values, rows, bad)
         self._check_pairs(values, rows, bad)
+        ids = values.get("id", [None] * n)
+        bad = {row: replace(one, id=ids[row] or "") for row, one in bad.items()}
         kept = [row for row in range(n) if row not in bad] if bad else range(n)
         done = Converted(
             self._frame(values, kept, n),
@@ -151,7 +153,7 @@ def _also(first: Refused, name: str) -> Refused:
         if "; also " not in first.detail
         else first.detail + f", {name}"
     )
-    return Refused(first.row, first.field, first.value, first.reason, detail)
+    return replace(first, detail=detail)
 
 
 # ── One column ────────────────────────────────────────────────────────────────────────────────

@@ -269,9 +269,9 @@ def _without_unknown_fields(chunk: Chunk, record_map: RecordMap) -> Chunk:
             kept.append(place)
             continue
         key = next(key for key in row if key not in known)
-        detail = "no record has this key"
+        detail, number = "no record has this key", chunk.rows.number[place]
         out.append(
-            refused(chunk.rows.number[place], key[:100], row[key], Reason.UNKNOWN_FIELD, detail)
+            refused(number, key[:100], row[key], Reason.UNKNOWN_FIELD, detail, row.get("id"))
         )
     if len(kept) == len(chunk.rows.objects):
         return chunk

@@ -116,7 +116,9 @@ class Merger:
             joined = _join(current, record, self._how)
             if isinstance(joined, str):
                 out.append(
-                    refused(row, joined, name, Reason.TOO_MANY_ITEMS, "the merged record is full")
+                    refused(
+                        row, joined, name, Reason.TOO_MANY_ITEMS, "the merged record is full", name
+                    )
                 )
                 continue
             current, rows = joined, rows + 1

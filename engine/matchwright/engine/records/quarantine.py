@@ -1,4 +1,4 @@
-"""Refused rows to one Parquet file: file, row, field, value, reason, detail."""
+"""Refused rows to one Parquet file: file, row, id, field, value, reason, detail."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ QUARANTINE_SCHEMA = pl.Schema(
     {
         "file": pl.String,
         "row": pl.Int64,
+        "id": pl.String,
         "field": pl.String,
         "value": pl.String,
         "reason": pl.String,
@@ -113,6 +114,7 @@ def _frame(rows: list[tuple[str, Refused]]) -> pl.DataFrame:
     columns = {
         "file": [_utf8(file) for file, _ in rows],
         "row": [one.row for _, one in rows],
+        "id": [_utf8(one.id) for _, one in rows],
         "field": [_utf8(one.field) for _, one in rows],
         "value": [_utf8(one.value) for _, one in rows],
         "reason": [str(one.reason) for _, one in rows],

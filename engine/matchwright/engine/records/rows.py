@@ -20,6 +20,8 @@ class Refused:
         row: 1-based number among the file's data rows.
         field: the field at fault; "" when the row as a whole could not be read.
         value: what was there: at most 200 characters without control characters.
+        id: of the record, as given, so that its refused rows can be erased with it; "" where it
+            could not be read.
     """
 
     row: int
@@ -27,11 +29,20 @@ class Refused:
     value: str
     reason: Reason
     detail: str = ""
+    id: str = ""
 
 
-def refused(row: int, field_name: str, value: object, reason: Reason, detail: str = "") -> Refused:
-    """A ``Refused`` whose value is fit to be shown and stored."""
-    return Refused(row, field_name, shown(value), reason, clean(detail)[:VALUE_CHARS_MAX])
+def refused(
+    row: int,
+    field_name: str,
+    value: object,
+    reason: Reason,
+    detail: str = "",
+    id: object = "",  # noqa: A002
+) -> Refused:
+    """A ``Refused`` whose value is fit to be shown and stored; an id that is no text is none."""
+    name = id[:VALUE_CHARS_MAX] if isinstance(id, str) else ""
+    return Refused(row, field_name, shown(value), reason, clean(detail)[:VALUE_CHARS_MAX], name)
 
 
 def shown(value: object) -> str:

@@ -41,6 +41,8 @@ STANDARD = (
 )  # fmt: skip
 _SHARES = np.linspace(0.005, 0.995, WIDTH)
 _CENTS_MAX = 2**31
+DF_MIN = 5
+"""A sum that fewer entities name is not learnt as it stands."""
 
 
 class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,7 +89,10 @@ def _cents(kind: Kind, records: pl.DataFrame) -> tuple[Int64, Bool]:
 
 
 def fit(jobs: pl.DataFrame, freelancers: pl.DataFrame) -> Rate:
-    """Knots at quantiles of rates and tops, so that they lie on the sums that people name."""
+    """Knots at quantiles of rates and tops, so that they lie on the sums that people name.
+
+    A sum that fewer than five entities name is rounded: a generation outlives who it was fitted on.
+    """
     sides: tuple[tuple[Kind, pl.DataFrame], ...] = (("job", jobs), ("freelancer", freelancers))
     found = []
     for kind, records in sides:
@@ -96,8 +101,17 @@ def fit(jobs: pl.DataFrame, freelancers: pl.DataFrame) -> Rate:
     pooled = np.concatenate(found)
     if len(np.unique(pooled)) < 2:
         return Rate()
-    knots = np.unique(np.quantile(pooled, _SHARES, method="inverted_cdf"))
-    return Rate(tuple(_filled(knots.astype(np.int64).tolist())))
+    quantiles = np.quantile(pooled, _SHARES, method="inverted_cdf").astype(np.int64)
+    named, count = np.unique(pooled, return_counts=True)
+    shared = np.isin(quantiles, named[count >= DF_MIN])
+    return Rate(tuple(_filled(np.unique(np.where(shared, quantiles, _round(quantiles))).tolist())))
+
+
+def _round(cents: Int64) -> Int64:
+    """To two significant digits, and to ten cents at least."""
+    digits = np.floor(np.log10(np.maximum(cents, 1).astype(np.float64)))
+    unit = np.maximum(10.0 ** (digits - 1), 10.0)
+    return np.asarray(np.maximum(np.rint(cents / unit) * unit, 1), dtype=np.int64)
 
 
 def _filled(knots: list[int]) -> list[int]:

@@ -29,6 +29,8 @@ WIDTH = 16
 SHRINK_REVIEWS = 8
 """m: with so many reviews, the rating and the prior count the same."""
 SUCCESS_SHARE = 0.3
+PEOPLE_MIN = 5
+"""With fewer who have any, the standard priors stay."""
 _SCALE = 15 * 2**12
 """Integer units of a value of 1: the 16 knots fall on whole units."""
 _KNOTS = np.arange(WIDTH, dtype=np.int64) * 2**12
@@ -87,7 +89,7 @@ def _shrunk(n: Int64, value: Float64, known: Bool, prior_permille: int) -> Float
 
 
 def fit(jobs: pl.DataFrame, freelancers: pl.DataFrame) -> Track:
-    """Priors: means over those who have reviews."""
+    """Priors: means over those who have reviews, if they are enough to hide each of them."""
     standard = Track()
     return Track(
         _prior(freelancers, "rating_milli", "reviews", 5_000, standard.freelancer_rating),
@@ -100,4 +102,6 @@ def _prior(records: pl.DataFrame, name: str, count: str, scale: int, standard: i
     value, known = column(records, name)
     reviews, counted = column(records, count)
     seen = value[known & (~counted | (reviews > 0))]
-    return int(np.rint(seen.sum() * 1_000 / (len(seen) * scale))) if len(seen) else standard
+    if len(seen) < PEOPLE_MIN:
+        return standard
+    return int(np.rint(seen.sum() * 1_000 / (len(seen) * scale)))
