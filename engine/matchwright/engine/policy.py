@@ -25,6 +25,7 @@ from matchwright.engine.eligibility import RULES
 from matchwright.engine.errors import InvalidArgument, NotFound, unknown_key
 from matchwright.engine.generation.params import FacetParams
 from matchwright.engine.limits import Limits
+from matchwright.engine.policy_exposure import Exposure, exposure_of
 from matchwright.engine.policy_sections import (
     BUDGETS,
     FACET_FIELDS,
@@ -81,6 +82,7 @@ class Policy:
         budgets: limits of one request.
         count_floor: smaller counts are not shown to people who are not operators.
         used, forbidden: the input manifest, ``kind.field``.
+        exposure: what runs do about who is shown; None for nothing.
         limits: further limits of the side that asks; empty except in effective policies.
         base: the id of the policy that an effective one was made from, else "".
         tz: version of the time zone database; "" except in effective policies.
@@ -94,6 +96,7 @@ class Policy:
     count_floor: int
     used: frozenset[str]
     forbidden: frozenset[str]
+    exposure: Exposure | None = None
     limits: Limits = ()
     base: str = ""
     tz: str = ""
@@ -163,6 +166,7 @@ class Policy:
             count_floor=int_of(audience["count_floor"], where, "count_floor", 1, 1_000_000),
             used=used,
             forbidden=forbidden,
+            exposure=exposure_of(given, document, where),
         )
         policy.check_manifest(where)
         return policy
@@ -197,7 +201,8 @@ class Policy:
             if weight > 0
         ]
         rules = [(f"rule {r.name!r}", r.fields) for r in RULES if self.rules[r.name].enabled]
-        return [*facets, *rules]
+        exposure = [] if self.exposure is None else self.exposure.readers()
+        return [*facets, *rules, *exposure]
 
     def effective(
         self,
@@ -232,6 +237,7 @@ class Policy:
             count_floor=self.count_floor,
             used=self.used,
             forbidden=self.forbidden,
+            exposure=self.exposure,
             limits=limits,
             base=self.base or self.id,
             tz=tz_version(),
@@ -263,6 +269,8 @@ class Policy:
             "audience": {"count_floor": self.count_floor},
             "fields": {"used": sorted(self.used), "forbidden": sorted(self.forbidden)},
         }
+        if self.exposure is not None:  # left out when off: ids from before it stay
+            value["exposure"] = self.exposure.to_dict()
         if self.tz:
             limits = {name: plain(limit) for name, limit in self.limits}
             value |= {"base": self.base, "tz": self.tz, "limits": limits}

@@ -57,7 +57,9 @@ BUDGETS: Mapping[str, tuple[int, int]] = MappingProxyType(
 )
 """Budget -> its range."""
 
-SECTIONS = ("format", "name", "weights", "facets", "rules", "budgets", "audience", "fields")
+SECTIONS = (
+    "format", "name", "weights", "facets", "rules", "budgets", "audience", "exposure", "fields",
+)  # fmt: skip
 _ON_UNKNOWN = ("fail", "pass")
 
 
