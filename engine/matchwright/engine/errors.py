@@ -17,6 +17,8 @@
     ├── StoreError                   STORE_ERROR       3  INTERNAL
     │   ├── StoreDamaged             STORE_DAMAGED     3  DATA_LOSS
     │   ├── StoreFormat              STORE_FORMAT      3  FAILED_PRECONDITION
+    │   ├── StoreFull                STORE_FULL        75  RESOURCE_EXHAUSTED
+    │   ├── StoreReadOnly            STORE_READ_ONLY   2  FAILED_PRECONDITION
     │   └── StoreLocked              STORE_LOCKED      75  UNAVAILABLE
     ├── Overloaded                   OVERLOADED        75  RESOURCE_EXHAUSTED
     ├── DeadlineExceeded             DEADLINE_EXCEEDED 75  DEADLINE_EXCEEDED
@@ -133,6 +135,18 @@ class StoreFormat(StoreError):
     """A file of a newer or unknown format."""
 
     reason, grpc_status = "STORE_FORMAT", "FAILED_PRECONDITION"
+
+
+class StoreFull(StoreError):
+    """The disk, a quota or a limit on file sizes leaves no room; free some and try again."""
+
+    reason, exit_code, grpc_status = "STORE_FULL", 75, "RESOURCE_EXHAUSTED"
+
+
+class StoreReadOnly(StoreError):
+    """A file system that is mounted read-only, or a folder without write permission."""
+
+    reason, exit_code, grpc_status = "STORE_READ_ONLY", 2, "FAILED_PRECONDITION"
 
 
 class StoreLocked(StoreError):

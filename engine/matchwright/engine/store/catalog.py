@@ -11,6 +11,7 @@ Every change is one transaction, synced before it is acknowledged (write-ahead l
 from __future__ import annotations
 
 import os
+import resource
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from matchwright.engine.errors import NotFound, StoreDamaged, StoreError, StoreFormat
-from matchwright.engine.store import blobs
+from matchwright.engine.errors import (
+    NotFound,
+    StoreDamaged,
+    StoreError,
+    StoreFormat,
+    StoreFull,
+    StoreReadOnly,
+)
+from matchwright.engine.store import blobs, files
 
 Kind = Literal["job", "freelancer"]
 KINDS: tuple[Kind, ...] = ("job", "freelancer")
@@ -199,7 +207,29 @@ class Catalog:
             undecodable = not code and isinstance(error, sqlite3.OperationalError)
             if undecodable or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise self._damaged(error)
-            raise StoreError(f"{self.path}: {error} ({name})", file=self.path)
+            raise self._refused(code, f"{self.path}: {error} ({name})")
+
+    def _refused(self, code: int, why: str) -> StoreError:
+        """What the operating system did not let SQLite do."""
+        if code == sqlite3.SQLITE_IOERR and not self._may_grow():
+            code = sqlite3.SQLITE_FULL
+        if code == sqlite3.SQLITE_FULL:
+            return StoreFull(f"{why}; {files.FULL_HINT}", file=self.path)
+        if code == sqlite3.SQLITE_READONLY and self._write:
+            return StoreReadOnly(f"{why}; {files.READ_ONLY_HINT}", file=self.path)
+        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            wal = f"{self.path.name}-wal"
+            hint = f"reading beside a log ({wal}) needs write access to the folder"
+            return StoreError(f"{why}; {hint}; mount it read-write, or restore it", file=self.path)
+        return StoreError(why, file=self.path)
+
+    def _may_grow(self) -> bool:
+        """Whether there is room beside the catalog: SQLite does not pass on why a write failed."""
+        with suppress(OSError):
+            disk = os.statvfs(self.path.parent)
+            limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+            return disk.f_bavail * disk.f_frsize > _PAGE_BYTES and limit == resource.RLIM_INFINITY
+        return True
 
     def _damaged(self, error: Exception | str) -> StoreDamaged:
         return StoreDamaged(

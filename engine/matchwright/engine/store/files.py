@@ -1,12 +1,84 @@
-"""Files that are either whole or not there, and the lock of the one writer."""
+"""Files that are either whole or not there, what to say when the system refuses them, and the lock
+of the one writer.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from matchwright.engine.errors import StoreError, StoreLocked
+from matchwright.engine.errors import (
+    StoreDamaged,
+    StoreError,
+    StoreFull,
+    StoreLocked,
+    StoreReadOnly,
+)
+
+FULL_HINT = (
+    "free some space, or raise the quota or the limit on file sizes, and try again; "
+    "what was acknowledged is kept"
+)
+READ_ONLY_HINT = "mount the file system read-write, or give this user the permission to write"
+_DISK_HINT = "look at the kernel's log and check the disk; what was acknowledged is kept"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+_VANISHED = {errno.ENOENT, errno.ENOTDIR}
+
+
+def failure(path: object, error: OSError, doing: str = "written") -> StoreError:
+    """The store's error for what the operating system refused: names the file, says what to do.
+
+    Args:
+        path: the file, folder or URL.
+        error: what was raised.
+        doing: "written", "read": what could not be done.
+    """
+    why = f"{path}: could not be {doing}: {error.strerror or error}"
+    if error.errno in _FULL:
+        return StoreFull(f"{why}; {FULL_HINT}", file=path)
+    if error.errno in _READ_ONLY and doing != "read":
+        return StoreReadOnly(f"{why}; {READ_ONLY_HINT}", file=path)
+    if error.errno in _VANISHED and doing == "read":
+        return StoreDamaged(
+            f"{path}: is not there any more; restore it from a copy, or import again", file=path
+        )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return StoreError(f"{why}; raise the limit on open files (ulimit -n)", file=path)
+    return StoreError(f"{why}; {_DISK_HINT}", file=path)
+
+
+@contextmanager
+def naming(path: object, doing: str = "written") -> Iterator[None]:
+    """Turns what the operating system refuses within the block into ``failure``."""
+    try:
+        yield
+    except OSError as error:
+        raise failure(path, error, doing)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Puts a small file in place, durable; readers see the one before or this one.
+
+    Raises:
+        StoreError: the system refused; the file before is still there, nothing else is left.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise failure(path, error)
 
 
 def sync_folder(folder: Path) -> None:
@@ -44,7 +116,7 @@ class WriterLock:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise StoreError(f"{path}: cannot be opened to write: {error}", file=path)
+            raise failure(path, error)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -56,8 +128,9 @@ class WriterLock:
                 file=path,
                 holder=holder,
             )
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode("ascii"), 0)
+        with suppress(OSError):  # a full disk: the lock holds all the same, it only has no name
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode("ascii"), 0)
 
     def release(self) -> None:
         """Lets the next writer in. Safe to call twice."""

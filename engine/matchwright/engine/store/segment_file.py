@@ -20,6 +20,7 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -100,8 +101,9 @@ def write_segment(
         temporary.rename(path)
         files.sync_folder(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(f"{path}: could not be written: {error}", file=path)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise files.failure(path, error)
     return Written(path.name, n, size, digest)
 
 
@@ -161,15 +163,21 @@ class SegmentFile:
         StoreFormat: written by a newer version.
         StoreDamaged: header, directory or lengths do not fit, or it is another file than the
             manifest's (``expected``).
+        StoreError: the operating system does not let it be read.
     """
 
     def __init__(self, path: Path, expected: bytes | None = None) -> None:
         self.path = path
-        with path.open("rb") as file:
-            self.size = os.fstat(file.fileno()).st_size
-            if self.size < _HEADER.size + _TRAILER.size:
-                raise self._damaged(f"has {self.size} bytes, too few for a segment")
-            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        try:
+            with path.open("rb") as file:
+                self.size = os.fstat(file.fileno()).st_size
+                if self.size < _HEADER.size + _TRAILER.size:
+                    raise self._damaged(f"has {self.size} bytes, too few for a segment")
+                self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise files.failure(path, error, "read")
         self.number, self.n = self._read_header()
         self._data, text, self._checksums = self._read_footer()
         if expected is not None and blobs.digest(text, self._checksums.tobytes()) != expected:

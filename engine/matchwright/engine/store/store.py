@@ -341,7 +341,7 @@ def _make_folders(root: Path) -> None:
         (root / "generations").mkdir(exist_ok=True)
         files.sync_folder(root)
     except OSError as error:
-        raise StoreError(f"{root}: cannot hold a store: {error}", file=root)
+        raise files.failure(root, error)
 
 
 def _create(root: Path, neighbours: Neighbours, keep_text: bool, salt: bytes | None) -> None:
