@@ -1,0 +1,153 @@
+"""One writer at a time for one run.
+
+On a local disk it is ``flock`` on the file LOCK, which the kernel releases when the holder dies. On
+any other target it is an object LOCK that says who holds it and when that was last true; it is
+taken over only when that is longer ago than ``STALE_S``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from matchwright.engine.errors import StoreLocked
+
+FILE = "LOCK"
+HEARTBEAT_S = 15.0
+"""How often the holder of a LOCK object says that it is still there."""
+STALE_S = 120.0
+"""A LOCK object that is older than this belongs to nobody any more."""
+
+
+def holder() -> dict[str, Any]:
+    """Who we are."""
+    return {
+        "holder": uuid.uuid4().hex,
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "heartbeat": time.time(),
+    }
+
+
+@contextlib.contextmanager
+def local_lock(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file ``path``; it stays when it is released.
+
+    Raises:
+        StoreLocked: another process holds it; the message says which.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise _held(what, _who(file.read())) from None
+        file.truncate(0)
+        file.write(json.dumps(holder()).encode())
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+@contextlib.contextmanager
+def object_lock(
+    fs: Any,
+    path: str,
+    what: str,
+    *,
+    heartbeat_s: float = HEARTBEAT_S,
+    stale_s: float = STALE_S,
+) -> Iterator[None]:
+    """Hold the LOCK object at ``path`` of an fsspec file system; removed when it is released.
+
+    Raises:
+        StoreLocked: another process holds it; the message says which.
+    """
+    mine = holder()
+    _take(fs, path, mine, what, stale_s)
+    done = threading.Event()
+    lost: list[str] = []
+    beat = threading.Thread(
+        target=_beat, args=(fs, path, mine, done, lost, heartbeat_s), daemon=True, name="run-lock"
+    )
+    beat.start()
+    try:
+        yield
+    finally:
+        done.set()
+        beat.join()
+        if not lost and _read(fs, path).get("holder") == mine["holder"]:
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm_file(path)
+    if lost:
+        raise StoreLocked(f"{what}: lost its lock ({lost[0]}); another process may have gone on")
+
+
+def _take(fs: Any, path: str, mine: dict[str, Any], what: str, stale_s: float) -> None:
+    fs.makedirs(fs._parent(path), exist_ok=True)
+    data = json.dumps(mine).encode()
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        other = _read(fs, path)
+        if time.time() - float(other.get("heartbeat", 0)) < stale_s:
+            raise _held(what, other) from None
+        fs.pipe_file(path, data)
+    if _read(fs, path).get("holder") != mine["holder"]:  # two took it over at the same moment
+        raise _held(what, _read(fs, path))
+
+
+def _beat(
+    fs: Any,
+    path: str,
+    mine: dict[str, Any],
+    done: threading.Event,
+    lost: list[str],
+    heartbeat_s: float,
+) -> None:
+    while not done.wait(heartbeat_s):
+        try:
+            other = _read(fs, path)
+            if other.get("holder") != mine["holder"]:
+                lost.append(f"{path} names {other.get('host')} now")
+                return
+            fs.pipe_file(path, json.dumps({**mine, "heartbeat": time.time()}).encode())
+        except OSError:
+            continue  # the target does not answer; the next beat says it again
+
+
+def _read(fs: Any, path: str) -> dict[str, Any]:
+    fs.invalidate_cache()
+    try:
+        return _who(fs.cat_file(path))
+    except FileNotFoundError:
+        return {}
+
+
+def _who(data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _held(what: str, other: dict[str, Any]) -> StoreLocked:
+    where = f"process {other.get('pid', '?')} on {other.get('host', '?')}"
+    return StoreLocked(
+        f"{what}: {where} is writing it; wait until it has ended",
+        pid=other.get("pid", ""),
+        host=other.get("host", ""),
+    )
