@@ -18,6 +18,7 @@ from matchwright.engine.generation.facets.base import Facet
 from matchwright.engine.generation.fixed import GRID
 from matchwright.engine.generation.zones import Zones, zones_of
 from matchwright.engine.records import SCHEMAS, Kind
+from matchwright.engine.table import FrameTable, RowTable
 from matchwright.kernels.types import UNKNOWN
 
 AS_OF = 20_454
@@ -38,8 +39,15 @@ def products(
     as_of: int = AS_OF,
 ) -> np.ndarray:
     """(Q, N) inner products before rotation; NaN where either side is not known."""
-    query = facet.query(asks, frame(asks, queries), params, as_of)
-    block = facet.corpus(OTHER[asks], frame(OTHER[asks], rows))
+    asking, others = frame(asks, queries), frame(OTHER[asks], rows)
+    query = facet.query(asks, FrameTable(asking), params, as_of)
+    block = facet.corpus(OTHER[asks], FrameTable(others))
+    plain = facet.query(asks, RowTable(asking.to_dicts()), params, as_of)
+    for name in ("raw_qw", "known_q", "best_q"):
+        assert np.array_equal(getattr(query, name), getattr(plain, name)), "rows beside a frame"
+    assert np.array_equal(
+        block.raw_nw, facet.corpus(OTHER[asks], RowTable(others.to_dicts())).raw_nw
+    )
     product = query.raw_qw @ block.raw_nw.T / GRID**2
     product[~query.known_q] = np.nan
     product[:, ~block.known_n] = np.nan
@@ -314,13 +322,15 @@ def test_track_is_the_shrunk_value() -> None:
 
 
 def test_track_priors_leave_out_zero_of_no_reviews() -> None:
-    people = [
+    people = 5 * [
         {"reviews": 0, "rating_milli": 0, "success_permille": 0},
         {"reviews": 3, "rating_milli": 4_000, "success_permille": 500},
     ]
     fitted = track_.fit(frame("job", []), frame("freelancer", people))
     assert (fitted.freelancer_rating, fitted.freelancer_success) == (800, 500)
     assert fitted.client_rating == track_.Track().client_rating
+    few = track_.fit(frame("job", []), frame("freelancer", people[:8]))
+    assert few == track_.Track()
 
 
 # ── availability ──────────────────────────────────────────────────────────────────────────────
