@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from matchwright.engine import synthetic
@@ -25,7 +25,13 @@ from matchwright.engine.generation import (
 )
 from matchwright.engine.generation.fitting import take
 from matchwright.engine.generation.fixed import GRID
-from matchwright.engine.generation.text import HashedEncoder, SvdEncoder
+from matchwright.engine.generation.text import (
+    PLAIN,
+    HashedEncoder,
+    SvdEncoder,
+    listed_tokens,
+    tokens,
+)
 from matchwright.engine.records import SCHEMAS, Kind
 
 AS_OF = synthetic.AS_OF
@@ -163,6 +169,36 @@ def test_any_records_in_any_batch(generation, kind: Kind, data: st.DataObject) -
     assert (np.abs(query.q_qd.astype(int)).max(axis=1) <= 16_255).all()
     for n in range(frame.height):
         assert made.encode(kind, frame[n]).x_nd.tobytes() == whole.x_nd[n].tobytes()
+
+
+@each_kind
+@each_generation
+@given(data=st.data())
+def test_plain_rows_are_encoded_as_a_frame_is(generation, kind: Kind, data: st.DataObject) -> None:
+    rows = data.draw(st.lists(DRAWN[kind], min_size=1, max_size=4))
+    frame = pl.DataFrame([{"id": str(n), **row} for n, row in enumerate(rows)], SCHEMAS[kind])
+    made = generation()
+    whole, one_by_one = (
+        made.encode(kind, frame),
+        [made.encode(kind, [row]) for row in frame.to_dicts()],
+    )
+    assert np.array_equal(np.concatenate([one.x_nd for one in one_by_one]), whole.x_nd)
+    assert np.array_equal(np.concatenate([one.known_nb for one in one_by_one]), whole.known_nb)
+    asked, plain = (
+        made.query(kind, form, FacetParams(), AS_OF) for form in (frame, frame.to_dicts())
+    )
+    assert np.array_equal(asked.v_qd, plain.v_qd)
+    assert np.array_equal(asked.known_qb, plain.known_qb)
+    assert np.array_equal(asked.best_qb, plain.best_qb)
+
+
+@given(texts=st.lists(st.text(alphabet=sorted(PLAIN), max_size=200), max_size=4))
+@example(["".join(sorted(PLAIN)), " ".join(sorted(PLAIN)), "C++ C# c+++ a1+#", "x" * 41, "ÀÉ" * 20])
+def test_plain_texts_have_the_tokens_of_any_text(texts: list[str]) -> None:
+    row, said = listed_tokens(texts)
+    found = tokens(pl.Series(texts, dtype=pl.String))
+    assert row.tolist() == found["row"].to_list()
+    assert said == found["token"].to_list()
 
 
 @each_kind

@@ -45,6 +45,7 @@ from matchwright.engine.generation.text import (
 )
 from matchwright.engine.generation.zones import year_of, zones_of
 from matchwright.engine.records import Kind
+from matchwright.engine.table import FrameTable
 from matchwright.kernels.types import Float64, Int16
 
 SAMPLE = 50_000
@@ -224,7 +225,7 @@ def _measures(
     mean: list[int] = []
     for part in all_parts:
         rotate = Rotation(part.width, seed, part.name)
-        block = part.corpus(kind, records)
+        block = part.corpus(kind, FrameTable(records))
         v_nw = rotate(block.raw_nw[block.known_n])
         steps.append(_step(part, kind, v_nw).hex())
         if len(v_nw):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from matchwright.engine.generation.quantise import (
 )
 from matchwright.engine.generation.text import TextEncoder
 from matchwright.engine.records import Kind
+from matchwright.engine.table import Records, as_table
 from matchwright.kernels.types import Bool, Float64, Int8, Int32
 
 CHUNK_ROWS = 4_096
@@ -105,7 +106,7 @@ class Generation:
         """Index into ``zones``; ``UNKNOWN`` for None or a name that is not there."""
         return self.manifest.hours.zones.index(name)
 
-    def zone_indexes(self, names: pl.Series) -> Int32:
+    def zone_indexes(self, names: Iterable[str | None]) -> Int32:
         """``zone_index`` of a column, int32 (N,)."""
         return self.manifest.hours.zones.indexes(names)
 
@@ -132,17 +133,18 @@ class Generation:
     def _measures(self, kind: Kind) -> Measures:
         return self.manifest.job if kind == "job" else self.manifest.freelancer
 
-    def encode(self, kind: Kind, records: pl.DataFrame) -> Encoded:
+    def encode(self, kind: Kind, records: Records) -> Encoded:
         """Corpus rows: the same bytes for a record in any batch and on any machine.
 
         Args:
             kind: what the records are.
-            records: a frame of that kind's schema.
+            records: a frame of that kind's schema, or rows of it.
         """
-        x_nd = np.empty((records.height, self.d), dtype=np.int8)
-        known_nb = np.empty((records.height, len(self.parts)), dtype=np.bool_)
-        for low in range(0, records.height, CHUNK_ROWS):
-            chunk = records.slice(low, CHUNK_ROWS)
+        table = as_table(records)
+        x_nd = np.empty((table.height, self.d), dtype=np.int8)
+        known_nb = np.empty((table.height, len(self.parts)), dtype=np.bool_)
+        for low in range(0, table.height, CHUNK_ROWS):
+            chunk = table.slice(low, CHUNK_ROWS)
             rows = slice(low, low + chunk.height)
             for b, (start, end) in enumerate(self._spans):
                 v_nw, known_nb[rows, b] = self.rotated(b, kind, chunk)
@@ -150,28 +152,29 @@ class Generation:
                 x_nd[rows, start:end] = quantise_rows(v_nw, self._steps[kind][b])
         return Encoded(x_nd, known_nb)
 
-    def rotated(self, b: int, kind: Kind, records: pl.DataFrame) -> tuple[Float64, Bool]:
+    def rotated(self, b: int, kind: Kind, records: Records) -> tuple[Float64, Bool]:
         """Facet ``b`` of corpus rows before quantisation: grid integers (N, W), and what is
         known."""
-        block = self.parts[b].corpus(kind, records)
+        block = self.parts[b].corpus(kind, as_table(records))
         return self._rotations[b](block.raw_nw), block.known_n
 
     def query(
-        self, kind: Kind, records: pl.DataFrame, policy_facets: FacetParams, as_of: int
+        self, kind: Kind, records: Records, policy_facets: FacetParams, as_of: int
     ) -> QueryVectors:
         """Queries before weights.
 
         Args:
             kind: what the records are; they search the other kind.
-            records: a frame of that kind's schema.
+            records: a frame of that kind's schema, or rows of it.
             policy_facets: the policy's facet parameters.
             as_of: the day, days since 1970-01-01.
         """
-        v_qd = np.zeros((records.height, self.d))
-        known_qb = np.zeros((records.height, len(self.parts)), dtype=np.bool_)
-        best_qb = np.zeros((records.height, len(self.parts)))
+        table = as_table(records)
+        v_qd = np.zeros((table.height, self.d))
+        known_qb = np.zeros((table.height, len(self.parts)), dtype=np.bool_)
+        best_qb = np.zeros((table.height, len(self.parts)))
         for b, (start, end) in enumerate(self._spans):
-            block = self.parts[b].query(kind, records, policy_facets, as_of)
+            block = self.parts[b].query(kind, table, policy_facets, as_of)
             known = known_qb[:, b] = block.known_q
             v_qd[known, start:end] = self._rotations[b](block.raw_qw[known]) / GRID
             best_qb[known, b] = block.best_q[known]
@@ -199,7 +202,8 @@ class Generation:
 
     def drift(self, kind: Kind, records: pl.DataFrame) -> Drift:
         """How far records have moved away from what the generation was fitted on."""
-        blocks = (self.rotated(b, kind, records) for b in range(len(self.parts)))
+        table = as_table(records)
+        blocks = (self.rotated(b, kind, table) for b in range(len(self.parts)))
         return measure(self.manifest, self.encoder, records, self._steps[kind], blocks)
 
     def save(self, path: Path) -> None:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from matchwright.engine.generation.fixed import unit
 from matchwright.engine.generation.hashing import hash64
+from matchwright.engine.table import FrameTable
 from matchwright.kernels.types import Float64, Int16, Int32, Int64
 
 WIDTH = 128
@@ -40,6 +42,17 @@ IDF_UNIT = 256
 
 _INVISIBLE = r"[\p{Cf}\u{34F}\u{115F}\u{1160}\u{17B4}\u{17B5}\u{2800}\u{3164}\u{FE00}-\u{FE0F}]"
 _TOKEN = r"[\p{L}\p{M}\p{N}]+(?:\+\+|\+|#)?"
+
+PLAIN = frozenset(map(chr, (*range(0x80), *range(0xC0, 0x100)))) | frozenset(
+    "\u00a0\u00a1\u00a7\u00a9\u00ab\u00ae\u00b0\u00b7\u00bb\u00bf"
+    "\u2010\u2013\u2014\u2018\u2019\u201c\u201d\u2022\u2026\u20ac"
+)
+"""Characters of which a text has the same tokens by ``_TOKEN`` after NFKC and by ``_PLAIN_TOKEN``,
+whatever the version of Unicode: each stays what it is or becomes a separator."""
+_PLAIN = re.compile(f"[{re.escape(''.join(sorted(PLAIN)))}]*")
+_PLAIN_TOKEN = re.compile(r"[a-z0-9\xdf-\xf6\xf8-\xff]+(?:\+\+|\+|#)?")
+
+Texts: TypeAlias = pl.Series | list[str]
 
 
 class TextEncoder(Protocol):
@@ -59,7 +72,7 @@ class TextEncoder(Protocol):
         """Dimensions, a power of two."""
         ...
 
-    def encode(self, texts: pl.Series) -> Float64:
+    def encode(self, texts: Texts) -> Float64:
         """float64 (N, width), grid integers of length 1; zeros where nothing can be said."""
         ...
 
@@ -69,11 +82,7 @@ def prepare(records: pl.DataFrame) -> pl.Series:
 
     Titles and texts have been scrubbed of names and contact details when records were made.
     """
-    skills = pl.col("skills").list.head(SKILLS_MAX).list.eval(pl.element().struct.field("name"))
-    title, text = pl.col("title").fill_null(""), pl.col("text").fill_null("")
-    return records.select(
-        text=pl.concat_str(title, title, text, skills.list.join(" ").fill_null(""), separator="\n")
-    )["text"]
+    return FrameTable(records).prose(SKILLS_MAX)
 
 
 def tokens(texts: pl.Series) -> pl.DataFrame:
@@ -101,7 +110,24 @@ def _tokens(texts: pl.Series) -> pl.LazyFrame:
     )
 
 
-def counts(row: NDArray[np.uint32], code: Int64, codes: int) -> tuple[Int64, Int64, Int64]:
+def listed_tokens(texts: Texts) -> tuple[Int64, list[str]]:
+    """``tokens`` as int64 (M,) rows and a list.
+
+    A list of plain texts is searched where it lies: an operation on a frame costs more than a text.
+    """
+    if isinstance(texts, pl.Series) or not all(map(_PLAIN.fullmatch, texts)):
+        found = tokens(texts if isinstance(texts, pl.Series) else pl.Series(texts, dtype=pl.String))
+        return found["row"].to_numpy().astype(np.int64), found["token"].to_list()
+    by_row = [_PLAIN_TOKEN.findall(text.lower()) for text in texts]
+    row = np.repeat(np.arange(len(texts)), [len(row) for row in by_row])
+    said = [token for row in by_row for token in row]
+    if max(map(len, said), default=0) > TOKEN_CHARS_MAX:
+        kept = [n for n, token in enumerate(said) if len(token) <= TOKEN_CHARS_MAX]
+        row, said = row[kept], [said[n] for n in kept]
+    return row, said
+
+
+def counts(row: NDArray[Any], code: Int64, codes: int) -> tuple[Int64, Int64, Int64]:
     """Row, code and how often, ascending, of pairs with repeats."""
     pair = row.astype(np.int64) * codes + code
     pair.sort()
@@ -157,6 +183,10 @@ class SvdEncoder:
         return pl.DataFrame({"token": pl.Series(self.vocabulary, dtype=pl.String), "code": codes})
 
     @cached_property
+    def _codes(self) -> dict[str, int]:
+        return {token: code for code, token in enumerate(self.vocabulary)}
+
+    @cached_property
     def _wide(self) -> Float64:
         return self.projection.astype(np.float64)
 
@@ -165,15 +195,24 @@ class SvdEncoder:
         found = tokens(texts)
         return found.height, found.join(self._table, on="token", how="semi").height
 
-    def encode(self, texts: pl.Series) -> Float64:
+    def encode(self, texts: Texts) -> Float64:
         """Unit vectors; zeros where no token was learnt."""
-        found = _tokens(texts).join(self._table.lazy(), on="token", how="inner").collect()
         size = len(self.vocabulary)
-        row, code, often = counts(found["row"].to_numpy(), found["code"].to_numpy(), size)
+        row, code, often = counts(*self._learnt(texts), size)
         weight = self._tf[np.minimum(often, len(self._tf) - 1)] * self.idf[code]
+        if len(texts) == 1:  # a sparse matrix takes longer to make than to multiply
+            return unit((weight @ self._wide[code])[None, :])
         start = np.searchsorted(row, np.arange(len(texts) + 1))
-        sums = sp.csr_array((weight, code, start), shape=(len(texts), size)) @ self._wide
-        return unit(sums)
+        return unit(sp.csr_array((weight, code, start), shape=(len(texts), size)) @ self._wide)
+
+    def _learnt(self, texts: Texts) -> tuple[NDArray[Any], Int64]:
+        """Row and code of every token that was learnt."""
+        if isinstance(texts, pl.Series):
+            found = _tokens(texts).join(self._table.lazy(), on="token", how="inner").collect()
+            return found["row"].to_numpy(), found["code"].to_numpy()
+        row, said = listed_tokens(texts)
+        codes = np.array([self._codes.get(token, -1) for token in said], dtype=np.int64)
+        return row[codes >= 0], codes[codes >= 0]
 
 
 class HashedEncoder:
@@ -198,16 +237,15 @@ class HashedEncoder:
         height = tokens(texts).height
         return height, height
 
-    def encode(self, texts: pl.Series) -> Float64:
+    def encode(self, texts: Texts) -> Float64:
         """Unit vectors; zeros where there is no token."""
-        found = tokens(texts)
-        listed = found["token"].to_list()
+        row, listed = listed_tokens(texts)
         numbers = {token: code for code, token in enumerate(dict.fromkeys(listed))}
         hashed = np.array([hash64(token) for token in numbers], dtype=np.uint64)
         said = np.array([token not in _COMMON for token in numbers], dtype=np.float64)
         code = np.fromiter(map(numbers.__getitem__, listed), dtype=np.int64, count=len(listed))
         size = max(len(numbers), 1)
-        row, code, often = counts(found["row"].to_numpy(), code, size)
+        row, code, often = counts(row, code, size)
         weight = self._tf[np.minimum(often, len(self._tf) - 1)]
         dim = (hashed % np.uint64(self._width)).astype(np.int64)
         sign = said * (1.0 - 2.0 * (hashed >> np.uint64(63)).astype(np.float64))

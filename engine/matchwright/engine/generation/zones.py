@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib import resources
 from zoneinfo import ZoneInfo
 
 import msgspec
 import numpy as np
-import polars as pl
 
 from matchwright.kernels.types import UNKNOWN, Bool, Int32, Int64
 
@@ -26,13 +26,13 @@ class Zones(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Index into ``names``; ``UNKNOWN`` for a name that is not in the table, or None."""
         return _numbers(self.names).get(name, UNKNOWN) if name is not None else UNKNOWN
 
-    def indexes(self, names: pl.Series) -> Int32:
+    def indexes(self, names: Iterable[str | None]) -> Int32:
         """int32 (N,) of ``index`` for a column of names."""
         numbers = _numbers(self.names)
-        found = [numbers.get(name, UNKNOWN) for name in names.to_list()]
+        found = [UNKNOWN if name is None else numbers.get(name, UNKNOWN) for name in names]
         return np.array(found, dtype=np.int32)
 
-    def means(self, names: pl.Series) -> tuple[Int64, Bool]:
+    def means(self, names: Iterable[str | None]) -> tuple[Int64, Bool]:
         """Mean offsets in minutes (N,), 0 where not known, and where they are known."""
         index = self.indexes(names)
         known = index != UNKNOWN

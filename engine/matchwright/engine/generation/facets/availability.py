@@ -13,18 +13,17 @@ from typing import ClassVar
 
 import msgspec
 import numpy as np
-import polars as pl
 
 from matchwright.engine.generation.facets.base import (
     Block,
     QueryBlock,
-    column,
     convex_best,
     even,
 )
 from matchwright.engine.generation.fixed import hats, to_grid
 from matchwright.engine.generation.params import FacetParams
 from matchwright.engine.records import Kind
+from matchwright.engine.table import Table
 from matchwright.kernels.types import Float64
 
 WIDTH = 8
@@ -38,18 +37,16 @@ class Availability(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: ClassVar[str] = "availability"
     width: ClassVar[int] = WIDTH
 
-    def corpus(self, kind: Kind, records: pl.DataFrame) -> Block:
+    def corpus(self, kind: Kind, records: Table) -> Block:
         """Hats at the hours offered (freelancer) or asked (job)."""
-        hours, known = column(records, "weekly_hours")
+        hours, known = records.integers("weekly_hours")
         if kind == "job":
             hours = np.maximum(hours, _ASKED_MIN)
         return Block(hats(hours, _KNOTS), known)
 
-    def query(
-        self, kind: Kind, records: pl.DataFrame, params: FacetParams, as_of: int
-    ) -> QueryBlock:
+    def query(self, kind: Kind, records: Table, params: FacetParams, as_of: int) -> QueryBlock:
         """Utility at each knot."""
-        hours, known = column(records, "weekly_hours")
+        hours, known = records.integers("weekly_hours")
         own = hours[:, None].astype(np.float64)
         if kind == "job":
             share = _KNOTS / np.maximum(own, _ASKED_MIN)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import polars as pl
 
 from matchwright.engine.generation.fixed import GRID
 from matchwright.engine.generation.params import FacetParams
 from matchwright.engine.records import Kind
+from matchwright.engine.table import Table
 from matchwright.kernels.types import Bool, Float64, Int64
 
 OTHER: dict[Kind, Kind] = {"job": "freelancer", "freelancer": "job"}
@@ -54,13 +54,11 @@ class Facet(Protocol):
     @property
     def width(self) -> int: ...
 
-    def corpus(self, kind: Kind, records: pl.DataFrame) -> Block:
+    def corpus(self, kind: Kind, records: Table) -> Block:
         """The rows of ``kind`` as they are stored."""
         ...
 
-    def query(
-        self, kind: Kind, records: pl.DataFrame, params: FacetParams, as_of: int
-    ) -> QueryBlock:
+    def query(self, kind: Kind, records: Table, params: FacetParams, as_of: int) -> QueryBlock:
         """The rows of ``kind`` as they ask."""
         ...
 
@@ -73,35 +71,10 @@ class Facet(Protocol):
         ...
 
 
-def column(records: pl.DataFrame, name: str) -> tuple[Int64, Bool]:
-    """An integer column (of at most 53 bits) as int64, 0 where null, and where it is known."""
-    values = records[name].to_numpy()
-    if values.dtype.kind != "f":
-        return values.astype(np.int64), np.ones(len(values), dtype=np.bool_)
-    known = ~np.isnan(values)
-    return np.where(known, values, 0.0).astype(np.int64), known
-
-
-def exploded(records: pl.DataFrame, name: str, limit: int) -> pl.DataFrame:
-    """The first ``limit`` items of a list column: ``row`` (uint32) and the column."""
-    return _exploded(records, name, limit).collect()
-
-
-def skill_items(records: pl.DataFrame, limit: int) -> pl.DataFrame:
-    """The first ``limit`` skills: ``row`` (uint32), ``name``, ``level`` and, of jobs, ``must``."""
-    return _exploded(records, "skills", limit).unnest("skills").drop_nulls("name").collect()
-
-
-def _exploded(records: pl.DataFrame, name: str, limit: int) -> pl.LazyFrame:
-    lists = records.lazy().select(pl.col(name).list.head(limit)).with_row_index("row")
-    return lists.explode(name).drop_nulls()
-
-
-def lookup(names: pl.Series, of: Callable[[str], int]) -> Int64:
+def lookup(names: Sequence[str], of: Callable[[str], int]) -> Int64:
     """``of`` for every name, int64 (N,), asked once for each different one. No nulls."""
-    listed = names.to_list()
-    numbers = {name: of(name) for name in set(listed)}
-    return np.fromiter(map(numbers.__getitem__, listed), dtype=np.int64, count=len(listed))
+    numbers = {name: of(name) for name in set(names)}
+    return np.fromiter(map(numbers.__getitem__, names), dtype=np.int64, count=len(names))
 
 
 def any_row(raw_nw: Float64) -> Bool:

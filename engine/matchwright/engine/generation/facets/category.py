@@ -10,6 +10,7 @@ Width: 32.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import ClassVar
 
 import msgspec
@@ -22,13 +23,13 @@ from matchwright.engine.generation.facets.base import (
     any_row,
     convex_best,
     even,
-    exploded,
     lookup,
 )
 from matchwright.engine.generation.fixed import GRID
 from matchwright.engine.generation.hashing import bucket
 from matchwright.engine.generation.params import FacetParams
 from matchwright.engine.records import Kind
+from matchwright.engine.table import FrameTable, Table
 from matchwright.kernels.types import Float64, Int64
 
 WIDTH = 32
@@ -47,22 +48,19 @@ class Category(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: ClassVar[str] = "category"
     width: ClassVar[int] = WIDTH
 
-    def corpus(self, kind: Kind, records: pl.DataFrame) -> Block:
+    def corpus(self, kind: Kind, records: Table) -> Block:
         """Indicator of own categories."""
-        items = _items(kind, records)
+        row, names = _items(kind, records)
         raw = np.zeros((records.height, WIDTH))
-        row = items["row"].to_numpy()
-        raw[row, self._dims(items["category"])] = GRID
+        raw[row, self._dims(names)] = GRID
         return Block(raw, any_row(raw))
 
-    def query(
-        self, kind: Kind, records: pl.DataFrame, params: FacetParams, as_of: int
-    ) -> QueryBlock:
+    def query(self, kind: Kind, records: Table, params: FacetParams, as_of: int) -> QueryBlock:
         """The same indicator."""
         block = self.corpus(kind, records)
         return QueryBlock(block.raw_nw, block.known_n, convex_best(block.raw_nw))
 
-    def _dims(self, names: pl.Series) -> Int64:
+    def _dims(self, names: Sequence[str]) -> Int64:
         return lookup(names, lambda name: self._dim(fold(name)))
 
     def _dim(self, name: str) -> int:
@@ -81,14 +79,15 @@ def fold(name: str) -> str:
     return " ".join(name.casefold().split())
 
 
-def _items(kind: Kind, records: pl.DataFrame) -> pl.DataFrame:
-    """``row`` and ``category``; names that are blank are left out."""
+def _items(kind: Kind, records: Table) -> tuple[Int64, list[str]]:
+    """int64 (M,) rows and names; names that are blank are left out."""
     if kind == "job":
-        items = records.lazy().select("category").with_row_index("row").drop_nulls()
+        row = np.arange(records.height)
+        names = [name or "" for name in records.values("category")]
     else:
-        lists = exploded(records, "categories", ITEMS_MAX)
-        items = lists.lazy().rename({"categories": "category"})
-    return items.filter(pl.col("category").str.strip_chars() != "").collect()
+        row, names = records.items("categories", ITEMS_MAX)
+    told = [n for n, name in enumerate(names) if name.strip()]
+    return row[told], [names[n] for n in told]
 
 
 def fit(jobs: pl.DataFrame, freelancers: pl.DataFrame) -> Category:
@@ -96,8 +95,8 @@ def fit(jobs: pl.DataFrame, freelancers: pl.DataFrame) -> Category:
     used: Counter[str] = Counter()
     sides: tuple[tuple[Kind, pl.DataFrame], ...] = (("job", jobs), ("freelancer", freelancers))
     for kind, records in sides:
-        items = _items(kind, records)
-        pairs = {(row, fold(name)) for row, name in items.iter_rows()}
+        row, names = _items(kind, FrameTable(records))
+        pairs = {(n, fold(name)) for n, name in zip(row.tolist(), names, strict=True)}
         used.update(name for _, name in pairs)
     ranked = sorted((-n, name) for name, n in used.items() if n >= DF_MIN)
     return Category(tuple(name for _, name in ranked[:OWN_MAX]))

@@ -13,12 +13,12 @@ from typing import ClassVar
 
 import msgspec
 import numpy as np
-import polars as pl
 
 from matchwright.engine.generation.facets.base import Block, QueryBlock, convex_best
 from matchwright.engine.generation.fixed import GRID, to_grid
 from matchwright.engine.generation.params import EXPERIENCE_LEVELS, FacetParams
 from matchwright.engine.records import Kind
+from matchwright.engine.table import Table
 from matchwright.kernels.types import Bool, Float64, Int64
 
 WIDTH = 8
@@ -31,16 +31,14 @@ class Experience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: ClassVar[str] = "experience"
     width: ClassVar[int] = WIDTH
 
-    def corpus(self, kind: Kind, records: pl.DataFrame) -> Block:
+    def corpus(self, kind: Kind, records: Table) -> Block:
         """One-hot level."""
         level, known = _level(records)
         raw = np.zeros((len(level), WIDTH))
         raw[np.arange(len(level)), level] = GRID
         return Block(raw, known)
 
-    def query(
-        self, kind: Kind, records: pl.DataFrame, params: FacetParams, as_of: int
-    ) -> QueryBlock:
+    def query(self, kind: Kind, records: Table, params: FacetParams, as_of: int) -> QueryBlock:
         """A row or a column of the utility matrix."""
         level, known = _level(records)
         asked_by_own = to_grid(np.array(params.experience_utility))
@@ -57,7 +55,7 @@ class Experience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return raw
 
 
-def _level(records: pl.DataFrame) -> tuple[Int64, Bool]:
-    codes = [_CODE.get(name, -1) for name in records["experience_level"].to_list()]
+def _level(records: Table) -> tuple[Int64, Bool]:
+    codes = [_CODE.get(name, -1) for name in records.values("experience_level")]
     level = np.array(codes, dtype=np.int64)
     return np.maximum(level, 0), level >= 0

@@ -16,13 +16,11 @@ from typing import ClassVar
 
 import msgspec
 import numpy as np
-import polars as pl
 
 from matchwright.engine.generation.facets.base import (
     OTHER,
     Block,
     QueryBlock,
-    column,
     convex_best,
     even,
 )
@@ -30,6 +28,7 @@ from matchwright.engine.generation.fixed import GRID, ratio
 from matchwright.engine.generation.params import FacetParams
 from matchwright.engine.generation.zones import Zones
 from matchwright.engine.records import Kind
+from matchwright.engine.table import Table
 from matchwright.kernels.types import Bool, Float64
 
 WIDTH = 32
@@ -46,14 +45,12 @@ class Hours(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: ClassVar[str] = "hours"
     width: ClassVar[int] = WIDTH
 
-    def corpus(self, kind: Kind, records: pl.DataFrame) -> Block:
+    def corpus(self, kind: Kind, records: Table) -> Block:
         """Shares of bins (freelancer) or of the window (job)."""
         cover, length, known = self._cover(records)
         return Block(_shares(kind, cover, length), known)
 
-    def query(
-        self, kind: Kind, records: pl.DataFrame, params: FacetParams, as_of: int
-    ) -> QueryBlock:
+    def query(self, kind: Kind, records: Table, params: FacetParams, as_of: int) -> QueryBlock:
         """The same shares; the form is the same in both directions."""
         cover, length, known = self._cover(records)
         raw = _shares(kind, cover, length)
@@ -61,11 +58,11 @@ class Hours(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return QueryBlock(raw, known, convex_best(raw))
         return QueryBlock(raw, known, raw.sum(axis=1) / GRID)
 
-    def _cover(self, records: pl.DataFrame) -> tuple[Float64, Float64, Bool]:
+    def _cover(self, records: Table) -> tuple[Float64, Float64, Bool]:
         """Minutes covered in each bin (N, 32), length of the window (N,), and where known."""
-        start, start_known = column(records, "hours_start")
-        end, end_known = column(records, "hours_end")
-        offset, zone_known = self.zones.means(records["zone"])
+        start, start_known = records.integers("hours_start")
+        end, end_known = records.integers("hours_end")
+        offset, zone_known = self.zones.means(records.values("zone"))
         length = (end - start) % DAY
         length[length == 0] = DAY
         first = ((start - offset) % DAY)[:, None]

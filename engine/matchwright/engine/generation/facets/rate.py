@@ -25,13 +25,13 @@ import polars as pl
 from matchwright.engine.generation.facets.base import (
     Block,
     QueryBlock,
-    column,
     convex_best,
     even,
 )
 from matchwright.engine.generation.fixed import hats, to_grid
 from matchwright.engine.generation.params import FacetParams
 from matchwright.engine.records import Kind
+from matchwright.engine.table import FrameTable, Table
 from matchwright.kernels.types import Bool, Float64, Int64
 
 WIDTH = 16
@@ -53,14 +53,12 @@ class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: ClassVar[str] = "rate"
     width: ClassVar[int] = WIDTH
 
-    def corpus(self, kind: Kind, records: pl.DataFrame) -> Block:
+    def corpus(self, kind: Kind, records: Table) -> Block:
         """Hats at a freelancer's rate, or at the top of a job's budget."""
         cents, known = _cents(kind, records)
         return Block(hats(cents, np.array(self.knots)), known)
 
-    def query(
-        self, kind: Kind, records: pl.DataFrame, params: FacetParams, as_of: int
-    ) -> QueryBlock:
+    def query(self, kind: Kind, records: Table, params: FacetParams, as_of: int) -> QueryBlock:
         """Utility at each knot."""
         cents, known = _cents(kind, records)
         knots = np.array(self.knots)
@@ -83,8 +81,8 @@ class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return even(WIDTH, 1.0)
 
 
-def _cents(kind: Kind, records: pl.DataFrame) -> tuple[Int64, Bool]:
-    cents, known = column(records, "rate_max_cents" if kind == "job" else "rate_cents")
+def _cents(kind: Kind, records: Table) -> tuple[Int64, Bool]:
+    cents, known = records.integers("rate_max_cents" if kind == "job" else "rate_cents")
     return np.clip(cents, 0, _CENTS_MAX), known & (cents > 0 if kind == "job" else cents >= 0)
 
 
@@ -96,7 +94,7 @@ def fit(jobs: pl.DataFrame, freelancers: pl.DataFrame) -> Rate:
     sides: tuple[tuple[Kind, pl.DataFrame], ...] = (("job", jobs), ("freelancer", freelancers))
     found = []
     for kind, records in sides:
-        cents, known = _cents(kind, records)
+        cents, known = _cents(kind, FrameTable(records))
         found.append(cents[known & (cents > 0)])
     pooled = np.concatenate(found)
     if len(np.unique(pooled)) < 2:

@@ -18,19 +18,18 @@ from typing import ClassVar
 
 import msgspec
 import numpy as np
-import polars as pl
 
 from matchwright.engine.generation.facets.base import (
     OTHER,
     Block,
     QueryBlock,
-    column,
     convex_best,
     even,
 )
 from matchwright.engine.generation.fixed import hats, to_grid
 from matchwright.engine.generation.params import FacetParams
 from matchwright.engine.records import Kind
+from matchwright.engine.table import Table
 from matchwright.kernels.types import Float64
 
 WIDTH = 16
@@ -47,14 +46,12 @@ class Recency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: ClassVar[str] = "recency"
     width: ClassVar[int] = WIDTH
 
-    def corpus(self, kind: Kind, records: pl.DataFrame) -> Block:
+    def corpus(self, kind: Kind, records: Table) -> Block:
         """Hats at the day."""
-        day, known = column(records, _FIELD[kind])
+        day, known = records.integers(_FIELD[kind])
         return Block(hats(day, np.array(self.knots)), known)
 
-    def query(
-        self, kind: Kind, records: pl.DataFrame, params: FacetParams, as_of: int
-    ) -> QueryBlock:
+    def query(self, kind: Kind, records: Table, params: FacetParams, as_of: int) -> QueryBlock:
         """The decay at each knot; the same for whoever asks on a day."""
         searched = OTHER[kind]
         half_life = np.float64(

@@ -29,16 +29,15 @@ from matchwright.engine.generation.facets.base import (
     Block,
     QueryBlock,
     any_row,
-    column,
     convex_best,
     even,
     lookup,
-    skill_items,
 )
 from matchwright.engine.generation.fixed import GRID, ratio
 from matchwright.engine.generation.hashing import bucket
 from matchwright.engine.generation.params import FacetParams
 from matchwright.engine.records import Kind
+from matchwright.engine.table import SkillItems, Table, skill_frame
 from matchwright.kernels.types import Float64, Int64
 
 WIDTH = 128
@@ -83,27 +82,24 @@ class Skills(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         place = _places(self.names).get(name)
         return self.idf_unknown if place is None else self.idf[place]
 
-    def corpus(self, kind: Kind, records: pl.DataFrame) -> Block:
+    def corpus(self, kind: Kind, records: Table) -> Block:
         """Normalised weights (job) or level weights (freelancer) on their dimensions."""
         raw = self._job(records) if kind == "job" else self._freelancer(records)
         return Block(raw, any_row(raw))
 
-    def query(
-        self, kind: Kind, records: pl.DataFrame, params: FacetParams, as_of: int
-    ) -> QueryBlock:
+    def query(self, kind: Kind, records: Table, params: FacetParams, as_of: int) -> QueryBlock:
         """The same vectors."""
         block = self.corpus(kind, records)
         if OTHER[kind] == "job":
             return QueryBlock(block.raw_nw, block.known_n, convex_best(block.raw_nw))
         return QueryBlock(block.raw_nw, block.known_n, block.raw_nw.sum(axis=1) / GRID)
 
-    def _job(self, records: pl.DataFrame) -> Float64:
-        items = self._items(records)
-        must = [asked is True for asked in items["must"].to_list()]
-        weight = lookup(items["name"], self.weight) * np.where(must, MUST_FACTOR, 1)
+    def _job(self, records: Table) -> Float64:
+        items = records.skills(ITEMS_MAX)
+        weight = lookup(items.names, self.weight) * np.where(items.must, MUST_FACTOR, 1)
         # A name that is listed twice counts once, with its larger weight.
         once: dict[tuple[int, str], int] = {}
-        pairs = zip(items["row"].to_list(), items["name"].to_list(), strict=True)
+        pairs = zip(items.row_m.tolist(), items.names, strict=True)
         for pair, own in zip(pairs, weight.tolist(), strict=True):
             once[pair] = max(own, once.get(pair, 0))
         cells = [row * WIDTH + self.dim(name) for row, name in once]
@@ -115,23 +111,19 @@ class Skills(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         total[total == 0] = 1.0
         return ratio(cell, total[:, None])
 
-    def _freelancer(self, records: pl.DataFrame) -> Float64:
-        items = self._items(records)
+    def _freelancer(self, records: Table) -> Float64:
+        items = records.skills(ITEMS_MAX)
         table = np.array((*LEVEL_PERMILLE, self.level_unknown))
-        level, stated = column(items, "level")
-        place = np.where(stated, np.clip(level, 1, len(LEVEL_PERMILLE)) - 1, len(LEVEL_PERMILLE))
+        level = np.clip(items.level_m, 1, len(LEVEL_PERMILLE)) - 1
+        place = np.where(items.stated_m, level, len(LEVEL_PERMILLE))
         weight = ratio(table[place].astype(np.float64), 1_000.0)
         cell = np.zeros(records.height * WIDTH)
         np.maximum.at(cell, self._cells(items), weight)
         return cell.reshape(-1, WIDTH)
 
-    def _items(self, records: pl.DataFrame) -> pl.DataFrame:
-        return skill_items(records, ITEMS_MAX)
-
-    def _cells(self, items: pl.DataFrame) -> Int64:
+    def _cells(self, items: SkillItems) -> Int64:
         """Flat positions of items in an (N, 128) array."""
-        row = items["row"].to_numpy().astype(np.int64)
-        return np.asarray(row * WIDTH + lookup(items["name"], self.dim))
+        return np.asarray(items.row_m * WIDTH + lookup(items.names, self.dim))
 
     def reach(self, kind: Kind) -> float:
         return (1.0 if kind == "job" else 11.0) / float(np.sqrt(np.float64(WIDTH)))
@@ -150,12 +142,12 @@ def fit(jobs: pl.DataFrame, freelancers: pl.DataFrame) -> Skills:
     used: Counter[str] = Counter()
     entities = 0
     for records in (jobs, freelancers):
-        items = skill_items(records, ITEMS_MAX)
+        items = skill_frame(records, ITEMS_MAX)
         entities += items["row"].n_unique()
         counts = items.select("row", "name").unique()["name"].value_counts()
         used.update(dict(counts.iter_rows()))
     ranked = sorted((-n, name) for name, n in used.items() if n >= DF_MIN)
-    levels = skill_items(freelancers, ITEMS_MAX)["level"].drop_nulls()
+    levels = skill_frame(freelancers, ITEMS_MAX)["level"].drop_nulls()
     return Skills(
         names=tuple(name for _, name in ranked),
         idf=tuple(idf(-n, entities) for n, _ in ranked),

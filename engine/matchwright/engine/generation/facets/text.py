@@ -14,12 +14,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-import polars as pl
 
 from matchwright.engine.generation.facets.base import Block, QueryBlock, any_row
 from matchwright.engine.generation.params import FacetParams
-from matchwright.engine.generation.text import TextEncoder, prepare
+from matchwright.engine.generation.text import SKILLS_MAX, TextEncoder
 from matchwright.engine.records import Kind
+from matchwright.engine.table import Table
 from matchwright.kernels.types import Float64
 
 
@@ -35,14 +35,12 @@ class Text:
     def width(self) -> int:
         return self.encoder.width
 
-    def corpus(self, kind: Kind, records: pl.DataFrame) -> Block:
+    def corpus(self, kind: Kind, records: Table) -> Block:
         """Unit vectors; not known where no token means anything."""
-        raw = self.encoder.encode(prepare(records))
+        raw = self.encoder.encode(records.prose(SKILLS_MAX))
         return Block(raw, any_row(raw))
 
-    def query(
-        self, kind: Kind, records: pl.DataFrame, params: FacetParams, as_of: int
-    ) -> QueryBlock:
+    def query(self, kind: Kind, records: Table, params: FacetParams, as_of: int) -> QueryBlock:
         """The same unit vectors."""
         block = self.corpus(kind, records)
         return QueryBlock(block.raw_nw, block.known_n, np.ones(records.height))

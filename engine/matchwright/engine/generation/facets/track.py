@@ -19,10 +19,11 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from matchwright.engine.generation.facets.base import Block, QueryBlock, column
+from matchwright.engine.generation.facets.base import Block, QueryBlock
 from matchwright.engine.generation.fixed import hats, to_grid
 from matchwright.engine.generation.params import FacetParams
 from matchwright.engine.records import Kind
+from matchwright.engine.table import FrameTable, Table
 from matchwright.kernels.types import Bool, Float64, Int64
 
 WIDTH = 16
@@ -46,28 +47,26 @@ class Track(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: ClassVar[str] = "track"
     width: ClassVar[int] = WIDTH
 
-    def corpus(self, kind: Kind, records: pl.DataFrame) -> Block:
+    def corpus(self, kind: Kind, records: Table) -> Block:
         """Hats at the shrunk value."""
         value, known = self._value(kind, records)
         return Block(hats(np.rint(value * _SCALE).astype(np.int64), _KNOTS), known)
 
-    def query(
-        self, kind: Kind, records: pl.DataFrame, params: FacetParams, as_of: int
-    ) -> QueryBlock:
+    def query(self, kind: Kind, records: Table, params: FacetParams, as_of: int) -> QueryBlock:
         """The value at each knot, for whoever asks."""
         raw = np.tile(to_grid(_KNOTS / np.float64(_SCALE)), (records.height, 1))
         known = np.ones(records.height, dtype=np.bool_)
         return QueryBlock(raw, known, np.ones(records.height))
 
-    def _value(self, kind: Kind, records: pl.DataFrame) -> tuple[Float64, Bool]:
+    def _value(self, kind: Kind, records: Table) -> tuple[Float64, Bool]:
         prefix = "client_" if kind == "job" else ""
-        reviews, counted = column(records, f"{prefix}reviews")
-        rating, rated = column(records, f"{prefix}rating_milli")
+        reviews, counted = records.integers(f"{prefix}reviews")
+        rating, rated = records.integers(f"{prefix}rating_milli")
         n = np.where(counted, reviews, 1)
         if kind == "job":
             value = _shrunk(n, rating / 5_000.0, rated, self.client_rating)
             return value, counted | rated
-        success, judged = column(records, "success_permille")
+        success, judged = records.integers("success_permille")
         value = _shrunk(n, rating / 5_000.0, rated, self.freelancer_rating)
         done = _shrunk(n, success / 1_000.0, judged, self.freelancer_success)
         blend = (1.0 - SUCCESS_SHARE) * value + SUCCESS_SHARE * done
@@ -91,16 +90,17 @@ def _shrunk(n: Int64, value: Float64, known: Bool, prior_permille: int) -> Float
 def fit(jobs: pl.DataFrame, freelancers: pl.DataFrame) -> Track:
     """Priors: means over those who have reviews, if they are enough to hide each of them."""
     standard = Track()
+    people, asked = FrameTable(freelancers), FrameTable(jobs)
     return Track(
-        _prior(freelancers, "rating_milli", "reviews", 5_000, standard.freelancer_rating),
-        _prior(freelancers, "success_permille", "reviews", 1_000, standard.freelancer_success),
-        _prior(jobs, "client_rating_milli", "client_reviews", 5_000, standard.client_rating),
+        _prior(people, "rating_milli", "reviews", 5_000, standard.freelancer_rating),
+        _prior(people, "success_permille", "reviews", 1_000, standard.freelancer_success),
+        _prior(asked, "client_rating_milli", "client_reviews", 5_000, standard.client_rating),
     )
 
 
-def _prior(records: pl.DataFrame, name: str, count: str, scale: int, standard: int) -> int:
-    value, known = column(records, name)
-    reviews, counted = column(records, count)
+def _prior(records: FrameTable, name: str, count: str, scale: int, standard: int) -> int:
+    value, known = records.integers(name)
+    reviews, counted = records.integers(count)
     seen = value[known & (~counted | (reviews > 0))]
     if len(seen) < PEOPLE_MIN:
         return standard
