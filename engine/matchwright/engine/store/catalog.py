@@ -14,6 +14,7 @@ import os
 import resource
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -28,12 +29,12 @@ from matchwright.engine.errors import (
     StoreFull,
     StoreReadOnly,
 )
-from matchwright.engine.store import blobs, files
+from matchwright.engine.store import blobs, files, history, schema
 
 Kind = Literal["job", "freelancer"]
 KINDS: tuple[Kind, ...] = ("job", "freelancer")
 
-FORMAT = 1
+FORMAT = schema.FORMAT
 FILE = "catalog.sqlite"
 _APPLICATION_ID = 0x4D575354  # "MWST"
 _PAGE_BYTES = 8192
@@ -41,35 +42,6 @@ _BUSY_MS = 10_000
 _LOG_BYTES = 64 << 20
 _CACHE_KIB = 32 << 10
 _PARAMETERS_MAX = 500
-
-_TABLES = """
-CREATE TABLE state (
-  one INTEGER PRIMARY KEY CHECK (one = 1),
-  uuid TEXT NOT NULL, salt BLOB NOT NULL, keep_text INTEGER NOT NULL,
-  number INTEGER NOT NULL, digest BLOB NOT NULL, generation TEXT NOT NULL,
-  next_segment INTEGER NOT NULL, next_seq INTEGER NOT NULL,
-  live_job INTEGER NOT NULL, live_freelancer INTEGER NOT NULL,
-  checksum BLOB NOT NULL);
-CREATE TABLE epoch (number INTEGER PRIMARY KEY, digest BLOB NOT NULL, what TEXT NOT NULL);
-CREATE TABLE segment (
-  segment INTEGER PRIMARY KEY, kind TEXT NOT NULL, generation TEXT NOT NULL,
-  file TEXT NOT NULL, n INTEGER NOT NULL, size INTEGER NOT NULL, digest BLOB NOT NULL);
-CREATE TABLE dead (
-  number INTEGER NOT NULL, segment INTEGER NOT NULL, rows BLOB NOT NULL,
-  PRIMARY KEY (number, segment)) WITHOUT ROWID;
-CREATE TABLE live (
-  segment INTEGER NOT NULL, first INTEGER NOT NULL, n INTEGER NOT NULL, rows BLOB NOT NULL,
-  PRIMARY KEY (segment, first));
-"""
-_RECORD_TABLES = """
-CREATE TABLE {kind} (
-  seq INTEGER PRIMARY KEY, key INTEGER NOT NULL UNIQUE, id TEXT NOT NULL,
-  hash BLOB NOT NULL, body BLOB NOT NULL);
-CREATE TABLE {kind}_old (
-  seq INTEGER PRIMARY KEY, id TEXT NOT NULL, hash BLOB NOT NULL, body BLOB NOT NULL,
-  replaced REAL NOT NULL);
-CREATE INDEX {kind}_old_replaced ON {kind}_old (replaced);
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +81,10 @@ _STATE_COLUMNS = ", ".join(State.__slots__) + ", checksum"
 
 @dataclass(frozen=True, slots=True)
 class SegmentRow:
-    """One row of the manifest."""
+    """One row of the manifest: a file, and the epochs ``born <= number < gone`` that it is part of.
+
+    ``gone`` is None while the newest epoch has it.
+    """
 
     segment: int
     kind: Kind
@@ -118,6 +93,11 @@ class SegmentRow:
     n: int
     size: int
     digest: bytes
+    born: int = 0
+    gone: int | None = None
+
+
+_FILE_COLUMNS = "segment, kind, generation, file, n, size, digest"
 
 
 class Catalog:
@@ -274,21 +254,18 @@ class Catalog:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
         with self.change() as connection:
-            for script in (_TABLES, *(_RECORD_TABLES.format(kind=kind) for kind in KINDS)):
-                for statement in filter(str.strip, script.split(";")):
-                    connection.execute(statement)
+            for statement in schema.create():
+                connection.execute(statement)
             marks = ", ".join("?" * (len(State.__slots__) + 1))
             connection.execute(
                 f"INSERT INTO state (one, {_STATE_COLUMNS}) VALUES (1, {marks})", state.values()
             )
-            connection.execute(
-                "INSERT INTO epoch VALUES (?, ?, ?)", (state.number, state.digest, "create")
-            )
+            history.begin(connection, state, "create", time.time())
             connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {FORMAT}")
 
-    def check(self) -> None:
-        """Refuses what is not a catalog that this version reads.
+    def check(self) -> int:
+        """Refuses what is not a catalog that this version reads; its format.
 
         Raises:
             NotFound: the file is empty: a store that was never finished.
@@ -305,6 +282,20 @@ class Catalog:
             raise StoreFormat(
                 f"{self.path}: is an SQLite file, but not a store's catalog", file=self.path
             )
+        self._refuse_newer(version)
+        return int(version)
+
+    def version(self, connection: sqlite3.Connection) -> int:
+        """The format as a transaction sees it: a writer may migrate under an open reader.
+
+        Raises:
+            StoreFormat: newer than what this version reads.
+        """
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        self._refuse_newer(version)
+        return int(version)
+
+    def _refuse_newer(self, version: int) -> None:
         if version > FORMAT:
             raise StoreFormat(
                 f"{self.path}: has format {version}, this version reads up to {FORMAT}; "
@@ -330,23 +321,46 @@ class Catalog:
 
     def put_state(self, connection: sqlite3.Connection, state: State, what: str) -> None:
         """Puts a new epoch in force."""
+        before = self.state(connection)
         marks = ", ".join("?" * (len(State.__slots__) + 1))
         connection.execute(f"UPDATE state SET ({_STATE_COLUMNS}) = ({marks})", state.values())
-        connection.execute("INSERT INTO epoch VALUES (?, ?, ?)", (state.number, state.digest, what))
+        history.step(connection, before, state, what, time.time())
+
+    def rewrite_state(self, connection: sqlite3.Connection, state: State) -> None:
+        """Changes what is no part of an epoch, such as whether texts are kept."""
+        marks = ", ".join("?" * (len(State.__slots__) + 1))
+        connection.execute(f"UPDATE state SET ({_STATE_COLUMNS}) = ({marks})", state.values())
 
     # ── Manifest, tombstones, live rows ───────────────────────────────────────────────────────
 
     def segments(self, connection: sqlite3.Connection) -> list[SegmentRow]:
-        """The manifest, oldest first.
+        """The manifest of the newest epoch, oldest first.
 
         Raises:
             StoreDamaged: a row that no writer made.
         """
-        columns = ", ".join(SegmentRow.__slots__)
-        found = connection.execute(f"SELECT {columns} FROM segment ORDER BY segment")
+        return self._manifest(connection, "gone IS NULL")
+
+    def segments_at(self, connection: sqlite3.Connection, number: int) -> list[SegmentRow]:
+        """The manifest of an epoch that is still kept, oldest first."""
+        return self._manifest(
+            connection, f"born <= {number:d} AND (gone IS NULL OR gone > {number:d})"
+        )
+
+    def all_segments(self, connection: sqlite3.Connection) -> list[SegmentRow]:
+        """Every file that the newest or a kept epoch needs, oldest first."""
+        return self._manifest(connection, "1")
+
+    def _manifest(self, connection: sqlite3.Connection, which: str) -> list[SegmentRow]:
+        if self.version(connection) < schema.FORMAT:
+            found = connection.execute(f"SELECT {_FILE_COLUMNS} FROM segment ORDER BY segment")
+        else:
+            found = connection.execute(
+                f"SELECT {_FILE_COLUMNS}, born, gone FROM manifest WHERE {which} ORDER BY segment"
+            )
         rows = [SegmentRow(*row) for row in found]
         for row in rows:
-            types = (int, str, str, str, int, int, bytes)
+            types = (int, str, str, str, int, int, bytes, int, (int, type(None)))
             values = (getattr(row, name) for name in SegmentRow.__slots__)
             if row.kind not in KINDS or not all(map(isinstance, values, types)):
                 raise self._damaged(f"segment {row.segment!r} of the manifest makes no sense")
@@ -354,13 +368,34 @@ class Catalog:
 
     def add_segment(self, connection: sqlite3.Connection, row: SegmentRow) -> None:
         values = tuple(getattr(row, name) for name in SegmentRow.__slots__)
-        connection.execute("INSERT INTO segment VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        marks = ", ".join("?" * len(values))
+        connection.execute(f"INSERT INTO manifest VALUES ({marks})", values)
 
-    def dead_since(self, connection: sqlite3.Connection, number: int) -> list[tuple[int, bytes]]:
-        """(segment, packed int32 rows) that died after an epoch."""
-        return connection.execute(
+    def dead_since(
+        self, connection: sqlite3.Connection, number: int, whole: Sequence[int]
+    ) -> list[tuple[int, bytes]]:
+        """(segment, packed int32 rows) that died after an epoch; of ``whole`` segments, ever."""
+        found = connection.execute(
             "SELECT segment, rows FROM dead WHERE number > ?", (number,)
         ).fetchall()
+        for segment in whole if number >= 0 else ():
+            found += connection.execute(
+                "SELECT segment, rows FROM dead WHERE segment = ? AND number <= ?",
+                (segment, number),
+            ).fetchall()
+        return found
+
+    def dead_at(
+        self, connection: sqlite3.Connection, number: int, segments: Sequence[int]
+    ) -> list[tuple[int, bytes]]:
+        """(segment, packed int32 rows) that were dead at an epoch."""
+        found: list[tuple[int, bytes]] = []
+        for segment in segments:
+            found += connection.execute(
+                "SELECT segment, rows FROM dead WHERE segment = ? AND number <= ?",
+                (segment, number),
+            ).fetchall()
+        return found
 
     def live_from(
         self, connection: sqlite3.Connection, segment: int, row: int
@@ -399,17 +434,13 @@ class Catalog:
         return found
 
     def retire(
-        self, connection: sqlite3.Connection, kind: Kind, seqs: Sequence[int], now: float
+        self, connection: sqlite3.Connection, kind: Kind, seqs: Sequence[int], number: int
     ) -> None:
-        """Moves records out of force; snapshots that still name them find them for a while."""
+        """Moves records out of force at epoch ``number``; kept epochs before it find them."""
         wanted = [(seq,) for seq in seqs]
         connection.executemany(
-            f"INSERT INTO {kind}_old SELECT seq, id, hash, body, {now!r} FROM {kind} WHERE seq = ?",
+            f"INSERT INTO {kind}_old "
+            f"SELECT seq, id, hash, body, {number:d} FROM {kind} WHERE seq = ?",
             wanted,
         )
         connection.executemany(f"DELETE FROM {kind} WHERE seq = ?", wanted)
-
-    def purge(self, connection: sqlite3.Connection, before: float) -> None:
-        """Forgets records that went out of force before a time."""
-        for kind in KINDS:
-            connection.execute(f"DELETE FROM {kind}_old WHERE replaced < ?", (before,))

@@ -1,0 +1,296 @@
+"""A folder that something can be published to: any file system that fsspec knows.
+
+Objects appear under their names when they are complete. On a disk they are synced, then renamed; an
+object store's own upload is atomic; elsewhere they are written beside, then moved.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from matchwright.engine.errors import (
+    DependencyUnavailable,
+    InvalidArgument,
+    MatchwrightError,
+    NotFound,
+    StoreDamaged,
+    StoreReadOnly,
+)
+from matchwright.engine.store import files
+
+COPY_BYTES = 1 << 20
+_LOCAL = {"file", "local"}
+_PUT_IS_ATOMIC = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "memory"}
+_TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
+_PART = ".part"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file of a target: its bytes, and when it was written (seconds since 1970; None: unknown)."""
+
+    size: int
+    written: float | None
+
+
+class Target:
+    """A folder of some file system; names are relative to it, with "/".
+
+    Args:
+        url: a path, or an URL such as ``s3://bucket/folder``.
+        name: a folder below it, so that many stores share one place.
+
+    Raises:
+        InvalidArgument: no file system has that scheme, or a name that leaves the folder.
+        DependencyUnavailable: the package that the scheme needs is not installed.
+    """
+
+    def __init__(self, url: str | os.PathLike[str], name: str | None = None) -> None:
+        import fsspec
+
+        text = os.fspath(url)
+        if name is not None:
+            if not name or name.startswith((".", "/")) or "/.." in name:
+                raise InvalidArgument(f"got the name {name!r}, expected one such as 'shop/eu'")
+            text = f"{text.rstrip('/')}/{name}"
+        try:
+            self._fs, root = fsspec.core.url_to_fs(text)
+        except ImportError as error:
+            raise DependencyUnavailable(f"{text}: {error}")
+        except ValueError as error:
+            raise InvalidArgument(f"{text!r} is no target: {error}", field="url")
+        self._root = root.rstrip("/") or "/"
+        protocol = self._fs.protocol
+        known = {protocol} if isinstance(protocol, str) else set(protocol)
+        self.local = Path(self._root) if known & _LOCAL else None
+        self._atomic = bool(known & _PUT_IS_ATOMIC)
+        self.url = self._root if self.local else str(self._fs.unstrip_protocol(self._root))
+
+    def __repr__(self) -> str:
+        return f"<Target {self.url}>"
+
+    def url_of(self, name: str) -> str:
+        """A name as people write it."""
+        return f"{self.url}/{name}" if name else self.url
+
+    def list(self, folder: str = "") -> dict[str, Entry]:
+        """Every finished file below a folder: name -> entry. None when it is not there."""
+        with self._naming(folder, "read"):
+            self._fs.invalidate_cache()
+            try:
+                found: Mapping[str, Any] = self._fs.find(self._path(folder), detail=True)
+            except FileNotFoundError:
+                return {}
+        skip = len(self._root.rstrip("/")) + 1
+        named = {path[skip:]: info for path, info in found.items()}
+        return {
+            name: Entry(int(info["size"]), _time(info))
+            for name, info in named.items()
+            if not name.endswith(_PART)
+        }
+
+    def read(self, name: str) -> bytes:
+        """A whole file.
+
+        Raises:
+            NotFound: it is not there.
+        """
+        with self._naming(name, "read"):
+            data: bytes = self._fs.cat_file(self._path(name))
+        return data
+
+    def fetch(self, name: str, path: Path) -> str:
+        """Copies a file to a local path, durable; its SHA-256 in hex.
+
+        Raises:
+            NotFound: it is not there.
+            StoreError: it cannot be written here.
+        """
+        state = hashlib.sha256()
+        with files.naming(path), path.open("wb") as into:
+            for piece in self.pieces(name):
+                state.update(piece)
+                into.write(piece)
+            into.flush()
+            os.fsync(into.fileno())
+        return state.hexdigest()
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The bytes of a file, a piece at a time."""
+        with self._naming(name, "read"):
+            source = self._fs.open(self._path(name), "rb")
+        with source:
+            while True:
+                with self._naming(name, "read"):
+                    piece: bytes = source.read(COPY_BYTES)
+                if not piece:
+                    return
+                yield piece
+
+    def write(self, name: str, data: bytes) -> None:
+        """Puts a small file in place; readers see the one before or this one."""
+        with self.writing(name) as file:
+            file.write(data)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to write to; in place when the block ends without an error, else left out."""
+        with self._naming(name, "written"):
+            if self.local is not None:
+                yield from _writing_here(Path(self._path(name)))
+            else:
+                yield from self._writing_there(self._path(name))
+
+    def _writing_there(self, path: str) -> Iterator[IO[bytes]]:
+        under = path if self._atomic else f"{path}.{uuid.uuid4().hex}{_PART}"
+        self._fs.makedirs(self._fs._parent(path), exist_ok=True)
+        file = self._fs.open(under, "wb")
+        try:
+            yield file
+        except BaseException:
+            _abandon(self._fs, file, under)
+            raise
+        file.close()
+        if under != path:
+            self._fs.mv(under, path)
+
+    def remove(self, name: str) -> None:
+        """Removes a file; it need not be there."""
+        with self._naming(name, "removed"), suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}" if name else self._root
+
+    @contextmanager
+    def _naming(self, name: str, doing: str) -> Iterator[None]:
+        """Turns what a file system raises into this project's errors, naming the file."""
+        where = self.url_of(name)
+        try:
+            yield
+        except MatchwrightError:
+            raise
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            if doing == "written":
+                raise files.failure(where, error, doing)
+            raise NotFound(f"{where}: is not there", file=where)
+        except OSError as error:
+            if self.local is not None:
+                raise files.failure(where, error, doing)
+            if isinstance(error, PermissionError) and doing == "written":
+                raise StoreReadOnly(f"{where}: {error}; {files.READ_ONLY_HINT}", file=where)
+            raise DependencyUnavailable(f"{where}: could not be {doing}: {error}", file=where)
+        except Exception as error:  # plugins raise errors of their own libraries
+            if self.local is not None:
+                raise
+            raise DependencyUnavailable(f"{where}: could not be {doing}: {error}", file=where)
+
+
+def _writing_here(path: Path) -> Iterator[IO[bytes]]:
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PART}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    files.sync_folder(path.parent)
+
+
+def _abandon(fs: Any, file: Any, path: str) -> None:
+    """Leaves no half-written object behind, as far as the file system can."""
+    with suppress(Exception):
+        if hasattr(file, "discard"):
+            file.discard()
+        else:
+            file.close()
+            fs.rm_file(path)
+
+
+def _time(info: Mapping[str, Any]) -> float | None:
+    for name in _TIMES:
+        value = info.get(name)
+        if isinstance(value, (int, float)):
+            return float(value)
+        if isinstance(value, datetime.datetime):
+            return value.timestamp()
+        if isinstance(value, str):
+            with suppress(ValueError):
+                return datetime.datetime.fromisoformat(value).timestamp()
+    return None
+
+
+def copy_all(source: IO[bytes], into: IO[bytes], where: object) -> str:
+    """Copies from the start; the SHA-256 of what was copied, in hex.
+
+    Args:
+        source, into: open files.
+        where: the source's name.
+
+    Raises:
+        StoreError: the source cannot be read.
+    """
+    state = hashlib.sha256()
+    for piece in pieces_of(source, where):
+        state.update(piece)
+        into.write(piece)
+    return state.hexdigest()
+
+
+def pieces_of(source: IO[bytes], where: object) -> Iterator[bytes]:
+    """The bytes of an open file from its start, a piece at a time."""
+    source.seek(0)
+    while True:
+        with files.naming(where, "read"):
+            piece = source.read(COPY_BYTES)
+        if not piece:
+            return
+        yield piece
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a local file, in hex.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    with files.naming(path, "read"), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checked_json(where: str, data: bytes, sha256: str | None = None) -> dict[str, Any]:
+    """A JSON object, its checksum compared when it is known.
+
+    Raises:
+        StoreDamaged: another checksum, or no JSON object.
+    """
+    import json
+
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise StoreDamaged(f"{where}: does not match its checksum; publish it again", file=where)
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise StoreDamaged(f"{where}: is not JSON: {error}", file=where)
+    if not isinstance(document, dict):
+        raise StoreDamaged(f"{where}: is not a JSON object", file=where)
+    return document
+
+
+def remove_tree(folder: Path) -> None:
+    """Removes a folder of ours, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
