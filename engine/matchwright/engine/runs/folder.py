@@ -43,6 +43,8 @@ FILE_FORMAT = 1
 WHATS = ("part", "slack", "queries")
 """The Parquet files of a unit, in the order in which they are written."""
 
+Names = list[str]
+
 _RUN_ID = re.compile(rf"[0-9a-f]{{{RUN_ID_DIGITS}}}")
 _LOCAL = {"file", "local"}
 _PUT_IS_ATOMIC = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "memory"}
@@ -145,7 +147,7 @@ class Target:
         self.fs.pipe_file(part, data)
         self.fs.mv(part, path)
 
-    def list(self, name: str = "") -> list[str]:
+    def list(self, name: str = "") -> Names:
         """Names of the files and folders right below a folder, sorted; none when it is absent."""
         self.fs.invalidate_cache()
         try:
@@ -154,7 +156,7 @@ class Target:
             return []
         return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in found)
 
-    def files(self) -> list[str]:
+    def files(self) -> Names:
         """Every file below, as names, sorted."""
         self.fs.invalidate_cache()
         skip = len(self.root.rstrip("/")) + 1
@@ -196,7 +198,7 @@ class RunFolder(Target):
 
     @property
     def run_id(self) -> str:
-        return self.root.rsplit("/", 1)[-1]
+        return str(self.root).rsplit("/", 1)[-1]
 
     def plan(self) -> Plan:
         """What was planned.
@@ -298,7 +300,7 @@ def _brief(error: BaseException) -> str:
 class Output(Target):
     """A folder that holds runs."""
 
-    def runs(self) -> list[str]:
+    def runs(self) -> Names:
         """Ids of the runs that are here, complete or not."""
         names = [name for name in self.list() if _RUN_ID.fullmatch(name)]
         return [name for name in names if self.folder(name).exists(PLAN)]
