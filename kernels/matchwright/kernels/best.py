@@ -258,11 +258,10 @@ class Best:
 
     def likely(self, rank: int) -> Bound:
         """Where the row of this rank so far is likely to be, if that is above the bound."""
-        value = self.value_qc
+        value = self.value_qc[:, self.cap - rank]  # they ascend, by least points
         unsure = (value > 0) & ((value & _EXACT) == 0)
-        points = least_points(value) + np.where(unsure, self.slack_q[:, None], 0)
-        points[value == 0] = POINTS_MIN
-        kth = np.partition(points, self.cap - rank, axis=1)[:, self.cap - rank]
+        kth = least_points(value) + np.where(unsure, self.slack_q, 0)
+        kth[value == 0] = POINTS_MIN
         tie = np.where(kth > self.bound.points_q, ANY_TIE, self.bound.tie_q)
         return Bound(np.maximum(kth, self.bound.points_q).clip(max=POINTS_MAX), tie)
 

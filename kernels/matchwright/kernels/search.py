@@ -47,6 +47,8 @@ STEP_LEAST = 8
 """A sample of more than one row in so many is not worth its while."""
 GUESS_BLOCKS = 8
 """After a quarter of at least four times so many blocks the bound is guessed anew."""
+PAIRS_MOST = 8_192
+"""Pairs whose second limbs are multiplied at once."""
 GUESS_QUERIES, GUESS_BYTES = 64, 10
 """Queries whose tile of the sample is made at once, and its bytes for a pair."""
 NEVER = -(1 << 25)
@@ -367,11 +369,14 @@ def _norm2(segment: Segment, d: int) -> int:
 def _second(ops: Ops, corpus: Corpus, rest_qd: Any) -> Any:
     """The second limb's share of some pairs, a handful at a time."""
 
+    d = rest_qd.shape[1]
+    step = min(max(ops.memory_bytes // (16 * ops.threads * max(d, 1)), 64), PAIRS_MOST)
+
     def share(q: NDArray[np.intp], rows: Int64) -> Int64:
         out = np.empty(rows.size, dtype=np.int64)
-        for begin in range(0, rows.size, 2_048):
-            some = slice(begin, begin + 2_048)
-            out[some] = ops.pair_dots(rest_qd[q[some]], take_x(corpus, rows[some]))
+        for begin in range(0, rows.size, step):
+            some = slice(begin, begin + step)
+            out[some] = ops.pair_dots(rest_qd.take(q[some], axis=0), take_x(corpus, rows[some]))
         return out
 
     return share
