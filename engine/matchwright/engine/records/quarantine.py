@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import polars as pl
 
-from matchwright.engine.errors import NotFound
+from matchwright.engine.errors import NotFound, StoreDamaged
 from matchwright.engine.records.rows import Refused
 
 QUARANTINE_SCHEMA = pl.Schema(
@@ -125,3 +126,70 @@ def _frame(rows: list[tuple[str, Refused]]) -> pl.DataFrame:
 
 def _utf8(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+# ── Erasing ───────────────────────────────────────────────────────────────────────────────────
+
+
+def erase(path: Path, ids: Collection[str]) -> int:
+    """Takes the rows of ids out of a quarantine file; the file goes when nothing is left in it.
+
+    A row is somebody's when its id is theirs, or, where its id could not be read, when the value
+    or detail names theirs. Where the row of somebody else names an erased id, the value or detail
+    is blanked.
+
+    Returns:
+        Rows that were taken out or blanked.
+
+    Raises:
+        StoreDamaged: the file is no quarantine.
+    """
+    try:
+        frame = pl.read_parquet(path, glob=False)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise StoreDamaged(f"{path}: is no quarantine file: {error}", file=path) from None
+    known = list(QUARANTINE_SCHEMA)
+    if not set(frame.columns) <= set(known):
+        raise StoreDamaged(f"{path}: is no quarantine file: it has {frame.columns}", file=path)
+    if "id" not in frame.columns:  # written before rows named their records
+        frame = frame.with_columns(id=pl.lit("")).select(known)
+    named = {name: _names(frame[name], ids) for name in ("value", "detail", "id")}
+    theirs = frame["id"].is_in(list(ids)) | named["id"]
+    theirs |= (frame["id"] == "") & (named["value"] | named["detail"])
+    blanked = (named["value"] | named["detail"]) & ~theirs
+    if not (theirs | blanked).any():
+        return 0
+    left = frame.with_columns(
+        pl.when(named[name]).then(pl.lit("")).otherwise(pl.col(name)).alias(name)
+        for name in ("value", "detail")
+    ).filter(~theirs)
+    if left.is_empty():
+        path.unlink()
+    else:
+        _replace(path, left)
+    return int((theirs | blanked).sum())
+
+
+def _names(texts: pl.Series, ids: Collection[str]) -> pl.Series:
+    """Whether a text names one of the ids, as a word of its own."""
+    near = pl.DataFrame({"text": texts}).select(pl.col("text").str.contains_any(list(ids)))
+    hits = near.to_series().fill_null(False).to_list()
+    if not any(hits):
+        return pl.Series(hits, dtype=pl.Boolean)
+    longest_first = sorted(ids, key=len, reverse=True)
+    pattern = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, longest_first)) + r")(?!\w)")
+    return pl.Series(
+        [hit and pattern.search(text) is not None for hit, text in zip(hits, texts, strict=True)],
+        dtype=pl.Boolean,
+    )
+
+
+def _replace(path: Path, frame: pl.DataFrame) -> None:
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        frame.write_parquet(new)
+        with new.open("rb") as file:
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
