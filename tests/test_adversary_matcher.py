@@ -58,8 +58,8 @@ class Market:
     def ids_of(self, kind: Kind, rows: Int64) -> list[str]:
         return self.frames[kind]["id"].gather(rows).to_list()
 
-    def records(self, kind: Kind, ids: Sequence[str]) -> pl.DataFrame:
-        return self.frames[kind][self.rows_of(kind, ids).tolist()]
+    def rows(self, kind: Kind, ids: Sequence[str]) -> list[dict[str, Any]]:
+        return self.frames[kind][self.rows_of(kind, ids).tolist()].to_dicts()
 
 
 @functools.cache

@@ -55,8 +55,8 @@ class Market:
     def ids_of(self, kind, rows):
         return [self._ids[kind][row] for row in np.asarray(rows).tolist()]
 
-    def records(self, kind, ids):
-        return self.frames[kind][self.rows_of(kind, ids).tolist()]
+    def rows(self, kind, ids):
+        return self.frames[kind][self.rows_of(kind, ids).tolist()].to_dicts()
 
 
 def skill(name, must=None, level=None):

@@ -9,6 +9,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,11 +93,11 @@ class Market:
     def ids_of(self, kind, rows):
         return [self._ids[kind][row] for row in np.asarray(rows).tolist()]
 
-    def records(self, kind, ids):
-        return self.frames[kind][self.rows_of(kind, ids).tolist()]
+    def rows(self, kind, ids):
+        return self.frames[kind][self.rows_of(kind, ids).tolist()].to_dicts()
 
     def record(self, kind, name):
-        return self.records(kind, [name]).to_dicts()[0]
+        return self.rows(kind, [name])[0]
 
 
 def open_minded(kind, row):
@@ -157,7 +158,7 @@ def ask(market, kind, n=0, **more):
 def brute_force(market, policy, kind, name, *, weights=None, as_of=AS_OF, exclude=()):
     """(ids in order, points, eligible, unverified) by Python integers and row-wise rules."""
     generation, other = market.generation, OTHER[kind]
-    frame = market.records(kind, [name])
+    frame = pl.DataFrame(market.rows(kind, [name]), SCHEMAS[kind])
     vectors = generation.query(kind, frame, policy.facets, as_of)
     made = generation.quantise(vectors, kind, {**policy.weights, **(weights or {})})
     q = [int(value) for value in made.q_qd[0]]

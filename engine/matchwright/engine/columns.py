@@ -17,18 +17,16 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from matchwright.engine.records import Kind
+from matchwright.engine.records import SCHEMAS, Kind
 from matchwright.engine.rule_shapes import LEVEL_UNSTATED, asks_column
+from matchwright.engine.table import Records, as_table
 from matchwright.engine.zones import as_zones, zone_numbers
 from matchwright.kernels.order import hash_keys
 from matchwright.kernels.types import NO_LIMIT, UNKNOWN, Bool, Int32, Int64, SetColumn, UInt64
-
-if TYPE_CHECKING:
-    import polars as pl
 
 JOB_STATES = ("OPEN", "PAUSED", "CLOSED")
 FREELANCER_STATES = ("AVAILABLE", "BUSY", "GONE")
@@ -44,13 +42,13 @@ SetMaker = Callable[[Rows, bytes], SetColumn]
 
 
 def columns(
-    kind: Kind, records: pl.DataFrame, salt: bytes, zones: Sequence[str] | object
+    kind: Kind, records: Records, salt: bytes, zones: Sequence[str] | object
 ) -> tuple[dict[str, Int32], dict[str, SetColumn]]:
     """The rule columns of records, row by row.
 
     Args:
         kind: what the records are.
-        records: (N, ...) a frame of that kind's schema.
+        records: N of them, a frame of that kind's schema or rows of it.
         salt: the store's 16 bytes, for the keys of ids.
         zones: IANA names, or a generation, whose ``zones`` are taken.
 
@@ -58,8 +56,8 @@ def columns(
         name -> int32 (N,), and name -> SetColumn of N rows.
     """
     names = as_zones(zones)
-    # Plain lists: a query is one row, and a frame's fixed cost per operation would be most of it.
-    rows = {name: records[name].to_list() for name in records.columns if name not in _PROSE}
+    table = as_table(records)
+    rows = {name: table.values(name) for name in SCHEMAS[kind] if name not in _PROSE}
     scalars = {
         name: np.array(make(rows, names), dtype=np.int32) for name, make in SCALARS[kind].items()
     }

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 
 from matchwright.engine.columns import columns
 from matchwright.engine.eligibility import (
@@ -26,7 +25,7 @@ from matchwright.engine.eligibility import (
 )
 from matchwright.engine.errors import InvalidArgument, NotFound
 from matchwright.engine.limits import tightened
-from matchwright.engine.prepare import Prepared, SnapshotLike, inline_frame, inline_key
+from matchwright.engine.prepare import Prepared, SnapshotLike, inline_key, inline_row
 from matchwright.engine.records import Kind
 from matchwright.engine.request import Request, check_id
 from matchwright.engine.results import OrderKey
@@ -235,13 +234,11 @@ def _target(snapshot: SnapshotLike, kind: Kind, other: str | Mapping[str, Any]) 
         row = int(snapshot.rows_of(kind, [other])[0])
         if row < 0:
             raise NotFound(f"there is no {kind} with the id {other!r}", id=other, kind=kind)
-        frame = snapshot.records(kind, [other])
-        known = snapshot.generation.encode(kind, frame).known_nb[0].tolist()
-        record = frame.to_dicts()[0]
+        record = snapshot.rows(kind, [other])[0]
+        known = snapshot.generation.encode(kind, [record]).known_nb[0].tolist()
         return _Target(corpus, row, record, str(record["id"]), known)
-    frame, identity = inline_frame(kind, other)
-    record = frame.to_dicts()[0]
-    segment, known = _inline_segment(snapshot, kind, frame, record, identity)
+    record, identity = inline_row(kind, other)
+    segment, known = _inline_segment(snapshot, kind, record, identity)
     stored = -1 if identity is None else int(snapshot.rows_of(kind, [identity])[0])
     parts = corpus.parts if stored < 0 else _without(corpus, stored)
     whole = Corpus((*parts, (segment, None)))
@@ -262,13 +259,12 @@ def _without(corpus: Corpus, row: int) -> tuple[tuple[Segment, Bool | None], ...
 def _inline_segment(
     snapshot: SnapshotLike,
     kind: Kind,
-    frame: pl.DataFrame,
     record: Mapping[str, Any],
     identity: str | None,
 ) -> tuple[Segment, Sequence[bool]]:
     """A segment of one row for an entity that is not stored."""
-    encoded = snapshot.generation.encode(kind, frame)
-    scalars, sets = columns(kind, frame, snapshot.salt, snapshot.generation)
+    encoded = snapshot.generation.encode(kind, [record])
+    scalars, sets = columns(kind, [record], snapshot.salt, snapshot.generation)
     if identity is None:
         key = np.array([inline_key(kind, record, False, snapshot.salt)], dtype=np.uint64)
     else:
@@ -342,8 +338,7 @@ def _shares(
     snapshot: SnapshotLike, query: Prepared, parts: Sequence[int], known_b: Sequence[bool]
 ) -> tuple[FacetShare, ...]:
     generation, kind = snapshot.generation, query.request.kind
-    frame = pl.DataFrame([query.record], schema=_schema(kind), strict=False)
-    vectors = generation.query(kind, frame, query.policy.facets, query.request.as_of)
+    vectors = generation.query(kind, [query.record], query.policy.facets, query.request.as_of)
     shares = []
     for b, (facet, points) in enumerate(zip(generation.facets, parts, strict=True)):
         weight = query.policy.weights.get(facet.name, 0.0)
@@ -352,12 +347,6 @@ def _shares(
         fit = _fit(points * query.t, best, asked, known_b[b])
         shares.append(FacetShare(facet.name, points, points * query.t, best, fit))
     return tuple(shares)
-
-
-def _schema(kind: Kind) -> Any:
-    from matchwright.engine.records import SCHEMAS
-
-    return SCHEMAS[kind]
 
 
 def _fit(score: float, best: float, asked: bool, known: bool) -> str:

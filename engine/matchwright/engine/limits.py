@@ -49,10 +49,10 @@ def check_limits(kind: Kind, limits: Mapping[str, Any]) -> Limits:
             raise unknown_key("limit", str(name), limit_names(kind), "request.limits")
     if not limits:
         return ()
-    from matchwright.engine.records import to_frame
+    from matchwright.engine.records import to_rows
 
     try:
-        row = to_frame(kind, [{"id": "limits", **_as_fields(limits)}]).to_dicts()[0]
+        row = to_rows(kind, [{"id": "limits", **_as_fields(limits)}])[0]
     except InvalidData as error:
         raise InvalidArgument(f"request.limits: {error}", **error.details) from None
     return tuple((name, _frozen(_from_fields(name, row))) for name in sorted(limits))

@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import polars as pl
-
 from matchwright.engine.columns import columns
 from matchwright.engine.eligibility import Compiled, compile_rules, narrowed
 from matchwright.engine.errors import (
@@ -25,7 +23,7 @@ from matchwright.engine.errors import (
 )
 from matchwright.engine.limits import Limits, check_limits, tightened
 from matchwright.engine.policy import Budgets, Policy
-from matchwright.engine.records import SCHEMAS, Kind
+from matchwright.engine.records import Kind, to_rows
 from matchwright.engine.request import Request, check_id, check_request
 from matchwright.engine.results import canonical_json
 from matchwright.engine.rule_shapes import Day, QueryRow
@@ -51,7 +49,7 @@ class SnapshotLike(Protocol):
     def keys(self, ids: Sequence[str]) -> UInt64: ...
     def rows_of(self, kind: Kind, ids: Sequence[str]) -> Int64: ...
     def ids_of(self, kind: Kind, rows: Sequence[int] | Int64) -> list[str]: ...
-    def records(self, kind: Kind, ids: Sequence[str]) -> pl.DataFrame: ...
+    def rows(self, kind: Kind, ids: Sequence[str]) -> list[dict[str, Any]]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +97,7 @@ class _Draft:
     at: int
     request: Request
     policy: Policy
-    frame: pl.DataFrame | None = None
+    row: dict[str, Any] | None = None
     inline: bool = False
     identity: str | None = None
 
@@ -131,9 +129,9 @@ def prepare(
     for kind in ("job", "freelancer"):
         same = [draft for draft in drafts if draft.request.kind == kind]
         _read_stored(snapshot, kind, same, done)
-        ready = [draft for draft in same if draft.frame is not None]
+        ready = [(draft, draft.row) for draft in same if draft.row is not None]
         if ready:
-            done |= _finish(snapshot, kind, ready)
+            done |= _finish(snapshot, kind, *zip(*ready, strict=True))
     return [done[at] for at in range(len(requests))]
 
 
@@ -143,7 +141,7 @@ def _draft(snapshot: SnapshotLike, at: int, request: Request, effective: Effecti
     check_epoch(snapshot, request)
     if request.record is not None:
         draft.inline = True
-        draft.frame, draft.identity = inline_frame(request.kind, request.record)
+        draft.row, draft.identity = inline_row(request.kind, request.record)
     else:
         draft.identity = request.id
     return draft
@@ -169,21 +167,19 @@ def check_epoch(snapshot: SnapshotLike, request: Request) -> None:
         )
 
 
-def inline_frame(kind: Kind, record: Mapping[str, Any]) -> tuple[pl.DataFrame, str | None]:
-    """(frame of one row, id or None) of a record given inline.
+def inline_row(kind: Kind, record: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """(the record in the form of its schema, id or None) of a record given inline.
 
     Raises:
         InvalidData: a field that its schema refuses.
         InvalidArgument: an id that cannot be one.
     """
-    from matchwright.engine.records import to_frame
-
     fields = dict(record)
     identity = fields.pop("id", None)
     if identity is not None:
         check_id(identity, "record.id")
-    frame = to_frame(kind, [{"id": NO_ID if identity is None else identity, **fields}])
-    return frame, None if identity is None else str(frame["id"][0])
+    row = to_rows(kind, [{"id": NO_ID if identity is None else identity, **fields}])[0]
+    return row, None if identity is None else row["id"]
 
 
 def inline_key(kind: Kind, row: Mapping[str, Any], has_id: bool, salt: bytes) -> int:
@@ -224,24 +220,25 @@ def _read_stored(
 def _fill(snapshot: SnapshotLike, kind: Kind, drafts: Sequence[_Draft]) -> None:
     if not drafts:
         return
-    frame = snapshot.records(kind, [str(draft.request.id) for draft in drafts])
-    for at, draft in enumerate(drafts):
-        draft.frame = frame.slice(at, 1)
+    rows = snapshot.rows(kind, [str(draft.request.id) for draft in drafts])
+    for draft, row in zip(drafts, rows, strict=True):
+        draft.row = row
 
 
 def _absent(kind: Kind, name: str) -> NotFound:
     return NotFound(f"there is no {kind} with the id {name!r}", id=name, kind=kind)
 
 
-def _finish(snapshot: SnapshotLike, kind: Kind, drafts: Sequence[_Draft]) -> dict[int, Outcome]:
-    """Vectors and predicates of drafts of one kind, all with a record."""
-    frames = [draft.frame for draft in drafts if draft.frame is not None]
-    rows = pl.concat(frames).to_dicts()
-    keys = _keys(snapshot, kind, drafts, rows)
-    compiled = _compiled(snapshot, kind, drafts, rows)
+def _finish(
+    snapshot: SnapshotLike, kind: Kind, drafts: Sequence[_Draft], rows: Sequence[dict[str, Any]]
+) -> dict[int, Outcome]:
+    """Vectors and predicates of drafts of one kind, each with its record."""
+    own = snapshot.keys([str(row["id"]) for row in rows]).tolist()
+    keys = _keys(snapshot, kind, drafts, rows, own)
+    compiled = _compiled(snapshot, kind, drafts, rows, own)
     done: dict[int, Outcome] = {}
     for group in _alike(drafts):
-        vectors = _vectors(snapshot, kind, [drafts[n] for n in group])
+        vectors = _vectors(snapshot, kind, drafts[group[0]], [rows[n] for n in group])
         for n, vector in zip(group, vectors, strict=True):
             draft = drafts[n]
             try:
@@ -252,24 +249,30 @@ def _finish(snapshot: SnapshotLike, kind: Kind, drafts: Sequence[_Draft]) -> dic
 
 
 def _keys(
-    snapshot: SnapshotLike, kind: Kind, drafts: Sequence[_Draft], rows: Sequence[dict[str, Any]]
+    snapshot: SnapshotLike,
+    kind: Kind,
+    drafts: Sequence[_Draft],
+    rows: Sequence[dict[str, Any]],
+    own: Sequence[int],
 ) -> list[int]:
-    stored = snapshot.keys([str(row["id"]) for row in rows]).tolist()
+    """Keys of the queries; ``own`` are those of the records' ids."""
     return [
         inline_key(kind, row, draft.identity is not None, snapshot.salt) if draft.inline else key
-        for draft, row, key in zip(drafts, rows, stored, strict=True)
+        for draft, row, key in zip(drafts, rows, own, strict=True)
     ]
 
 
 def _compiled(
-    snapshot: SnapshotLike, kind: Kind, drafts: Sequence[_Draft], rows: Sequence[dict[str, Any]]
+    snapshot: SnapshotLike,
+    kind: Kind,
+    drafts: Sequence[_Draft],
+    rows: Sequence[dict[str, Any]],
+    own: Sequence[int],
 ) -> list[Compiled]:
     """The rules of each draft, from the columns that it would be stored with."""
     zones = as_zones(snapshot.generation)
     joined = [tightened(row, draft.policy.limits) for draft, row in zip(drafts, rows, strict=True)]
-    frame = pl.DataFrame(joined, schema=SCHEMAS[kind], strict=False)
-    scalars, sets = columns(kind, frame, snapshot.salt, zones)
-    own = snapshot.keys([str(row["id"]) for row in rows]).tolist()
+    scalars, sets = columns(kind, joined, snapshot.salt, zones)
     compiled = []
     for n, draft in enumerate(drafts):
         day = Day(_day(draft), offset_minutes(zones, _day(draft)))
@@ -301,16 +304,18 @@ class Vector:
     attainable: float
 
 
-def _vectors(snapshot: SnapshotLike, kind: Kind, drafts: Sequence[_Draft]) -> list[Vector]:
-    generation, policy = snapshot.generation, drafts[0].policy
-    frame = pl.concat([draft.frame for draft in drafts if draft.frame is not None])
-    vectors = generation.query(kind, frame, policy.facets, _day(drafts[0]))
+def _vectors(
+    snapshot: SnapshotLike, kind: Kind, like: _Draft, rows: Sequence[dict[str, Any]]
+) -> list[Vector]:
+    """Vectors of rows that are all asked under the day and the weights of one draft."""
+    generation, policy = snapshot.generation, like.policy
+    vectors = generation.query(kind, rows, policy.facets, _day(like))
     made = generation.quantise(vectors, kind, policy.weights)
     return [
         Vector(
             made.q_qd[n], float(made.t_q[n]), int(made.resolution_q[n]), float(made.attainable_q[n])
         )
-        for n in range(len(drafts))
+        for n in range(len(rows))
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from matchwright.engine.records.convert import to_frame
+from matchwright.engine.records.convert import to_frame, to_rows
 from matchwright.engine.records.fields import FIELDS, KINDS, SCHEMA_VERSION, Field, Kind
 from matchwright.engine.records.schema import FREELANCER_SCHEMA, JOB_SCHEMA, SCHEMAS, empty
 
@@ -17,4 +17,5 @@ __all__ = [
     "Kind",
     "empty",
     "to_frame",
+    "to_rows",
 ]

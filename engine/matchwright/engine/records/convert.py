@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import polars as pl
@@ -21,6 +22,9 @@ from matchwright.engine.records.values import parser_for, text_of, value_key
 
 MEMO_SIZE = 1 << 15
 MEMO_CHARS_MAX = 256
+_NEW = object()
+_FEW = 64
+"""Fewer records than this are not worth a converter of their own."""
 
 HALF_KNOWN = MEANING[Reason.HALF_KNOWN]
 _JOINED = (Type.TITLE, Type.TEXT, Type.ID)
@@ -56,47 +60,78 @@ class Converted:
     changed: Counter[str] = field(default_factory=Counter)
 
 
-class Converter:
-    """Applies a map to chunks. Parsed values of columns are remembered between chunks."""
+@dataclass(slots=True)
+class _Parsed:
+    """The fields of a chunk, and what is wrong with it.
 
-    def __init__(self, record_map: RecordMap, *, id_required: bool = True) -> None:
-        self._map = record_map
+    Attributes:
+        values: field -> a value for each row.
+        bad: row -> why it is refused.
+        lost, changed: field -> rows whose value became unknown, or whose text was changed.
+    """
+
+    values: dict[str, list[Any]] = field(default_factory=dict)
+    bad: dict[int, Refused] = field(default_factory=dict)
+    lost: dict[str, set[int]] = field(default_factory=dict)
+    changed: dict[str, list[int]] = field(default_factory=dict)
+
+
+class Converter:
+    """Applies a map to chunks. Thread-safe.
+
+    Args:
+        record_map: what the fields are made of.
+        id_required: refuse rows without an id.
+        remember: keep parsed values of columns between chunks.
+    """
+
+    def __init__(
+        self, record_map: RecordMap, *, id_required: bool = True, remember: bool = True
+    ) -> None:
         self._kind = record_map.kind
         self._id_required = id_required
-        self._columns = [_Column(mapped) for mapped in record_map.fields]
+        self._columns = {
+            mapped.spec.name: _Column(mapped, remember) for mapped in record_map.fields
+        }
 
     def convert(self, rows: Rows) -> Converted:
         """A validated frame and every row that is not in it."""
         n = len(rows.number)
-        bad: dict[int, Refused] = {}
-        values: dict[str, list[Any]] = {}
-        lost: dict[str, set[int]] = {}
-        changed: dict[str, list[int]] = {}
-        for column in self._columns:
-            name = column.mapped.spec.name
-            outcome = column.parse(rows)
-            values[name] = outcome.values
-            for row, (raw, error) in outcome.errors.items():
-                if column.mapped.on_error == "unknown":
-                    lost.setdefault(name, set()).add(row)
-                elif row in bad:
-                    bad[row] = _also(bad[row], name)
-                else:
-                    bad[row] = _refusal(rows.number[row], name, raw, error)
-            changed[name] = outcome.changed
-        self._check_ids(values, rows, bad)
-        self._check_pairs(values, rows, bad)
-        ids = values.get("id", [None] * n)
-        bad = {row: replace(one, id=ids[row] or "") for row, one in bad.items()}
+        found = self.parse(rows)
+        values, bad = found.values, found.bad
         kept = [row for row in range(n) if row not in bad] if bad else range(n)
         done = Converted(
-            self._frame(values, kept, n),
+            self.frame(values, kept, n),
             [rows.number[row] for row in kept],
             [bad[row] for row in sorted(bad)],
         )
         done.known.update({c: done.frame.height - done.frame[c].null_count() for c in values})
-        done.unknown.update({name: len(at - bad.keys()) for name, at in lost.items()})
-        done.changed.update({name: len(set(at) - bad.keys()) for name, at in changed.items()})
+        done.unknown.update({name: len(at - bad.keys()) for name, at in found.lost.items()})
+        done.changed.update({name: len(set(at) - bad.keys()) for name, at in found.changed.items()})
+        return done
+
+    def parse(self, rows: Rows, names: Iterable[str] | None = None) -> _Parsed:
+        """Every field's values, and every row that is refused.
+
+        Args:
+            names: fields of the map to fill, in this order; None for all.
+        """
+        done = _Parsed()
+        for name in self._columns if names is None else names:
+            column = self._columns[name]
+            outcome = column.parse(rows)
+            done.values[name], done.changed[name] = outcome.values, outcome.changed
+            for row, (raw, error) in outcome.errors.items():
+                if column.mapped.on_error == "unknown":
+                    done.lost.setdefault(name, set()).add(row)
+                elif row in done.bad:
+                    done.bad[row] = _also(done.bad[row], name)
+                else:
+                    done.bad[row] = _refusal(rows.number[row], name, raw, error)
+        self._check_ids(done.values, rows, done.bad)
+        self._check_pairs(done.values, rows, done.bad)
+        ids = done.values.get("id", [None] * len(rows.number))
+        done.bad = {row: replace(one, id=ids[row] or "") for row, one in done.bad.items()}
         return done
 
     def _check_ids(self, values: dict[str, list[Any]], rows: Rows, bad: dict[int, Refused]) -> None:
@@ -127,7 +162,7 @@ class Converter:
                 name = "hours_end" if end is None else "hours_start"
                 bad[row] = refused(rows.number[row], name, "", Reason.HALF_KNOWN, HALF_KNOWN)
 
-    def _frame(self, values: dict[str, list[Any]], kept: Sequence[int], n: int) -> pl.DataFrame:
+    def frame(self, values: dict[str, list[Any]], kept: Sequence[int], n: int) -> pl.DataFrame:
         everything = len(kept) == n
         columns = []
         for name, dtype in SCHEMAS[self._kind].items():
@@ -169,13 +204,13 @@ class _Outcome:
 class _Column:
     """One field of a map, ready to be applied."""
 
-    def __init__(self, mapped: FieldMap) -> None:
+    def __init__(self, mapped: FieldMap, remember: bool) -> None:
         self.mapped = mapped
         self._parse = parser_for(mapped.spec, mapped.options)
         self._prose = mapped.spec.type in (Type.TITLE, Type.TEXT)
         # Equal numbers of different types (1, 1.0, True) must not share an entry.
         self._memo: dict[type, dict[Any, Any]] = {str: {}, float: {}}
-        if self._prose or mapped.spec.type is Type.ID:
+        if self._prose or mapped.spec.type is Type.ID or not remember:
             self._memo = {}
 
     def parse(self, rows: Rows) -> _Outcome:
@@ -237,9 +272,8 @@ class _Column:
                 values.append(None)
                 continue
             memo = memos.get(type(raw))
-            if memo is not None and raw in memo:
-                value = memo[raw]
-            else:
+            value = _NEW if memo is None else memo.get(raw, _NEW)
+            if value is _NEW:
                 value = self._one(raw)
                 if memo is not None and (type(raw) is float or len(raw) <= MEMO_CHARS_MAX):
                     if len(memo) >= MEMO_SIZE:
@@ -353,6 +387,23 @@ def to_frame(
         InvalidData: the first value that cannot be used; ``details`` hold row (0-based), field,
             reason and value.
     """
+    values = _checked(kind, rows, id_required)
+    return _native(kind, id_required).frame(values, range(len(rows)), len(rows))
+
+
+def to_rows(
+    kind: Kind, rows: Sequence[dict[str, Any]], *, id_required: bool = True
+) -> list[dict[str, Any]]:
+    """``to_frame(...).to_dicts()``, without a frame: what takes longest for a few records."""
+    values = _checked(kind, rows, id_required)
+    return [
+        {name: values[name][n] if name in values else None for name in SCHEMAS[kind]}
+        for n in range(len(rows))
+    ]
+
+
+def _checked(kind: Kind, rows: Sequence[dict[str, Any]], id_required: bool) -> dict[str, list[Any]]:
+    """Field -> values, of the fields that some row has, all of them as they are stored."""
     known = FIELDS[kind]
     for place, row in enumerate(rows):
         if not isinstance(row, dict):
@@ -364,11 +415,11 @@ def to_frame(
                 raise unknown_key(f"{kind} field", str(key)[:100], known)
     used = dict.fromkeys(key for row in rows for key in row)
     used["id"] = None
-    numbers = range(len(rows))
-    converter = Converter(native_map(kind, used), id_required=id_required)
-    done = converter.convert(ObjectRows(numbers, rows))
-    if done.refused:
-        first = done.refused[0]
+    few = len(rows) < _FEW
+    converter = _native(kind, id_required) if few else _converter(kind, id_required, remember=True)
+    found = converter.parse(ObjectRows(range(len(rows)), rows), used)
+    if found.bad:
+        first = found.bad[min(found.bad)]
         name = rows[first.row].get("id")
         raise InvalidData(
             f"{kind} {shown(name) or first.row}, field {first.field!r}: {first.detail}; "
@@ -378,4 +429,14 @@ def to_frame(
             reason=first.reason,
             value=first.value,
         )
-    return done.frame
+    return found.values
+
+
+@cache
+def _native(kind: Kind, id_required: bool) -> Converter:
+    """Kept for messages; it remembers no values, which are whatever callers send."""
+    return _converter(kind, id_required, remember=False)
+
+
+def _converter(kind: Kind, id_required: bool, *, remember: bool) -> Converter:
+    return Converter(native_map(kind), id_required=id_required, remember=remember)

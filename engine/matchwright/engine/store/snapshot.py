@@ -179,6 +179,15 @@ class Snapshot:
             NotFound: an id that is not there.
             EpochGone: a record has changed since, and its old form is no longer kept.
         """
+        return frame(self._neighbours, kind, self._stored(kind, ids))
+
+    def rows(self, kind: Kind, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """``records`` as dictionaries of every field of the schema, for a few of them."""
+        schema = self._neighbours.schema(kind)
+        stored = map(blobs.without_digest, self._stored(kind, ids))
+        return [{name: record.get(name) for name in schema} for record in stored]
+
+    def _stored(self, kind: Kind, ids: Sequence[str]) -> list[dict[str, Any]]:
         rows = self.rows_of(kind, ids)
         if len(rows) and rows.min() < 0:
             missing = ids[int(np.argmin(rows))]
@@ -189,7 +198,7 @@ class Snapshot:
         found, number = self._fetch(kind, seqs.tolist())
         if len(found) < len(set(seqs.tolist())):
             raise self._missing(kind, number)
-        return frame(self._neighbours, kind, [found[seq] for seq in seqs.tolist()])
+        return [found[seq] for seq in seqs.tolist()]
 
     def _missing(self, kind: Kind, number: int) -> MatchwrightError:
         if number == self.epoch.number:
