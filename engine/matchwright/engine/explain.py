@@ -344,12 +344,13 @@ def _shares(
         weight = query.policy.weights.get(facet.name, 0.0)
         best = weight * float(vectors.best_qb[0, b])
         asked = bool(vectors.known_qb[0, b]) and weight > 0
-        fit = _fit(points * query.t, best, asked, known_b[b])
+        fit = fit_of(points * query.t, best, asked, known_b[b])
         shares.append(FacetShare(facet.name, points, points * query.t, best, fit))
     return tuple(shares)
 
 
-def _fit(score: float, best: float, asked: bool, known: bool) -> str:
+def fit_of(score: float, best: float, asked: bool, known: bool) -> str:
+    """In a word, how much of a facet's best was reached; see ``FacetShare.fit``."""
     if not asked or best <= 0:
         return "not asked"
     if not known:
