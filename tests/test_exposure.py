@@ -102,7 +102,16 @@ def plainly(persons, points, admitted, people, k, ask):
             reasons.append(Moved.ENTERED)
         else:
             reasons.append(Moved.SHIFTED if s != place else Moved.NOT)
-    return [*order, *filled], reasons
+    left = [s for s in slots if s not in {*order, *filled}]
+    for place, s in enumerate(left, len(reasons)):
+        if s < k:
+            reason = Moved.ALIKE if s in put_back else Moved.DISPLACED
+            reasons.append(reason if admitted[s] else Moved.CAPPED)
+        elif s in put_back and s != place:
+            reasons.append(Moved.ALIKE)
+        else:
+            reasons.append(Moved.SHIFTED if s != place else Moved.NOT)
+    return [*order, *filled, *left], reasons, len(order) + len(filled)
 
 
 asks = st.builds(
@@ -125,15 +134,16 @@ def test_the_order_is_the_defined_one(seed, k, ask):
     choice = choose(block, admitted, people, k, ask)
     shown = chosen(block, admitted, people, k, ask)
     for line in range(lists.q):
-        expected, reasons = plainly(
+        expected, reasons, visible = plainly(
             block.person_qw[line], block.points_qw[line], admitted[line], people, k, ask
         )
         size = len(expected)
-        assert choice.slot_qk[line, :size].tolist() == expected
-        assert (choice.slot_qk[line, size:] == -1).all()
-        assert choice.moved_qk[line, :size].tolist() == reasons
-        assert not choice.moved_qk[line, size:].any()
-        among = {s for s in expected if admitted[line, s]}
+        assert choice.shown_q[line] == visible
+        assert choice.slot_qw[line, :size].tolist() == expected
+        assert (choice.slot_qw[line, size:] == -1).all()
+        assert choice.moved_qw[line, :size].tolist() == reasons
+        assert not choice.moved_qw[line, size:].any()
+        among = {s for s in expected[:visible] if admitted[line, s]}
         assert set(np.flatnonzero(shown[line]).tolist()) == among
 
 
@@ -189,13 +199,14 @@ def test_nobody_is_over_the_cap_but_who_is_recorded_so(seed, k, cap, ask):
     block = lists.block(slice(0, lists.q))
     admitted = admission.admitted(lists, np.arange(lists.q), block.person_qw)
     choice = choose(block, admitted, people, k, ask)
-    shown = np.take_along_axis(block.person_qw, np.maximum(choice.slot_qk, 0).astype(int), axis=1)
-    kept = (choice.slot_qk >= 0) & (choice.moved_qk != Moved.OVER_CAP)
-    assert np.bincount(shown[kept], minlength=lists.key_n.size).max(initial=0) <= cap
-    there = (block.person_qw >= 0).sum(axis=1)
-    assert ((choice.slot_qk >= 0).sum(axis=1) == np.minimum(there, k)).all()
-    for line, place in zip(*np.nonzero(choice.moved_qk == Moved.OVER_CAP), strict=True):
-        left = set(np.flatnonzero(admitted[line])) - set(choice.slot_qk[line].tolist())
+    who = np.take_along_axis(block.person_qw, np.maximum(choice.slot_qw, 0).astype(int), axis=1)
+    shown = np.arange(who.shape[1]) < choice.shown_q[:, None]
+    kept = shown & (choice.moved_qw != Moved.OVER_CAP)
+    assert np.bincount(who[kept], minlength=lists.key_n.size).max(initial=0) <= cap
+    assert (choice.shown_q == np.minimum((block.person_qw >= 0).sum(axis=1), k)).all()
+    for line, place in zip(*np.nonzero(choice.moved_qw == Moved.OVER_CAP), strict=True):
+        there = choice.slot_qw[line, : choice.shown_q[line]].tolist()
+        left = set(np.flatnonzero(admitted[line])) - set(there)
         assert not left, f"query {line} keeps somebody over the cap at {place} with others stored"
 
 

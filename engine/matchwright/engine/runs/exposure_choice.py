@@ -10,6 +10,8 @@ block of Q queries is worked on at once; a slot that does not exist has row -1. 
    that loses no more than allowed takes the last of these places.
 3. The first K are shown. Where fewer are admitted than the query had before, slots that are not
    admitted fill the places, in order, at the end: an answer is never made shorter.
+
+The others keep their first order behind the K: nothing that was stored is lost.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matchwright.engine.policy_exposure import Exposure
-from matchwright.kernels.types import Bool, Int32, UInt8
+from matchwright.kernels.types import Bool, Int32, Int64, UInt8
 
 Slots = NDArray[np.int16]
 """Slots of a block of queries, (Q, ...); -1 where there is none."""
@@ -43,6 +45,10 @@ class Moved(enum.IntEnum):
     """Put back: the first places hold enough of its group."""
     OVER_CAP = 5
     """Beyond the cap, at the end: nobody else is stored who could be shown."""
+    CAPPED = 6
+    """No longer shown: the person is at the cap, with queries that rank it higher."""
+    DISPLACED = 7
+    """No longer shown: a newcomer took a place."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,12 +86,15 @@ class Choice:
     """The order of a block.
 
     Attributes:
-        slot_qk: int16 (Q, K), which slot has each place; -1 beyond the last.
-        moved_qk: uint8 (Q, K), ``Moved``.
+        slot_qw: int16 (Q, W), which slot has each place: first the ``shown_q`` that are shown,
+            then the others in their first order; -1 beyond the last.
+        moved_qw: uint8 (Q, W), ``Moved``.
+        shown_q: int64 (Q,).
     """
 
-    slot_qk: Slots
-    moved_qk: UInt8
+    slot_qw: Slots
+    moved_qw: UInt8
+    shown_q: Int64
 
 
 def chosen(block: Block, admitted_qw: Bool, people: People, k: int, ask: Exposure) -> Bool:
@@ -100,17 +109,32 @@ def choose(block: Block, admitted_qw: Bool, people: People, k: int, ask: Exposur
     """The order of a block once it is known who is admitted."""
     order, lifted_q, put_back_qw = _ordered(block, admitted_qw, people, k, ask)
     there = block.there_qw
-    want_q = np.minimum(there.sum(axis=1), k)
-    have_q = np.minimum((order >= 0).sum(axis=1), k)
-    slot_qk = order[:, :k].copy()
-    spare = _in_order(there & ~admitted_qw)[:, :k]
-    place = np.arange(slot_qk.shape[1])
-    filled = (place >= have_q[:, None]) & (place < want_q[:, None])
-    source = np.clip(place - have_q[:, None], 0, max(spare.shape[1] - 1, 0))
-    slot_qk = np.where(filled, np.take_along_axis(spare, source, axis=1), slot_qk)
-    slot_qk[place >= want_q[:, None]] = -1
-    moved = _reasons(slot_qk, filled, lifted_q, put_back_qw, k)
-    return Choice(slot_qk.astype(np.int16), moved)
+    shown_q = np.minimum(there.sum(axis=1), k)
+    taken = _marked(order[:, :k], there.shape)
+    missing_q = shown_q - taken.sum(axis=1)
+    spare = there & ~admitted_qw
+    filled = spare & (np.cumsum(spare, axis=1) <= missing_q[:, None])
+    # Shown places keep their new order, those that fill up follow, then all others as they were.
+    place_qw = np.full(there.shape, 3 * there.shape[1], dtype=np.int64)
+    slot = np.arange(there.shape[1])
+    place_qw[there] = np.broadcast_to(slot + 2 * slot.size, there.shape)[there]
+    place_qw[filled] = np.broadcast_to(slot + slot.size, there.shape)[filled]
+    line, place = np.nonzero(order[:, :k] >= 0)
+    place_qw[line, order[line, place]] = place
+    slot_qw = np.argsort(place_qw, axis=1, kind="stable").astype(np.int16)
+    slot_qw[slot >= there.sum(axis=1)[:, None]] = -1
+    flags = _Flags(taken | filled, filled, put_back_qw, admitted_qw)
+    return Choice(slot_qw, _reasons(slot_qw, flags, lifted_q, k), shown_q)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Flags:
+    """bool (Q, W) over slots."""
+
+    shown: Bool
+    filled: Bool
+    put_back: Bool
+    admitted: Bool
 
 
 def _plain(ask: Exposure) -> bool:
@@ -234,16 +258,20 @@ def _room_for(group: Int32, ask: Exposure) -> Bool:
     return room
 
 
-def _reasons(
-    slot_qk: Slots, filled: Bool, lifted_q: NDArray[np.int16], put_back_qw: Bool, k: int
-) -> UInt8:
-    there = slot_qk >= 0
-    back = np.take_along_axis(put_back_qw, np.maximum(slot_qk, 0).astype(np.int64), axis=1)
-    moved = np.zeros(slot_qk.shape, dtype=np.uint8)
-    moved[slot_qk != np.arange(slot_qk.shape[1])] = Moved.SHIFTED
-    moved[slot_qk >= k] = Moved.ENTERED
+def _reasons(slot_qw: Slots, flags: _Flags, lifted_q: NDArray[np.int16], k: int) -> UInt8:
+    there = slot_qw >= 0
+    shown, filled, back, admitted = (
+        np.take_along_axis(flag, np.maximum(slot_qw, 0).astype(np.int64), axis=1) & there
+        for flag in (flags.shown, flags.filled, flags.put_back, flags.admitted)
+    )
+    moved = np.zeros(slot_qw.shape, dtype=np.uint8)
+    moved[slot_qw != np.arange(slot_qw.shape[1])] = Moved.SHIFTED
+    was_shown = slot_qw < k
+    moved[shown & ~was_shown] = Moved.ENTERED
+    moved[~shown & was_shown] = Moved.DISPLACED
     moved[back & (moved != Moved.NOT)] = Moved.ALIKE
-    moved[(slot_qk == lifted_q[:, None]) & (lifted_q >= 0)[:, None]] = Moved.NEWCOMER
+    moved[~shown & was_shown & ~admitted] = Moved.CAPPED
+    moved[(slot_qw == lifted_q[:, None]) & (lifted_q >= 0)[:, None]] = Moved.NEWCOMER
     moved[filled] = Moved.OVER_CAP
     moved[~there] = Moved.NOT
     return moved
