@@ -137,6 +137,15 @@ class _Flags:
     admitted: Bool
 
 
+def groups_over(block: Block, order: Slots, people: People, most: int) -> Bool:
+    """bool (Q,): more than ``most`` of one group are among these slots."""
+    group = np.sort(_groups(block, order, people), axis=1)
+    if group.shape[1] <= most:
+        return np.zeros(group.shape[0], dtype=np.bool_)
+    over: Bool = ((group[:, most:] == group[:, :-most]) & (group[:, most:] >= 0)).any(axis=1)
+    return over
+
+
 def _plain(ask: Exposure) -> bool:
     return not (ask.newcomers_within or ask.alike_within)
 

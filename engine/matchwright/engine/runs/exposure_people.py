@@ -73,8 +73,9 @@ def _numbers(snapshot: SnapshotLike, kind: Kind, rows: Int64, field: str) -> tup
         return values != UNKNOWN, values
     for begin in range(0, rows.size, ROWS_AT_ONCE):
         some = slice(begin, begin + ROWS_AT_ONCE)
-        records = snapshot.records(kind, snapshot.ids_of(kind, rows[some]))
-        values[some] = records[field].fill_null(UNKNOWN).to_numpy()
+        records = snapshot.rows(kind, snapshot.ids_of(kind, rows[some]))
+        found = [record.get(field) for record in records]
+        values[some] = [UNKNOWN if value is None else value for value in found]
     return values != UNKNOWN, values
 
 
