@@ -113,6 +113,21 @@ def test_a_snapshot_stays_what_it_was(open_store):
     assert store.snapshot(epoch=before.epoch.number) is before
     number = before.epoch.number
     del before
+    again = store.snapshot(epoch=number)
+    assert contents(again, "job") == {f"j{n}": record(f"j{n}") for n in range(5)}
+
+
+def test_an_epoch_goes_after_its_retention(open_store):
+    store = open_store(retain_s=0.0)
+    store.upsert("job", frame(record("a")))
+    before = store.snapshot()
+    store.upsert("job", frame(record("b")))
+    store.upsert("job", frame(record("c")))
+    number = before.epoch.number
+    assert store.snapshot(epoch=number) is before  # this process holds it
+    with pytest.raises(EpochGone, match="no longer kept"):
+        open_store("r").snapshot(epoch=number)
+    del before
     with pytest.raises(EpochGone, match="no longer kept"):
         store.snapshot(epoch=number)
 
@@ -137,8 +152,8 @@ def test_epochs_are_asked_for_by_number(open_store):
     assert snapshot.epoch == write.epoch
     with pytest.raises(FailedPrecondition, match="store is at"):
         reader.snapshot(min_epoch=write.epoch.number + 1)
-    with pytest.raises(EpochGone):
-        open_store("r").snapshot(epoch=write.epoch.number - 1)
+    earlier = open_store("r").snapshot(epoch=write.epoch.number - 1)
+    assert contents(earlier, "job") == {"a": record("a")}
 
 
 @pytest.mark.parametrize("keep_text", [True, False])
@@ -352,7 +367,7 @@ def test_colliding_keys_are_refused(open_store):
 
 
 def test_refit_switches_everything_at_once(open_store):
-    store = open_store(chunk_rows=7, seal_rows=9)
+    store = open_store(chunk_rows=7, seal_rows=9, retain_s=0.0)
     expected = {f"j{n}": record(f"j{n}", n) for n in range(25)}
     store.upsert("job", frame(*expected.values()))
     store.upsert("freelancer", frame(record("f")))

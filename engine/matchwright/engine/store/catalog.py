@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from matchwright.engine.errors import (
     NotFound,
     StoreDamaged,
@@ -30,6 +32,7 @@ from matchwright.engine.errors import (
     StoreReadOnly,
 )
 from matchwright.engine.store import blobs, files, history, schema
+from matchwright.kernels.types import Int64
 
 Kind = Literal["job", "freelancer"]
 KINDS: tuple[Kind, ...] = ("job", "freelancer")
@@ -396,6 +399,15 @@ class Catalog:
                 (segment, number),
             ).fetchall()
         return found
+
+    def add_dead(
+        self, connection: sqlite3.Connection, segment: int, number: int, rows: Int64
+    ) -> None:
+        """Tombstones for rows of a segment, from epoch ``number`` on."""
+        connection.execute(
+            "INSERT INTO dead (segment, number, rows) VALUES (?, ?, ?)",
+            (segment, number, blobs.pack_array(rows.astype(np.int32))),
+        )
 
     def live_from(
         self, connection: sqlite3.Connection, segment: int, row: int

@@ -38,7 +38,7 @@ def damages(root: Path, catalog: Catalog, loader: Loader) -> list[StoreError]:
         with noting():
             check()
     with noting(), catalog.look() as connection:
-        manifest = catalog.segments(connection)
+        manifest = catalog.all_segments(connection)
         for row in manifest:
             with noting():
                 _check_file(root / "segments" / row.file, row.digest)

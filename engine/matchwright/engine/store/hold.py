@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from matchwright.engine.errors import NotFound, StoreDamaged
-from matchwright.engine.store import blobs, files
+from matchwright.engine.store import blobs, collect, files
 from matchwright.engine.store.catalog import FILE, KINDS, Catalog, SegmentRow, State
 from matchwright.engine.store.segment_file import SegmentFile
 from matchwright.engine.store.snapshot import stored_record
@@ -43,6 +43,7 @@ class Held:
 
     Attributes:
         state: what the copied catalog says.
+        format: of the catalog.
         manifest: the segments that it names.
         catalog: the copy, not in write-ahead mode: one file, complete by itself.
         files: ``segments/NAME`` and ``generations/ID/NAME`` -> open file.
@@ -50,6 +51,7 @@ class Held:
     """
 
     state: State
+    format: int
     manifest: list[SegmentRow]
     catalog: Path
     files: dict[str, IO[bytes]]
@@ -109,8 +111,8 @@ def hold(
                 forget_older(copied)
             if not keep_text and state.keep_text:
                 state = _strip_texts(copied)
-            counts = _counts(copied)
-        yield Held(state, manifest, copy, held, counts)
+            version, counts = _about(copied)
+        yield Held(state, version, manifest, copy, held, counts)
 
 
 def _open_files(
@@ -162,7 +164,7 @@ def forget_older(copied: Catalog) -> None:
     with copied.guard(), copied.lend() as connection:
         _leave_no_trace(connection)
     with copied.change() as connection:
-        copied.purge(connection, float("inf"))
+        collect.forget_older(connection)
 
 
 def _strip_texts(copied: Catalog) -> State:
@@ -203,12 +205,15 @@ def _leave_no_trace(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = MEMORY")
 
 
-def _counts(copied: Catalog) -> dict[str, int]:
+def _about(copied: Catalog) -> tuple[int, dict[str, int]]:
+    """The catalog's format, and how many records of each kind it holds."""
     with copied.look() as connection:
-        return {
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        counts = {
             kind: int(connection.execute(f"SELECT count(*) FROM {kind}").fetchone()[0])
             for kind in KINDS
         }
+    return int(version), counts
 
 
 def check_segments(root: Path, manifest: list[SegmentRow], progress: Progress = silent) -> None:

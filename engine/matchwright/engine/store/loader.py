@@ -6,18 +6,22 @@ as any other process does, so memory never says anything that the file does not.
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from matchwright.engine.errors import StoreDamaged
-from matchwright.engine.store import blobs
+from matchwright.engine.errors import EpochGone, StoreDamaged
+from matchwright.engine.store import blobs, history, schema
 from matchwright.engine.store.catalog import KINDS, Catalog, Kind, SegmentRow, State
 from matchwright.engine.store.encode import Neighbours
+from matchwright.engine.store.rows import take
 from matchwright.engine.store.segment_file import SegmentFile
 from matchwright.engine.store.snapshot import Epoch, Part, Snapshot
 from matchwright.engine.store.sources import LiveRows, RowSource, SealedRows
@@ -49,6 +53,7 @@ class Loader:
         self._polled = 0.0
         self._generations: dict[str, Any] = {}
         self._sealed: dict[int, SealedRows] = {}
+        self._mapped: weakref.WeakValueDictionary[int, SealedRows] = weakref.WeakValueDictionary()
         self._live: dict[Kind, LiveRows] = {}
         self._state: State | None = None
         self._snapshot: Snapshot | None = None
@@ -92,13 +97,9 @@ class Loader:
             try:
                 self._load()
             except FileNotFoundError as error:
-                # A refit may replace files between reading their names and opening them.
+                # A writer may replace files between our reading their names and opening them.
                 if attempt + 1 == _TRIES or not self._moved():
-                    raise StoreDamaged(
-                        f"{error.filename}: is named by the manifest but is not there; "
-                        "restore it from a copy, or import again",
-                        file=error.filename,
-                    )
+                    raise _absent(error)
                 continue
             self._version = version
             assert self._snapshot is not None
@@ -119,9 +120,10 @@ class Loader:
                 return
             manifest = catalog.segments(connection)
             seen = old.number if old is not None else -1
-            dead = self._group(catalog.dead_since(connection, seen))
+            unseen = [row.segment for row in manifest if row.segment not in self._sealed]
+            dead = self._group(catalog.dead_since(connection, seen, unseen))
             live = {kind: self._live_rows(connection, state, kind) for kind in KINDS}
-        sealed = {row.segment: self._open(row, state) for row in manifest}
+        sealed = {row.segment: self._open(row, state.uuid) for row in manifest}
         generation = self._generation(state.generation)
         kept = self._alive_before()
         parts = {
@@ -159,22 +161,100 @@ class Loader:
             live.append_from(rows, live.n - first)
         return live
 
-    def _open(self, row: SegmentRow, state: State) -> SealedRows:
-        known = self._sealed.get(row.segment)
+    def _open(self, row: SegmentRow, uuid: str) -> SealedRows:
+        known = self._mapped.get(row.segment)
         if known is not None:
             return known
         file = SegmentFile(self._root / "segments" / row.file, row.digest)
         about = file.about
         held = (file.number, file.n, about["kind"], about["generation"], about["store"])
-        if held != (row.segment, row.n, row.kind, row.generation, state.uuid):
+        if held != (row.segment, row.n, row.kind, row.generation, uuid):
             raise StoreDamaged(
                 f"{file.path}: is not the file that the manifest names", file=file.path
             )
-        return SealedRows(file, self._neighbours.index_version)
+        sealed = SealedRows(file, self._neighbours.index_version)
+        self._mapped[row.segment] = sealed
+        return sealed
 
     def _generation(self, name: str) -> Any:
         known = self._generations.get(name)
-        return known or self._neighbours.load(self._root / "generations" / name)
+        if known is not None:
+            return known
+        folder = self._root / "generations" / name
+        if not folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+        return self._neighbours.load(folder)
+
+    # ── Earlier epochs ────────────────────────────────────────────────────────────────────────
+
+    def at(self, number: int) -> Snapshot:
+        """A snapshot of an earlier epoch that is still open.
+
+        Raises:
+            EpochGone: it has been closed.
+        """
+        newest = self.newest()
+        try:
+            return self._at(number, newest)
+        except FileNotFoundError as error:
+            with self._catalog.look() as connection:
+                if history.is_open(connection, number):
+                    raise _absent(error)
+            raise gone(number, newest.epoch.number)
+
+    def is_open(self, number: int) -> bool:
+        """Whether an epoch can be opened, asked of the file."""
+        with self._catalog.look() as connection:
+            if self._catalog.version(connection) < schema.FORMAT:
+                return number == self._catalog.state(connection).number
+            return history.is_open(connection, number)
+
+    def _at(self, number: int, newest: Snapshot) -> Snapshot:
+        catalog, where = self._catalog, str(self._catalog.path)
+        with catalog.look() as connection:
+            if catalog.version(connection) < schema.FORMAT:
+                raise gone(number, newest.epoch.number)
+            row = history.read(connection, number, where)
+            if row is None:
+                raise gone(number, newest.epoch.number)
+            manifest = catalog.segments_at(connection, number)
+            lives = history.live_at(connection, number)
+            segments = [row.segment for row in manifest] + list(lives.values())
+            dead = self._group(catalog.dead_at(connection, number, segments))
+            live = {
+                kind: self._live_head(connection, lives.get(kind, -1), row.n(kind))
+                for kind in KINDS
+            }
+        sealed = {row.segment: self._open(row, newest.epoch.uuid) for row in manifest}
+        generation = self._generation(row.generation)
+        parts = {
+            kind: self._parts(
+                [sealed[row.segment] for row in manifest if row.kind == kind],
+                live[kind],
+                dead,
+                {},
+            )
+            for kind in KINDS
+        }
+        epoch = Epoch(newest.epoch.uuid, number, row.digest.hex())
+        return Snapshot(epoch, generation, newest.salt, parts, catalog, self._neighbours)
+
+    def _live_head(self, connection: sqlite3.Connection, segment: int, n: int) -> LiveRows:
+        """The first ``n`` rows of a live segment, which may be live still or not."""
+        live = LiveRows(segment)
+        for first, packed in self._catalog.live_from(connection, segment, 0) if n else ():
+            rows = blobs.unpack_rows(packed, str(self._catalog.path))
+            if first != live.n:
+                break
+            live.append(take(rows, np.arange(min(rows.n, n - live.n))))
+            if live.n == n:
+                break
+        if live.n != n:
+            raise StoreDamaged(
+                f"{self._catalog.path}: live rows {live.n}..{n} of segment {segment} are missing",
+                file=self._catalog.path,
+            )
+        return live
 
     def _alive_before(self) -> dict[int, Bool | None]:
         if self._snapshot is None:
@@ -200,6 +280,19 @@ class Loader:
             Part(source, _alive(source.n, kept.get(source.number), dead.get(source.number, [])))
             for source in sources
         )
+
+
+def _absent(error: FileNotFoundError) -> StoreDamaged:
+    return StoreDamaged(
+        f"{error.filename}: is named by the manifest but is not there; "
+        "restore it from a copy, or import again",
+        file=error.filename,
+    )
+
+
+def gone(number: int, newest: int) -> EpochGone:
+    """The error for an epoch that cannot be opened any more."""
+    return EpochGone(f"epoch {number} is no longer kept; the newest is {newest}", epoch=newest)
 
 
 def _alive(n: int, before: Bool | None, dead: list[Any]) -> Bool | None:

@@ -51,17 +51,20 @@ class Refit:
             )
         jobs, freelancers = (self._sample(kind, seed, sample) for kind in KINDS)
         generation = writer.neighbours.fit(jobs, freelancers, seed=seed, sample=sample, as_of=as_of)
-        save_generation(writer.root, generation)
-        start = writer.take_seqs(0)
+        writer.collector.building.add(generation.id)
         try:
+            save_generation(writer.root, generation)
+            start = writer.take_seqs(0)
             for kind in KINDS:
                 self._build(generation, kind, start)
             with writer.lock:
-                replaced = self._switch(generation)
+                self._switch(generation)
         except BaseException:
             self._remove([row.file for row, _ in self._built])
             raise
-        self._remove(replaced)
+        finally:
+            writer.collector.building.discard(generation.id)
+        writer.collect()
         return generation
 
     def _sample(self, kind: Kind, seed: int, sample: int) -> pl.DataFrame:
@@ -109,18 +112,18 @@ class Refit:
         for seq_n, records in self._chunks(kind, stop):
             rows = self._encode(generation, kind, seq_n, records)
             segment, written = self._writer.write_file(kind, generation.id, rows)
-            self._built.append((manifest_row(kind, generation.id, segment, written), seq_n))
+            self._built.append((manifest_row(kind, generation.id, segment, written, 0), seq_n))
 
-    def _switch(self, generation: Any) -> list[str]:
-        """Puts the new segments in force in one transaction; the files that were before."""
+    def _switch(self, generation: Any) -> None:
+        """Puts the new segments in force in one transaction; those before stay as history."""
         writer = self._writer
         catalog = writer.catalog
         late = {kind: self._late(generation, kind) for kind in KINDS}
-        with catalog.change() as connection:
+        with writer.change() as connection:
             state = replace(catalog.state(connection), generation=generation.id)
-            before = [row.file for row in catalog.segments(connection)]
-            for table in ("segment", "dead", "live"):
-                connection.execute(f"DELETE FROM {table}")
+            connection.execute(
+                "UPDATE manifest SET gone = ? WHERE gone IS NULL", (state.number + 1,)
+            )
             for kind in KINDS:
                 state = state.with_live(kind, writer.take_segment())
                 first = 0
@@ -135,7 +138,6 @@ class Refit:
             writer.step(connection, state, "refit", ())
         writer.loader.keep(generation)
         writer.newest()
-        return before
 
     def _current(self, connection: sqlite3.Connection, kind: Kind) -> Int64:
         found = connection.execute(f"SELECT seq FROM {kind} ORDER BY seq").fetchall()
@@ -169,13 +171,11 @@ class Refit:
         for row, seq_n in self._built:
             if row.kind != kind:
                 continue
-            self._writer.catalog.add_segment(connection, row)
-            gone = np.flatnonzero(~np.isin(seq_n, seqs)).astype(np.int32)
+            catalog = self._writer.catalog
+            catalog.add_segment(connection, replace(row, born=number))
+            gone = np.flatnonzero(~np.isin(seq_n, seqs))
             if len(gone):
-                connection.execute(
-                    "INSERT INTO dead VALUES (?, ?, ?)",
-                    (number, row.segment, blobs.pack_array(gone)),
-                )
+                catalog.add_dead(connection, row.segment, number, gone)
 
     def _remove(self, names: list[str]) -> None:
         for name in names:

@@ -27,7 +27,7 @@ def report(
     """The document of ``Store.info``."""
     with catalog.look() as connection:
         manifest = catalog.segments(connection)
-        keep_text = catalog.state(connection).keep_text
+        keep_text, version = catalog.state(connection).keep_text, catalog.version(connection)
     kinds = {kind: _kind(snapshot, kind, manifest) for kind in KINDS}
     if drift and hasattr(snapshot.generation, "drift"):
         for kind in KINDS:
@@ -37,7 +37,7 @@ def report(
     return {
         "path": str(root),
         "uuid": snapshot.epoch.uuid,
-        "format": {"catalog": catalogs.FORMAT, "segments": segment_file.FORMAT},
+        "format": {"catalog": version, "segments": segment_file.FORMAT},
         "epoch": {"number": snapshot.epoch.number, "digest": snapshot.epoch.digest},
         "generation": snapshot.generation.id,
         "dimensions": snapshot.generation.d,

@@ -11,8 +11,6 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
 import uuid as uuids
 import weakref
 from collections.abc import Mapping, Sequence
@@ -28,11 +26,14 @@ from matchwright.engine.errors import (
     NotFound,
     StoreError,
 )
-from matchwright.engine.store import blobs, catalog, files, refit
+from matchwright.engine.store import blobs, catalog, files, leases, migrate, refit
 from matchwright.engine.store.bulk import BulkWriter
 from matchwright.engine.store.catalog import KINDS, Catalog, Kind, State
 from matchwright.engine.store.check import damages
+from matchwright.engine.store.collect import Collector
 from matchwright.engine.store.encode import Neighbours, default_neighbours
+from matchwright.engine.store.epochs import KeptEpoch, kept_epochs
+from matchwright.engine.store.leases import Lease, LeaseFolder
 from matchwright.engine.store.loader import Loader
 from matchwright.engine.store.patch import patch_record
 from matchwright.engine.store.report import report
@@ -50,7 +51,7 @@ CHUNK_ROWS = 131_072
 CLOSE_SEAL_ROWS = 4_096
 """Live rows from which closing seals them, so that the next opening need not load them."""
 RETAIN_S = 60.0
-"""How long a replaced record can still be read by snapshots that name it."""
+"""How long an epoch can be opened after the next one came in force, without a lease."""
 
 
 class Store:
@@ -77,17 +78,23 @@ class Store:
         self._chunk_rows = chunk_rows
         self._catalog = Catalog(root / catalog.FILE, write=lock is not None)
         self._held: weakref.WeakValueDictionary[int, Snapshot] = weakref.WeakValueDictionary()
-        self._refitting = threading.Lock()
+        self._leases = LeaseFolder(root)
+        self._retain_s = retain_s
         self._writer = None
         with ExitStack() as undo:
             undo.callback(self._catalog.close)
-            self._catalog.check()
+            version = self._catalog.check()
+            if lock is not None:
+                migrate.refuse_older(self._catalog.path, version)
             self._loader = Loader(root, self._catalog, neighbours, poll=lock is None)
             undo.callback(self._loader.close)
             self._loader.newest(now=True)
             if lock is not None:
-                self._writer = Writer(root, self._catalog, self._loader, neighbours, retain_s)
-                self._remove_orphans()
+                collector = Collector(root, self._leases, retain_s)
+                self._writer = Writer(root, self._catalog, self._loader, neighbours, collector)
+                self._writer.collect()
+                with self._catalog.look() as connection:
+                    collector.remove_orphans(connection)
             self._closing = undo.pop_all()
 
     @classmethod
@@ -116,7 +123,8 @@ class Store:
             neighbours: what encodes, fits and indexes; the engine's own by default.
             seal_rows: live rows at which they are sealed.
             chunk_rows: rows of a bulk chunk and of its segment.
-            retain_s: how long replaced records can be read by older snapshots.
+            retain_s: seconds that an epoch can be opened for after the next one came in force;
+                longer ones take a lease. The writer's counts.
 
         Raises:
             NotFound: there is no store, and ``create`` was not asked for.
@@ -168,8 +176,7 @@ class Store:
                     for kind in KINDS:
                         if self._loader.live(kind).n >= min(CLOSE_SEAL_ROWS, self._seal_rows):
                             writer.seal(kind)
-                    with self._catalog.change() as connection:
-                        self._catalog.purge(connection, time.time())
+                    writer.collect()
         finally:
             self._closing.close()
             if self._file_lock is not None:
@@ -201,11 +208,12 @@ class Store:
         Other processes' commits are seen within 50 ms, this one's at once.
 
         Args:
-            epoch: exactly this one; kept as long as somebody in this process holds it.
+            epoch: exactly this one; it can be opened while it is retained, while a lease keeps
+                it, and while somebody in this process holds it.
             min_epoch: this one or a later one, such as the epoch that a write returned.
 
         Raises:
-            EpochGone: ``epoch`` is no longer held.
+            EpochGone: ``epoch`` is no longer kept.
             FailedPrecondition: the store has not reached the epoch asked for.
         """
         newest = self._loader.newest()
@@ -222,11 +230,53 @@ class Store:
             return newest
         held = self._held.get(epoch)
         if held is None:
-            raise EpochGone(
-                f"epoch {epoch} is no longer kept; the newest is {newest.epoch.number}",
-                epoch=newest.epoch.number,
-            )
+            held = self._held[epoch] = self._loader.at(epoch)
         return held
+
+    def epochs(self) -> list[KeptEpoch]:
+        """The epochs that can be opened, oldest first, and why each is kept."""
+        return kept_epochs(self._catalog, self._leases, self._retain_s)
+
+    # ── Leases ────────────────────────────────────────────────────────────────────────────────
+
+    def keep(self, name: str, *, epoch: int | None = None, seconds: float | None = None) -> Lease:
+        """Keeps an epoch from going, whoever writes and whatever happens to this process.
+
+        Readers may call it as well: it writes a small file and not the catalog. A lease of the
+        same name and epoch is renewed; one that has ended is replaced.
+
+        Args:
+            name: of the lease, one in the store: 1 to 100 of A-Z a-z 0-9 . _ -
+            epoch: the number; the newest by default.
+            seconds: until the lease ends; None: until it is released.
+
+        Raises:
+            EpochGone: the epoch has gone. One that ``snapshot`` gave stays for ``retain_s``.
+            AlreadyExists: the name keeps another epoch.
+            FailedPrecondition: the store has not reached the epoch.
+            StoreFormat: the store's format knows one epoch only.
+            StoreError: the folder cannot be written to.
+        """
+        migrate.refuse_older(self._catalog.path, self._catalog.check())
+        newest = self.snapshot(min_epoch=epoch).epoch.number
+        number = newest if epoch is None else epoch
+        is_open = self._loader.is_open
+        try:
+            note = leases.take(self._leases, name, number, seconds, is_open)
+        except EpochGone:
+            if epoch is not None:
+                raise
+            # Without a retention time the newest epoch can go before the lease is there.
+            return self.keep(name, seconds=seconds)
+        return Lease(self._leases, note, is_open)
+
+    def release(self, name: str) -> int:
+        """Ends a lease by its name; the number of the epoch that it kept.
+
+        Raises:
+            NotFound: there is no such lease.
+        """
+        return leases.release(self._leases, name).epoch
 
     def records(self, kind: Kind, ids: Sequence[str]) -> pl.DataFrame:
         """The newest records of ids, in the order given. See ``Snapshot.records``."""
@@ -314,7 +364,7 @@ class Store:
             FailedPrecondition: the store does not keep texts.
         """
         writer = self._writing()
-        with self._refitting:
+        with writer.structure:
             return refit.Refit(writer, self._chunk_rows).run(seed=seed, sample=sample, as_of=as_of)
 
     def _writing(self) -> Writer:
@@ -325,14 +375,6 @@ class Store:
     def _seal_if_large(self, kind: Kind) -> None:
         if self._loader.live(kind).n >= self._seal_rows:
             self._writing().seal(kind)
-
-    def _remove_orphans(self) -> None:
-        """Files that a killed writer left behind: in no manifest, so nobody reads them."""
-        with self._catalog.look() as connection:
-            named = {row.file for row in self._catalog.segments(connection)}
-        for path in (self.root / "segments").iterdir():
-            if path.name not in named:
-                path.unlink(missing_ok=True)
 
 
 def _make_folders(root: Path) -> None:

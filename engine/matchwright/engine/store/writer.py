@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 
 from matchwright.engine.store import blobs
 from matchwright.engine.store.catalog import Catalog, Kind, SegmentRow, State
+from matchwright.engine.store.collect import Collector, merge_dead
 from matchwright.engine.store.encode import Neighbours, encode_in_slices
 from matchwright.engine.store.loader import Loader
 from matchwright.engine.store.pending import Pending
@@ -28,7 +29,6 @@ from matchwright.engine.store.sources import LiveView, sort_keys
 from matchwright.kernels.types import Int64, UInt64
 
 LIVE_FANOUT = 32
-DEAD_LOG_MAX = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +55,49 @@ class Writer:
     Args:
         root: the store's folder.
         catalog, loader, neighbours: the store's.
-        retain_s: how long a replaced record can still be read by older snapshots.
+        collector: removes what no epoch needs any more.
+
+    Attributes:
+        structure: held by whoever replaces sealed segments over longer than a commit (refit,
+            compaction, ``rewrite``); taken before ``lock``, never while holding it.
     """
 
     def __init__(
-        self, root: Path, catalog: Catalog, loader: Loader, neighbours: Neighbours, retain_s: float
+        self,
+        root: Path,
+        catalog: Catalog,
+        loader: Loader,
+        neighbours: Neighbours,
+        collector: Collector,
     ) -> None:
         self.root = root
         self.catalog = catalog
         self.loader = loader
         self.neighbours = neighbours
         self.lock = threading.RLock()
-        self._retain_s = retain_s
+        self.structure = threading.Lock()
+        self.collector = collector
         loader.newest(now=True)
         self._next_seq = loader.state.next_seq
         self._next_segment = loader.state.next_segment
+
+    @contextmanager
+    def change(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction, in which what no epoch needs any more goes as well."""
+        with self.collector.sweeping() as sweep, self.catalog.change() as connection:
+            self.collector.run(connection, sweep)
+            yield connection
+
+    def collect(self) -> None:
+        """Removes all that no open epoch needs any more: rows, records, files, generations."""
+        with self.lock:
+            while True:
+                with self.change() as connection:
+                    merge_dead(connection, str(self.catalog.path))
+                if not self.collector.pending:
+                    break
+            with self.catalog.look() as connection:
+                self.collector.remove_generations(connection)
 
     def newest(self) -> Snapshot:
         """The newest snapshot: for a writer, what all its own commits made."""
@@ -148,7 +176,7 @@ class Writer:
         """Commits pending records whose rows join the live segment."""
         with self.lock:
             snapshot = self.newest()
-            with self.catalog.change() as connection:
+            with self.change() as connection:
                 state = self.catalog.state(connection)
                 self._replace_records(connection, snapshot, state, pending, rows)
                 live = self.loader.live(pending.kind)
@@ -169,12 +197,11 @@ class Writer:
             if snapshot.generation.id != generation:
                 return None
             pending.check_collisions()
-            with self.catalog.change() as connection:
+            with self.change() as connection:
                 state = self.catalog.state(connection)
                 self._replace_records(connection, snapshot, state, pending, rows)
-                self.catalog.add_segment(
-                    connection, manifest_row(pending.kind, generation, segment, written)
-                )
+                row = manifest_row(pending.kind, generation, segment, written, state.number + 1)
+                self.catalog.add_segment(connection, row)
                 self._step(connection, state, "bulk", _content(pending))
             return self.newest().epoch
 
@@ -190,7 +217,7 @@ class Writer:
             if not present:
                 return snapshot.epoch, 0
             key_n = snapshot.keys(present)
-            with self.catalog.change() as connection:
+            with self.change() as connection:
                 state = self.catalog.state(connection)
                 self._retire(connection, snapshot, state, kind, key_n)
                 self._step(connection, state, "delete", (kind.encode(), key_n.tobytes()))
@@ -210,17 +237,15 @@ class Writer:
                 rows = take(rows, np.flatnonzero(part.alive))
             generation = snapshot.generation.id
             sealed = self.write_file(kind, generation, rows) if rows.n else None
-            with self.catalog.change() as connection:
+            with self.change() as connection:
                 state = self.catalog.state(connection)
-                connection.execute("DELETE FROM live WHERE segment = ?", (live.number,))
-                connection.execute("DELETE FROM dead WHERE segment = ?", (live.number,))
                 if sealed is not None:
-                    row = manifest_row(kind, generation, *sealed)
+                    row = manifest_row(kind, generation, *sealed, state.number + 1)
                     self.catalog.add_segment(connection, row)
-                self._merge_dead(connection, state.number + 1)
                 state = state.with_live(kind, self.take_segment())
                 self._step(connection, state, "seal", (kind.encode(),))
             self.newest()
+            self.collect()
 
     def _replace_records(
         self,
@@ -245,18 +270,14 @@ class Writer:
         key_n: UInt64,
     ) -> None:
         """Tombstones for the rows that the keys have now, and their records out of force."""
-        now = time.time()
-        self.catalog.purge(connection, now - self._retain_s)
         part_m, row_m = locate(snapshot.parts[kind], key_n)
         for index, part in enumerate(snapshot.parts[kind]):
             rows = np.sort(row_m[part_m == index])
             if not len(rows):
                 continue
-            self.catalog.retire(connection, kind, part.source.seqs(rows).tolist(), now)
-            connection.execute(
-                "INSERT INTO dead VALUES (?, ?, ?)",
-                (state.number + 1, part.source.number, blobs.pack_array(rows.astype(np.int32))),
-            )
+            number = state.number + 1
+            self.catalog.retire(connection, kind, part.source.seqs(rows).tolist(), number)
+            self.catalog.add_dead(connection, part.source.number, number, rows)
 
     def _step(
         self,
@@ -303,26 +324,13 @@ class Writer:
             "INSERT INTO live VALUES (?, ?, ?, ?)", (segment, first, rows.n, blobs.pack_rows(rows))
         )
 
-    def _merge_dead(self, connection: sqlite3.Connection, number: int) -> None:
-        """Joins the tombstones of segments that have many entries into one entry each."""
-        crowded = connection.execute(
-            "SELECT segment FROM dead GROUP BY segment HAVING count(*) > ?", (DEAD_LOG_MAX,)
-        ).fetchall()
-        where = str(self.catalog.path)
-        for (segment,) in crowded:
-            entries = connection.execute("SELECT rows FROM dead WHERE segment = ?", (segment,))
-            arrays = [blobs.unpack_array(packed, np.int32, where) for (packed,) in entries]
-            rows = np.unique(np.concatenate(arrays))
-            connection.execute("DELETE FROM dead WHERE segment = ?", (segment,))
-            connection.execute(
-                "INSERT INTO dead VALUES (?, ?, ?)", (number, segment, blobs.pack_array(rows))
-            )
 
-
-def manifest_row(kind: Kind, generation: str, segment: int, written: Written) -> SegmentRow:
-    """The manifest's row for a file."""
+def manifest_row(
+    kind: Kind, generation: str, segment: int, written: Written, born: int
+) -> SegmentRow:
+    """The manifest's row for a file that the next epoch brings in."""
     return SegmentRow(
-        segment, kind, generation, written.file, written.n, written.size, written.digest
+        segment, kind, generation, written.file, written.n, written.size, written.digest, born
     )
 
 
