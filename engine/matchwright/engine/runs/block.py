@@ -109,6 +109,8 @@ class BlockAnswer:
         horizon_points_q, horizon_mix_q, horizon_low_q: int32, uint32, uint32 (Q,): the order key
             of the last row.
         seconds: prepare, kernel, output.
+        notes: further counts of this block; a run adds them up over its units (incremental ones
+            say here what they could take over).
     """
 
     kind: Kind
@@ -140,6 +142,7 @@ class BlockAnswer:
     horizon_mix_q: UInt32
     horizon_low_q: UInt32
     seconds: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
 
     @property
     def q(self) -> int:

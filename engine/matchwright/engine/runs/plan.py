@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -257,6 +257,7 @@ def make_plan(
     Raises:
         InvalidArgument: options that no run can do.
     """
+    options = with_exposure(options)
     options.check()
     determinants = {
         "format": PLAN_FORMAT,
@@ -288,6 +289,14 @@ def make_plan(
         store=store,
         created=created,
     )
+
+
+def with_exposure(options: RunOptions) -> RunOptions:
+    """The options, with at least the slack that the policy's exposure pass fills places from."""
+    ask = options.policy.exposure
+    if ask is None or not set(ask.asking) & set(options.kinds):
+        return options
+    return replace(options, slack=max(options.slack, ask.slack_rows))
 
 
 def run_id_of(determinants: Mapping[str, Any]) -> str:

@@ -1,0 +1,285 @@
+"""Does a plan's units one after another, in good order whatever happens.
+
+::
+
+    prepare n + 1   (a thread)  ─┐
+    kernels on n    (all cores)  ├─ one unit each, at the same time
+    write n - 1     (a thread)  ─┘
+
+A kill loses the units that are in work, nothing else: what is written is looked at when the run
+goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from matchwright.engine.errors import DeadlineExceeded
+from matchwright.engine.prepare import SnapshotLike
+from matchwright.engine.records import Kind
+from matchwright.engine.runs import block, units
+from matchwright.engine.runs.block import BlockAnswer
+from matchwright.engine.runs.folder import PLAN, RunFolder
+from matchwright.engine.runs.plan import Asking, Plan, Unit, asking, check_units
+from matchwright.engine.runs.prepare_block import PreparedBlock, prepare_block
+from matchwright.engine.runs.summary import finish
+
+if TYPE_CHECKING:
+    from matchwright.kernels.ops import Ops
+
+Stop = Callable[[int, int], str | None]
+"""``stop(queries done, queries in all)`` -> why to stop now, or None to go on."""
+
+
+class Executor(Protocol):
+    """Answers units, in any order, one at a time."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What does the work, for run.json: at least "device" and "executor"."""
+        ...
+
+    def answers(self, todo: Sequence[Unit]) -> Iterator[tuple[Unit, BlockAnswer]]:
+        """Each unit with its answer. Closing the iterator ends the work."""
+        ...
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that whoever watches may want to know.
+
+    Attributes:
+        name: "start", "redo", "unit", "note", "end".
+        fields: plain values.
+    """
+
+    name: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+Progress = Callable[[Event], None]
+
+
+def quiet(event: Event) -> None:
+    """A progress that nobody watches."""
+
+
+def go_on(done: int, total: int) -> str | None:
+    """A stop that never stops."""
+    return None
+
+
+class Questions:
+    """Who asks what in a plan's units; prepares them. Thread-safe.
+
+    Args:
+        snapshot: the plan's epoch.
+        plan: its units are compared with what the snapshot holds.
+
+    Raises:
+        StoreDamaged: the snapshot holds other queries than the plan.
+    """
+
+    def __init__(self, snapshot: SnapshotLike, plan: Plan) -> None:
+        self.snapshot, self.plan = snapshot, plan
+        self.policy = plan.options.policy.effective()
+        self.asking: dict[Kind, Asking] = {}
+        for kind in plan.options.kinds:
+            self.asking[kind] = asking(snapshot, kind)
+            check_units(plan, kind, self.asking[kind].key_n)
+
+    def ids(self, unit: Unit) -> list[str]:
+        """The ids of a unit's queries, in the order of their keys."""
+        rows = self.asking[unit.kind].row_n[unit.start : unit.stop]
+        return self.snapshot.ids_of(unit.kind, rows)
+
+    def prepare(self, unit: Unit) -> PreparedBlock:
+        """A unit's queries, ready for the kernels."""
+        return prepare_block(
+            self.snapshot, unit.kind, self.ids(unit), self.policy, self.plan.options.as_of
+        )
+
+
+class LocalExecutor:
+    """In this process: the kernels use all cores, the next unit is prepared meanwhile.
+
+    Args:
+        ops: the kernels.
+        snapshot: the plan's epoch.
+        plan: the plan.
+        prefetch: prepare the next unit on a thread of its own.
+    """
+
+    def __init__(
+        self, ops: Ops, snapshot: SnapshotLike, plan: Plan, *, prefetch: bool = True
+    ) -> None:
+        self.ops, self.snapshot, self.plan = ops, snapshot, plan
+        self.questions = Questions(snapshot, plan)
+        self.prefetch = prefetch
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        return {
+            "executor": "local",
+            "device": self.ops.name,
+            "threads": self.ops.threads,
+            "memory_bytes": self.ops.memory_bytes,
+        }
+
+    def answers(self, todo: Sequence[Unit]) -> Iterator[tuple[Unit, BlockAnswer]]:
+        if not self.prefetch:
+            for unit in todo:
+                yield unit, self._answer(self.questions.prepare(unit))
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="run-prepare") as ahead:
+            waiting: Future[PreparedBlock] | None = None
+            for n, unit in enumerate(todo):
+                prepared = self.questions.prepare(unit) if waiting is None else waiting.result()
+                last = n + 1 == len(todo)
+                waiting = None if last else ahead.submit(self.questions.prepare, todo[n + 1])
+                yield unit, self._answer(prepared)
+
+    def _answer(self, prepared: PreparedBlock) -> BlockAnswer:
+        options = self.plan.options
+        found = block.search(self.ops, self.snapshot, prepared, options)
+        return block.answer(self.snapshot, prepared, found, options, self.plan.policy_id)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        summary: what run.json holds.
+        done_now: units that were done by this call; 0 when there was nothing to do.
+    """
+
+    summary: dict[str, Any]
+    done_now: int
+
+
+def run(
+    plan: Plan,
+    folder: RunFolder,
+    executor: Executor,
+    progress: Progress = quiet,
+    stop: Stop = go_on,
+    *,
+    snapshot: SnapshotLike | None = None,
+) -> Outcome:
+    """Do what is left of a plan, and finish it.
+
+    Args:
+        plan: the plan; where the folder holds one of the same run, that one's units are done.
+        folder: of this run.
+        executor: answers units.
+        progress: is told of events.
+        stop: asked after each unit.
+        snapshot: the plan's epoch: fingerprints of its rows are kept where there is slack.
+
+    Raises:
+        StoreLocked: another process is writing this run.
+        DeadlineExceeded: ``stop`` said so; what is done is kept.
+        OSError: the target refused a file; what is done is kept.
+    """
+    with folder.lock():
+        there = folder.summary()
+        if there is not None:
+            return Outcome(there, 0)
+        if not folder.exists(PLAN):
+            folder.write_atomic(PLAN, plan.to_json())
+        looked = units.look(folder, plan)
+        for unit, why in looked.damaged.items():
+            progress(Event("redo", {"unit": str(unit), "why": why}))
+        todo = [unit for unit in plan.units if unit not in looked.done]
+        records = dict(looked.done)
+        _do(plan, folder, executor, todo, records, progress, stop)
+        summary = finish(plan, folder, records, executor.about, snapshot)
+        return Outcome(summary, max(len(todo), 1))
+
+
+def _do(
+    plan: Plan,
+    folder: RunFolder,
+    executor: Executor,
+    todo: Sequence[Unit],
+    records: dict[Unit, dict[str, Any]],
+    progress: Progress,
+    stop: Stop,
+) -> None:
+    """All units of ``todo``; their records go into ``records`` as they are written."""
+    total = sum(unit.queries for unit in plan.units)
+    done = total - sum(unit.queries for unit in todo)
+    progress(Event("start", {"run": plan.run_id, "done": done, "of": total, "units": len(todo)}))
+    why = stop(done, total) if todo else None
+    began = time.perf_counter()
+    written = _Written(plan, folder, records, progress, done)
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="run-write") as writer,
+        closing(_iterator(executor.answers(todo if why is None else ()))) as answers,
+    ):
+        for unit, answer in answers:
+            wall, began = time.perf_counter() - began, time.perf_counter()
+            written.settle()
+            written.put(writer, unit, answer, wall)
+            done += unit.queries
+            why = stop(done, total)
+            if why is not None and done < total:
+                break
+        written.settle()
+    if why is not None and done < total:
+        raise DeadlineExceeded(
+            f"run {plan.run_id}: stopped after {done:,} of {total:,} queries: {why}",
+            run=plan.run_id,
+            done=done,
+            of=total,
+        )
+
+
+class _Written:
+    """Writes one unit at a time on another thread; its record counts when the files are there."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        records: dict[Unit, dict[str, Any]],
+        progress: Progress,
+        done: int,
+    ) -> None:
+        self.plan, self.folder, self.records, self.progress = plan, folder, records, progress
+        self.done = done
+        self._waiting: tuple[Unit, Future[dict[str, Any]]] | None = None
+
+    def put(self, writer: ThreadPoolExecutor, unit: Unit, answer: BlockAnswer, wall: float) -> None:
+        slack = self.plan.options.slack > 0
+        future = writer.submit(units.write_unit, self.folder, unit, answer, slack=slack, wall=wall)
+        self._waiting = unit, future
+
+    def settle(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            OSError: the target refused it.
+        """
+        if self._waiting is None:
+            return
+        unit, future = self._waiting
+        self._waiting = None
+        record = self.records[unit] = future.result()
+        self.done += unit.queries
+        news = {name: record[name] for name in ("queries", "rows", "errors", "seconds")}
+        fields = {"run": self.plan.run_id, "unit": str(unit), "done": self.done, **news}
+        self.progress(Event("unit", fields))
+
+
+def _iterator(
+    answers: Iterable[tuple[Unit, BlockAnswer]],
+) -> Any:
+    """A generator over any iterable, so that it can be closed."""
+    yield from answers
