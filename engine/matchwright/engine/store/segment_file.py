@@ -20,7 +20,7 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -158,6 +158,11 @@ def _dtype_name(name: str, array: NDArray[Any]) -> str:
 class SegmentFile:
     """A segment file, mapped read-only. The mapping lives as long as any array of it.
 
+    Args:
+        path: the file.
+        expected: the digest that the manifest has of it.
+        opened: the file itself where it is open already: it may have lost its name meanwhile.
+
     Raises (on opening):
         FileNotFoundError: there is no such file.
         StoreFormat: written by a newer version.
@@ -166,10 +171,12 @@ class SegmentFile:
         StoreError: the operating system does not let it be read.
     """
 
-    def __init__(self, path: Path, expected: bytes | None = None) -> None:
+    def __init__(
+        self, path: Path, expected: bytes | None = None, opened: IO[bytes] | None = None
+    ) -> None:
         self.path = path
         try:
-            with path.open("rb") as file:
+            with nullcontext(opened) if opened is not None else path.open("rb") as file:
                 self.size = os.fstat(file.fileno()).st_size
                 if self.size < _HEADER.size + _TRAILER.size:
                     raise self._damaged(f"has {self.size} bytes, too few for a segment")
