@@ -59,7 +59,7 @@ def unpack_record(body: bytes, expected: bytes, where: str) -> dict[str, Any]:
         StoreDamaged: the body does not have the hash that is stored beside it.
     """
     try:
-        record: dict[str, Any] = _decode(_inflate(body))
+        record: dict[str, Any] = _decode(inflate(body))
         text = record.get(TEXT_FIELD)
         hashed = {**record, TEXT_FIELD: digest(text.encode())} if isinstance(text, str) else record
         intact = digest(_encode(hashed)) == expected
@@ -85,7 +85,8 @@ def _deflate(data: bytes) -> bytes:
     return _RAW + data
 
 
-def _inflate(body: bytes) -> bytes:
+def inflate(body: bytes) -> bytes:
+    """The MessagePack of a stored body."""
     return zlib.decompress(body[1:]) if body[:1] == _DEFLATED else body[1:]
 
 
