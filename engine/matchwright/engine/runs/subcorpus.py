@@ -90,4 +90,5 @@ def spans(start_m: Int64, size_m: Int64) -> Int64:
     """Positions of spans one after the other: ``start_m[i] .. start_m[i] + size_m[i]``."""
     total = int(size_m.sum())
     before = np.cumsum(size_m) - size_m
-    return np.arange(total, dtype=np.int64) + np.repeat(start_m - before, size_m)
+    positions: Int64 = np.arange(total, dtype=np.int64) + np.repeat(start_m - before, size_m)
+    return positions

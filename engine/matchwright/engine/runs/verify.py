@@ -1,0 +1,277 @@
+"""``run verify``: everything that can be checked of a run, in one pass over its units.
+
+Files, keys, order, scores and counts are checked from the run alone. With the epoch that the run
+was made from at hand, every pair's points and rules are checked against the stored rows, and a
+sample of queries is recomputed by brute force (``referee``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from matchwright.engine.errors import FailedPrecondition, NotFound, StoreError
+from matchwright.engine.prepare import SnapshotLike
+from matchwright.engine.runs import checks
+from matchwright.engine.runs.digest import unit_bytes
+from matchwright.engine.runs.findings import Findings
+from matchwright.engine.runs.folder import RunFolder, sha256
+from matchwright.engine.runs.plan import Plan, Unit
+from matchwright.engine.runs.referee import Referee
+
+SAMPLE = 100
+SOUND, REDACTED, FAILED = "SOUND", "REDACTED", "FAILED"
+NEEDS_STORE = ("keys", "questions", "points", "rules", "sample")
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a verification says.
+
+    Attributes:
+        run_id: of the run.
+        verdict: SOUND; REDACTED: sound but for people who were erased; FAILED.
+        digest: the digest that was recomputed, "" when it could not be.
+        queries, rows, sampled: how much was looked at.
+        seed: of the sample.
+        checks: one for each of ``findings.CHECKS``, in their order.
+    """
+
+    run_id: str
+    verdict: str
+    digest: str
+    queries: int
+    rows: int
+    sampled: int
+    seed: int
+    checks: Sequence[Mapping[str, Any]]
+
+    @property
+    def sound(self) -> bool:
+        return self.verdict != FAILED
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "run": self.run_id,
+            "verdict": self.verdict,
+            "digest": self.digest,
+            "queries": self.queries,
+            "rows": self.rows,
+            "sampled": self.sampled,
+            "seed": self.seed,
+            "checks": [dict(check) for check in self.checks],
+        }
+
+    def figures(self) -> list[str]:
+        """One line for each check that failed."""
+        return [
+            f"{check['check']}: {check['failed']:,} of {check['checked']:,} failed; "
+            + "; ".join(check["examples"])
+            for check in self.checks
+            if check["failed"]
+        ]
+
+
+def verify(
+    folder: RunFolder,
+    snapshot: SnapshotLike | None,
+    *,
+    sample: int = SAMPLE,
+    seed: int = 0,
+    absent: str = "",
+    advance: Advance = lambda queries: None,
+) -> Verdict:
+    """Check a complete run.
+
+    Args:
+        folder: the run.
+        snapshot: the epoch that it was made from; None when that is not at hand.
+        sample: queries that are recomputed by brute force, at most.
+        seed: which ones.
+        absent: why there is no snapshot.
+        advance: called with the queries of each unit that was checked.
+
+    Raises:
+        NotFound: there is no run.
+        FailedPrecondition: the run is not complete.
+        StoreDamaged, StoreFormat: its plan or run.json cannot be read.
+    """
+    plan, summary = folder.plan(), folder.summary()
+    if summary is None:
+        raise FailedPrecondition(
+            f"run {folder.run_id} in {folder.url} is not complete; go on with: "
+            f"matchwright run resume {folder.url}",
+            run=folder.run_id,
+        )
+    return _Verification(folder, plan, summary, snapshot, absent).run(sample, seed, advance)
+
+
+class _Verification:
+    def __init__(
+        self,
+        folder: RunFolder,
+        plan: Plan,
+        summary: Mapping[str, Any],
+        snapshot: SnapshotLike | None,
+        absent: str,
+    ) -> None:
+        self.folder = folder
+        self.plan = plan
+        self.summary = summary
+        self.findings = Findings()
+        self.snapshot = snapshot
+        self.referee = None if snapshot is None else Referee(snapshot, plan)
+        if self.referee is None:
+            self.findings.skip(NEEDS_STORE, absent or "the store was not given")
+        self.state = hashlib.sha256()
+        self.digest_broken = ""
+        self.counts: dict[str, Counter[str]] = {kind: Counter() for kind in plan.options.kinds}
+        self.told = {(u["kind"], u["number"]): u for u in summary.get("units", ())}
+        log = summary.get("redacted", ())
+        self.redacted = {(e["unit"]["kind"], e["unit"]["number"]) for e in log}
+        self.erased_half = sum(not entry.get("done", True) for entry in log)
+
+    def run(self, sample: int, seed: int, advance: Advance) -> Verdict:
+        self._check_summary()
+        picked = picks(self.plan, sample, seed)
+        for unit in self.plan.units:
+            self._check_unit(unit, picked.get(unit.key, ()))
+            advance(unit.queries)
+        self._check_totals()
+        digest = self._check_digest()
+        failed = self.findings.failed
+        return Verdict(
+            run_id=self.folder.run_id,
+            verdict=FAILED if failed else REDACTED if self.redacted else SOUND,
+            digest=digest,
+            queries=sum(count["queries"] for count in self.counts.values()),
+            rows=sum(count["rows"] for count in self.counts.values()),
+            sampled=self.findings.checks["sample"].checked,
+            seed=seed,
+            checks=[check.to_dict() for check in self.findings.checks.values()],
+        )
+
+    def _check_summary(self) -> None:
+        where = "run.json"
+        for name, got, expected in (
+            ("run_id", self.summary.get("run_id"), self.plan.run_id),
+            ("state", self.summary.get("state"), "complete"),
+            ("determinants", self.summary.get("determinants"), dict(self.plan.determinants)),
+            ("folder", self.folder.run_id, self.plan.run_id),
+        ):
+            self.findings.expect(
+                "run", got == expected, where, f"{name} is {got!r}, expected {expected!r}"
+            )
+        planned = {(unit.kind, unit.number) for unit in self.plan.units}
+        self.findings.expect(
+            "run", set(self.told) == planned, where, "its units are not those of plan.json"
+        )
+
+    def _check_unit(self, unit: Unit, sample: Sequence[int]) -> None:
+        frames = self._read(unit)
+        if frames is None or not checks.check_schema(self.findings, frames, self.plan):
+            self.digest_broken = f"{unit} could not be read"
+            return
+        data = checks.arrays_of(self.findings, frames)
+        checks.check_unit(self.findings, self.plan, data)
+        checks.check_scores(self.findings, frames, data, self.plan)
+        checks.check_shortfall(self.findings, frames, self.plan)
+        self.counts[unit.kind].update(checks.facts(data, self.plan))
+        self._feed_digest(frames)
+        if self.referee is not None and self.snapshot is not None:
+            checks.check_keys(self.findings, frames, self.snapshot.salt)
+            asked = self.referee.questions(frames)
+            self.referee.check_questions(self.findings, frames, asked)
+            self.referee.check_pairs(self.findings, frames, data, asked)
+            self.referee.check_sampled(self.findings, frames, data, asked, sample)
+
+    def _feed_digest(self, frames: checks.UnitFrames) -> None:
+        """Add a unit; of a run from which people were erased, the rows that are left count."""
+        queries, unit = frames.queries, frames.unit
+        if self.redacted:
+            left = frames.part.group_by("query_key").agg(left=pl.len().cast(pl.Int32))
+            queries = queries.join(left, on="query_key", how="left", maintain_order="left")
+            queries = queries.with_columns(returned=pl.col("left").fill_null(0))
+        try:
+            self.state.update(unit_bytes(frames.part, queries, unit.file("part")))
+        except StoreError:
+            self.digest_broken = f"the rows of {unit} are not those of its queries"
+
+    def _read(self, unit: Unit) -> checks.UnitFrames | None:
+        """The unit's files, each against its hash; None when one cannot be read."""
+        slack = self.plan.options.slack > 0
+        told = self.told.get((unit.kind, unit.number), {})
+        hashes = told.get("sha256", {})
+        frames = {}
+        for what in ("part", "queries", "slack") if slack else ("part", "queries"):
+            name = unit.file(what)
+            try:
+                data = self.folder.read_bytes(name)
+                expected = hashes.get(what)
+                self.findings.expect(
+                    "files", sha256(data) == expected, name, f"SHA-256 is not {expected}"
+                )
+                frames[what] = self.folder.decoded(data, unit, what)
+            except (NotFound, StoreError) as error:
+                self.findings.fail("files", name, str(error))
+                return None
+        self.findings.expect(
+            "units", told.get("key") == unit.key, "run.json", f"{unit} has another key in plan.json"
+        )
+        erased = (unit.kind, unit.number) in self.redacted
+        return checks.UnitFrames(
+            unit, frames["part"], frames["queries"], frames.get("slack"), erased
+        )
+
+    def _check_totals(self) -> None:
+        if self.redacted:
+            self.findings.skip(("counts",), "people were erased")
+            return
+        for kind, count in self.counts.items():
+            told = self.summary.get("counts", {}).get(kind, {})
+            for name in ("queries", "full", "few", "none", "errors", "rows"):
+                self.findings.expect(
+                    "counts",
+                    told.get(name) == count[name],
+                    "run.json",
+                    f"{kind}.{name} is {told.get(name)}, the files hold {count[name]:,}",
+                )
+
+    def _check_digest(self) -> str:
+        """Of a run from which people were erased, the digest that it has now."""
+        self.findings.expect(
+            "run", not self.erased_half, "run.json", "an erasure was cut short; erase again"
+        )
+        if self.digest_broken:
+            self.findings.expect("digest", False, "run.json", self.digest_broken)
+            return ""
+        name = "digest_redacted" if self.redacted else "digest"
+        digest, told = self.state.hexdigest(), self.summary.get(name)
+        self.findings.expect(
+            "digest", digest == told, "run.json", f"{name} is {told}, the files give {digest}"
+        )
+        return digest
+
+
+def picks(plan: Plan, sample: int, seed: int) -> dict[str, list[int]]:
+    """Unit key -> positions of the sampled queries: drawn from all without replacement."""
+    total = sum(unit.queries for unit in plan.units)
+    chosen = np.random.default_rng(seed).choice(total, size=min(sample, total), replace=False)
+    chosen.sort()
+    found: dict[str, list[int]] = {}
+    base = 0
+    for unit in plan.units:
+        here = chosen[(chosen >= base) & (chosen < base + unit.queries)] - base
+        if here.size:
+            found[unit.key] = here.tolist()
+        base += unit.queries
+    return found
