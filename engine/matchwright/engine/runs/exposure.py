@@ -12,7 +12,6 @@ docs/runs.md defines what is done and what the figures are.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from matchwright.engine.runs.exposure_figures import Figures
 from matchwright.engine.runs.exposure_people import people_of
 from matchwright.engine.runs.folder import RunFolder, sha256
 from matchwright.engine.runs.plan import Asking, Plan, Unit, asking
+from matchwright.engine.runs.units import write_record
 from matchwright.kernels.types import K_MAX, Bool, Float64, Int32, Int64, UInt64
 
 EXPOSURE_FORMAT = 1
@@ -53,6 +53,7 @@ def apply(
     policy: Policy,
     snapshot: SnapshotLike,
     progress: Progress | None = None,
+    records: dict[Unit, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Do what the policy asks; every unit must be scored.
 
@@ -62,6 +63,7 @@ def apply(
         policy: whose exposure section counts.
         snapshot: the epoch of the run.
         progress: told what is being done.
+        records: of units; those of units that are rewritten are replaced.
 
     Returns:
         The figures of run.json's ``moved``; empty when exposure is off.
@@ -83,7 +85,10 @@ def apply(
     kinds: dict[str, Any] = {}
     for kind in plan.options.kinds:
         if kind in ask.asking:
-            kinds[kind] = _Pass(folder, plan, ask, snapshot, kind, progress).run()
+            one = _Pass(folder, plan, ask, snapshot, kind, progress)
+            kinds[kind] = one.run()
+            if records is not None:
+                records.update(one.records)
     return {"format": EXPOSURE_FORMAT, "settings": ask.to_dict(), "kinds": kinds}
 
 
@@ -120,6 +125,7 @@ class _Pass:
         self.folder, self.plan, self.ask, self.kind = folder, plan, ask, kind
         self.snapshot, self.progress = snapshot, progress
         self.units = plan.units_of(kind)
+        self.records: dict[Unit, dict[str, Any]] = {}
         self.k = plan.options.k
         self.width = plan.options.k + plan.options.slack
         self.everybody: Asking = asking(snapshot, OTHER[kind])
@@ -223,8 +229,10 @@ class _Pass:
         self.folder.remove(unit.file("unit"))
         for what, one in frames.items():
             if what == "part" or self.plan.options.slack:
-                record["sha256"][what] = sha256(self.folder.write_frame(unit, what, one))
-        self.folder.write_atomic(unit.file("unit"), json.dumps(record, indent=1).encode() + b"\n")
+                data = self.folder.write_frame(unit, what, one)
+                record["sha256"][what], record["bytes"][what] = sha256(data), len(data)
+        write_record(self.folder, unit, record)
+        self.records[unit] = record
 
 
 def _moved_rows(rows: _Rows, choices: list[Choice]) -> tuple[pl.DataFrame, pl.Series]:
