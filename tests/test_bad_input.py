@@ -8,13 +8,14 @@ import io
 import json
 import math
 import random
+import re
 import string
 
 import polars as pl
 import pytest
 
 from matchwright.engine.errors import InvalidData, MatchwrightError
-from matchwright.engine.records import FIELDS, ingest, to_frame
+from matchwright.engine.records import FIELDS, ingest, to_frame, to_rows
 from matchwright.engine.records.convert import Converter
 from matchwright.engine.records.map_fields import known_keys
 from matchwright.engine.records.maps import load_map, native_map, parse_map
@@ -112,9 +113,14 @@ def test_bad_records_are_typed_errors(kind, count):
     for _ in range(count(reduced=300, full=5_000)):
         row = bad.row(kind) if bad.random.random() < 0.9 else bad.value()
         try:
-            fine += to_frame(kind, [row]).height
+            frame = to_frame(kind, [row])
         except MatchwrightError as error:
             typed(error)
+            with pytest.raises(type(error), match=f"^{re.escape(str(error))}$"):
+                to_rows(kind, [row])
+            continue
+        assert to_rows(kind, [row]) == frame.to_dicts()
+        fine += 1
     assert fine
 
 

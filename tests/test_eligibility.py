@@ -558,6 +558,25 @@ def test_encodings():
         assert column.dtype == np.int32, name
 
 
+@given(st.lists(JOBS, min_size=1, max_size=3), st.lists(FREELANCERS, min_size=1, max_size=3))
+def test_plain_rows_have_the_columns_of_a_frame(jobs, people):
+    for kind, rows in (("job", jobs), ("freelancer", people)):
+        frame = frame_of(kind, [{**row, "id": f"e-{n}"} for n, row in enumerate(rows)])
+        scalars, sets = columns(kind, frame, SALT, ZONES)
+        for n, row in enumerate(frame.to_dicts()):
+            plain_scalars, plain_sets = columns(kind, [row], SALT, ZONES)
+            assert {name: one.tolist() for name, one in plain_scalars.items()} == {
+                name: [many[n]] for name, many in scalars.items()
+            }
+            for name, one in plain_sets.items():
+                low, high = sets[name].start_n[n : n + 2]
+                assert one.start_n.tolist() == [0, high - low], name
+                assert one.value.tolist() == sets[name].value[low:high].tolist(), name
+                assert one.known_n.tolist() == [sets[name].known_n[n]], name
+        assert plain_scalars.keys() == scalars.keys()
+        assert plain_sets.keys() == sets.keys()
+
+
 def test_columns_of_no_records():
     for kind in ("job", "freelancer"):
         scalars, sets = columns(kind, frame_of(kind, []), SALT, ZONES)

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from matchwright.engine.errors import InvalidData, UnknownKey
-from matchwright.engine.records import FIELDS, FREELANCER_SCHEMA, JOB_SCHEMA, SCHEMAS, to_frame
+from matchwright.engine.records import (
+    FIELDS,
+    FREELANCER_SCHEMA,
+    JOB_SCHEMA,
+    SCHEMAS,
+    to_frame,
+    to_rows,
+)
 from matchwright.engine.records.document import records_md
 from matchwright.engine.records.fields import Type
 from matchwright.engine.records.schema import series
@@ -56,6 +63,16 @@ def test_a_whole_record():
     assert (job["country"], job["zone"], job["status"]) == ("US", "Europe/Paris", "OPEN")
     assert (job["posted"], job["countries_denied"]) == (19_724, ["FR", "DE"])
     assert to_frame("job", frame.to_dicts()).equals(frame)
+
+
+@pytest.mark.parametrize("rows", [1, 70])
+def test_rows_are_what_a_frame_holds(rows):
+    records = [{**WHOLE, "id": str(n)} for n in range(rows - 1)] + [{"id": "last", "skills": []}]
+    assert to_rows("job", records) == to_frame("job", records).to_dicts()
+    assert list(to_rows("job", records)[-1]) == list(JOB_SCHEMA)
+    assert to_rows("job", [{"title": "x"}], id_required=False)[0]["id"] is None
+    with pytest.raises(InvalidData, match="without id"):
+        to_rows("job", [*records, {"title": "x"}])
 
 
 def test_unknown_and_empty_lists_stay_apart():

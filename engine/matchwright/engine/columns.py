@@ -163,6 +163,9 @@ def _fixed_price(rows: Rows, zones: tuple[str, ...]) -> list[int]:
 
 def _set_column(row_m: Int64, value_m: UInt64, known_n: Bool) -> SetColumn:
     """Rows and values in any order, repeated or not, as sorted sets."""
+    if len(known_n) == 1:
+        values = np.array(sorted(set(value_m.tolist())), dtype=np.uint64)
+        return SetColumn(np.array([0, values.size], dtype=np.int64), values, known_n)
     order = np.lexsort((value_m, row_m))
     row_m, value_m = row_m[order], value_m[order]
     if row_m.size:

@@ -237,12 +237,13 @@ def canonical_json(value: Any) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+_EXACT = (str, int, bool, type(None))
+
+
 def _refuse_floats(value: Any) -> None:
     if isinstance(value, float | np.floating):
         raise TypeError(f"{value!r} in a canonical form; write floats by float.hex")
-    if isinstance(value, Mapping):
-        for item in value.values():
-            _refuse_floats(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _refuse_floats(item)
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            if type(item) not in _EXACT:
+                _refuse_floats(item)

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,18 +102,16 @@ def quantise_queries(
     t_q = largest_q / Q_ABS_MAX
     t_q[t_q == 0.0] = 1.0
     q_qd = np.rint(u_qd / t_q[:, None])
-    attainable_q = np.zeros(len(t_q))
-    for b, weight in enumerate(weights_b):
-        attainable_q += weight * queries.best_qb[:, b]
+    # A running sum, so that the order of additions is that of the facets.
+    attainable_q = np.cumsum(weights_b * queries.best_qb, axis=1)[:, -1]
     return Quantised(q_qd.astype(np.int16), t_q, _resolution(u_qd, q_qd, offsets), attainable_q)
 
 
 def _resolution(u_qd: Float64, q_qd: Float64, offsets: Sequence[int]) -> Int32:
-    levels = np.full(len(q_qd), float(Q_ABS_MAX))
-    for low, high in itertools.pairwise(offsets):
-        asked = u_qd[:, low:high].any(axis=1)
-        kept = np.abs(q_qd[:, low:high]).max(axis=1, initial=0.0)
-        levels = np.where(asked, np.minimum(levels, kept), levels)
+    starts = np.asarray(offsets[:-1])
+    asked_qb = np.logical_or.reduceat(u_qd != 0.0, starts, axis=1)
+    kept_qb = np.maximum.reduceat(np.abs(q_qd), starts, axis=1)
+    levels = np.where(asked_qb, kept_qb, float(Q_ABS_MAX)).min(axis=1, initial=Q_ABS_MAX)
     return levels.astype(np.int32)
 
 

@@ -14,6 +14,7 @@ Width: 16.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import ClassVar
 
 import msgspec
@@ -53,16 +54,10 @@ class Recency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def query(self, kind: Kind, records: Table, params: FacetParams, as_of: int) -> QueryBlock:
         """The decay at each knot; the same for whoever asks on a day."""
-        searched = OTHER[kind]
-        half_life = np.float64(
-            params.posted_half_life_days if searched == "job" else params.last_active_half_life_days
-        )
-        knots = np.array(self.knots)
-        edge = as_of - params.recency_plateau_days
-        plateau = knots[max(int(np.searchsorted(knots, edge, side="right")) - 1, 0)]
-        past = np.maximum(edge - knots, 0).astype(np.float64)
-        decay = np.where(knots >= plateau, 1.0, half_life / (half_life + past))
-        raw = np.tile(to_grid(decay), (records.height, 1))
+        posted = OTHER[kind] == "job"
+        half = params.posted_half_life_days if posted else params.last_active_half_life_days
+        decay = _decay(self.knots, half, as_of - params.recency_plateau_days)
+        raw = np.tile(decay, (records.height, 1))
         return QueryBlock(raw, np.ones(records.height, dtype=np.bool_), convex_best(raw))
 
     def reach(self, kind: Kind) -> float:
@@ -70,6 +65,15 @@ class Recency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def neutral(self, kind: Kind) -> Float64:
         return even(WIDTH, 1.0)
+
+
+@lru_cache(maxsize=256)
+def _decay(days: tuple[int, ...], half_life: float, edge: int) -> Float64:
+    """Raw (W,): worth of each day when all since the knot at or before ``edge`` are worth 1."""
+    knots, half = np.array(days), np.float64(half_life)
+    plateau = knots[max(int(np.searchsorted(knots, edge, side="right")) - 1, 0)]
+    past = np.maximum(edge - knots, 0).astype(np.float64)
+    return to_grid(np.where(knots >= plateau, 1.0, half / (half + past)))
 
 
 def fit(as_of: int) -> Recency:

@@ -35,6 +35,7 @@ PEOPLE_MIN = 5
 _SCALE = 15 * 2**12
 """Integer units of a value of 1: the 16 knots fall on whole units."""
 _KNOTS = np.arange(WIDTH, dtype=np.int64) * 2**12
+_VALUES = to_grid(_KNOTS / np.float64(_SCALE))
 
 
 class Track(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,7 +55,7 @@ class Track(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def query(self, kind: Kind, records: Table, params: FacetParams, as_of: int) -> QueryBlock:
         """The value at each knot, for whoever asks."""
-        raw = np.tile(to_grid(_KNOTS / np.float64(_SCALE)), (records.height, 1))
+        raw = np.tile(_VALUES, (records.height, 1))
         known = np.ones(records.height, dtype=np.bool_)
         return QueryBlock(raw, known, np.ones(records.height))
 
