@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from matchwright.engine.errors import DeadlineExceeded
 from matchwright.engine.prepare import SnapshotLike
 from matchwright.engine.records import Kind
-from matchwright.engine.runs import block, units
+from matchwright.engine.runs import block, exposure, units
 from matchwright.engine.runs.block import BlockAnswer
 from matchwright.engine.runs.folder import PLAN, RunFolder
 from matchwright.engine.runs.plan import Asking, Plan, Unit, asking, check_units
@@ -180,7 +180,8 @@ def run(
         executor: answers units.
         progress: is told of events.
         stop: asked after each unit.
-        snapshot: the plan's epoch: fingerprints of its rows are kept where there is slack.
+        snapshot: the plan's epoch: fingerprints of its rows are kept where there is slack, and
+            the exposure pass reads it.
 
     Raises:
         StoreLocked: another process is writing this run.
@@ -199,7 +200,8 @@ def run(
         todo = [unit for unit in plan.units if unit not in looked.done]
         records = dict(looked.done)
         _do(plan, folder, executor, todo, records, progress, stop)
-        summary = finish(plan, folder, records, executor.about, snapshot)
+        moved = _expose(plan, folder, snapshot, records, progress)
+        summary = finish(plan, folder, records, executor.about, snapshot, moved=moved)
         return Outcome(summary, max(len(todo), 1))
 
 
@@ -276,6 +278,25 @@ class _Written:
         news = {name: record[name] for name in ("queries", "rows", "errors", "seconds")}
         fields = {"run": self.plan.run_id, "unit": str(unit), "done": self.done, **news}
         self.progress(Event("unit", fields))
+
+
+def _expose(
+    plan: Plan,
+    folder: RunFolder,
+    snapshot: SnapshotLike | None,
+    records: dict[Unit, dict[str, Any]],
+    progress: Progress,
+) -> dict[str, Any]:
+    """The exposure pass over a scored run; its figures, none when the policy has it off."""
+    if plan.options.policy.exposure is None:
+        return {}
+    if snapshot is None:
+        raise ValueError("a run whose policy has an exposure section needs its snapshot")
+
+    def say(text: str) -> None:
+        progress(Event("note", {"run": plan.run_id, "text": text}))
+
+    return exposure.apply(folder, plan, plan.options.policy, snapshot, say, records)
 
 
 def _iterator(

@@ -75,7 +75,8 @@ def apply(
     ask = policy.exposure
     if ask is None:
         return {}
-    needed = slack_needed(policy, plan.options.k)
+    asked = [kind for kind in plan.options.kinds if kind in ask.asking]
+    needed = slack_needed(policy, plan.options.k) if asked else 0
     if plan.options.slack < needed:
         raise InvalidArgument(
             f"the policy's exposure needs {needed} rows of slack, and this run keeps "
@@ -83,12 +84,11 @@ def apply(
             field="slack",
         )
     kinds: dict[str, Any] = {}
-    for kind in plan.options.kinds:
-        if kind in ask.asking:
-            one = _Pass(folder, plan, ask, snapshot, kind, progress)
-            kinds[kind] = one.run()
-            if records is not None:
-                records.update(one.records)
+    for kind in asked:
+        one = _Pass(folder, plan, ask, snapshot, kind, progress)
+        kinds[kind] = one.run()
+        if records is not None:
+            records.update(one.records)
     return {"format": EXPOSURE_FORMAT, "settings": ask.to_dict(), "kinds": kinds}
 
 

@@ -296,7 +296,8 @@ def with_exposure(options: RunOptions) -> RunOptions:
     ask = options.policy.exposure
     if ask is None or not set(ask.asking) & set(options.kinds):
         return options
-    return replace(options, slack=max(options.slack, ask.slack_rows))
+    needed = min(ask.slack_rows, K_MAX - options.k)
+    return replace(options, slack=max(options.slack, needed))
 
 
 def run_id_of(determinants: Mapping[str, Any]) -> str:
