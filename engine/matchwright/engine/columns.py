@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from matchwright.engine.erased import listed_keys
 from matchwright.engine.records import SCHEMAS, Kind
 from matchwright.engine.rule_shapes import LEVEL_UNSTATED, asks_column
 from matchwright.engine.table import Records, as_table
@@ -218,11 +219,11 @@ def _one_name(field: str) -> SetMaker:
 
 
 def _ids(field: str) -> SetMaker:
-    """A limit that lists ids."""
+    """A limit that lists ids, or stand-ins of ids that were erased."""
 
     def make(rows: Rows, salt: bytes) -> SetColumn:
         row_m, ids = _items(rows[field])
-        return _set_column(row_m, hash_keys(ids, salt), np.ones(len(rows[field]), np.bool_))
+        return _set_column(row_m, listed_keys(ids, salt), np.ones(len(rows[field]), np.bool_))
 
     return make
 
