@@ -10,40 +10,29 @@ Every change is one transaction, synced before it is acknowledged (write-ahead l
 
 from __future__ import annotations
 
-import os
-import resource
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from matchwright.engine.errors import (
     NotFound,
     StoreDamaged,
-    StoreError,
     StoreFormat,
-    StoreFull,
-    StoreReadOnly,
 )
-from matchwright.engine.store import blobs, files, history, schema
+from matchwright.engine.store import blobs, history, schema
+from matchwright.engine.store.connections import PAGE_BYTES, Connections
 from matchwright.kernels.types import Int64
 
-Kind = Literal["job", "freelancer"]
-KINDS: tuple[Kind, ...] = ("job", "freelancer")
+Kind = schema.Kind
+KINDS = schema.KINDS
 
 FORMAT = schema.FORMAT
 FILE = "catalog.sqlite"
 _APPLICATION_ID = 0x4D575354  # "MWST"
-_PAGE_BYTES = 8192
-_BUSY_MS = 10_000
-_LOG_BYTES = 64 << 20
-_CACHE_KIB = 32 << 10
 _PARAMETERS_MAX = 500
 
 
@@ -103,157 +92,15 @@ class SegmentRow:
 _FILE_COLUMNS = "segment, kind, generation, file, n, size, digest"
 
 
-class Catalog:
-    """Connections to one catalog file: lent to a thread for a transaction, then kept for the next.
-
-    Args:
-        path: the file.
-        write: False makes every connection refuse to change anything.
-    """
-
-    def __init__(self, path: Path, *, write: bool) -> None:
-        self.path = path
-        self._write = write
-        self._free: list[sqlite3.Connection] = []
-        self._lock = threading.Lock()
-        self._closed = False
-
-    @contextmanager
-    def lend(self) -> Iterator[sqlite3.Connection]:
-        """A connection that nobody else uses meanwhile."""
-        with self._lock:
-            connection = self._free.pop() if self._free else None
-        if connection is None:
-            connection = self.connect()
-        try:
-            yield connection
-        finally:
-            with self._lock:
-                kept = not self._closed
-                if kept:
-                    self._free.append(connection)
-            if not kept:
-                connection.close()
-
-    def connect(self) -> sqlite3.Connection:
-        """A new connection; its owner closes it."""
-        if self._closed:
-            raise StoreError(f"{self.path}: the store is closed", file=self.path)
-        uri = f"{self.path.resolve().as_uri()}?mode={'rwc' if self._write else self._reader_mode()}"
-        connection = sqlite3.connect(
-            uri,
-            uri=True,
-            isolation_level=None,
-            check_same_thread=False,
-            timeout=_BUSY_MS / 1000,
-        )
-        try:
-            connection.execute("PRAGMA temp_store = MEMORY")
-            connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-            if self._write:
-                connection.execute("PRAGMA synchronous = FULL")
-                connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
-            else:
-                connection.execute("PRAGMA query_only = ON")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _reader_mode(self) -> str:
-        # Reading a write-ahead log needs its shared-memory file; where the folder cannot be
-        # written to and there is no log, the file is complete by itself.
-        if os.access(self.path.parent, os.W_OK):
-            return "rw"
-        wal = self.path.with_name(self.path.name + "-wal")
-        return "ro" if wal.exists() else "ro&immutable=1"
-
-    def close(self) -> None:
-        """Closes what is not lent; what is, when it comes back."""
-        with self._lock:
-            self._closed = True
-            free, self._free = self._free, []
-        for connection in free:
-            connection.close()
-
-    @contextmanager
-    def guard(self) -> Iterator[None]:
-        """Turns SQLite's errors into the store's, naming the file."""
-        try:
-            yield
-        except UnicodeDecodeError as error:  # out of a damaged schema, by way of a message
-            raise self._damaged(error)
-        except sqlite3.Error as error:
-            code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-            name = getattr(error, "sqlite_errorname", "") or type(error).__name__
-            # Python itself finds texts that are no UTF-8, and gives that no code.
-            undecodable = not code and isinstance(error, sqlite3.OperationalError)
-            if undecodable or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise self._damaged(error)
-            raise self._refused(code, f"{self.path}: {error} ({name})")
-
-    def _refused(self, code: int, why: str) -> StoreError:
-        """What the operating system did not let SQLite do."""
-        if code == sqlite3.SQLITE_IOERR and not self._may_grow():
-            code = sqlite3.SQLITE_FULL
-        if code == sqlite3.SQLITE_FULL:
-            return StoreFull(f"{why}; {files.FULL_HINT}", file=self.path)
-        if code == sqlite3.SQLITE_READONLY and self._write:
-            return StoreReadOnly(f"{why}; {files.READ_ONLY_HINT}", file=self.path)
-        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
-            wal = f"{self.path.name}-wal"
-            hint = f"reading beside a log ({wal}) needs write access to the folder"
-            return StoreError(f"{why}; {hint}; mount it read-write, or restore it", file=self.path)
-        return StoreError(why, file=self.path)
-
-    def _may_grow(self) -> bool:
-        """Whether there is room beside the catalog: SQLite does not pass on why a write failed."""
-        with suppress(OSError):
-            disk = os.statvfs(self.path.parent)
-            limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-            return disk.f_bavail * disk.f_frsize > _PAGE_BYTES and limit == resource.RLIM_INFINITY
-        return True
-
-    def _damaged(self, error: Exception | str) -> StoreDamaged:
-        return StoreDamaged(
-            f"{self.path}: is damaged ({error}); restore it from a copy, or import again",
-            file=self.path,
-        )
-
-    @contextmanager
-    def change(self) -> Iterator[sqlite3.Connection]:
-        """One write transaction; durable when the block ends without an error."""
-        with self.guard(), self.lend() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def look(self, connection: sqlite3.Connection | None = None) -> Iterator[sqlite3.Connection]:
-        """One read transaction: everything read within belongs to one epoch."""
-        if connection is None:
-            with self.guard(), self.lend() as lent, self.look(lent):
-                yield lent
-            return
-        with self.guard():
-            connection.execute("BEGIN")
-            try:
-                yield connection
-            finally:
-                with suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
+class Catalog(Connections):
+    """One catalog file: what is in it, and how it changes."""
 
     # ── Creating and opening ──────────────────────────────────────────────────────────────────
 
     def create(self, state: State) -> None:
         """Makes the tables and the first state in one transaction."""
         with self.guard(), self.lend() as connection:
-            connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
         with self.change() as connection:
@@ -364,8 +211,9 @@ class Catalog:
         rows = [SegmentRow(*row) for row in found]
         for row in rows:
             types = (int, str, str, str, int, int, bytes, int, (int, type(None)))
-            values = (getattr(row, name) for name in SegmentRow.__slots__)
-            if row.kind not in KINDS or not all(map(isinstance, values, types)):
+            values = [getattr(row, name) for name in SegmentRow.__slots__]
+            fit = [isinstance(*pair) for pair in zip(values, types, strict=True)]
+            if row.kind not in KINDS or not all(fit):
                 raise self._damaged(f"segment {row.segment!r} of the manifest makes no sense")
         return rows
 

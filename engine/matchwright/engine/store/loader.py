@@ -7,6 +7,7 @@ as any other process does, so memory never says anything that the file does not.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sqlite3
 import threading
@@ -17,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from matchwright.engine.errors import EpochGone, StoreDamaged
-from matchwright.engine.store import blobs, history, schema
+from matchwright.engine.errors import EpochGone, NotFound, StoreDamaged, StoreError
+from matchwright.engine.store import blobs, files, history, schema
 from matchwright.engine.store.catalog import KINDS, Catalog, Kind, SegmentRow, State
 from matchwright.engine.store.encode import Neighbours
 from matchwright.engine.store.rows import take
@@ -28,7 +29,10 @@ from matchwright.engine.store.sources import LiveRows, RowSource, SealedRows
 from matchwright.kernels.types import Bool
 
 POLL_S = 0.05
+RETRY_S = 1.0
+"""Seconds after which a reader that could not go on tries again."""
 _TRIES = 20
+_log = logging.getLogger(__name__)
 
 
 class Loader:
@@ -53,10 +57,20 @@ class Loader:
         self._polled = 0.0
         self._generations: dict[str, Any] = {}
         self._sealed: dict[int, SealedRows] = {}
-        self._mapped: weakref.WeakValueDictionary[int, SealedRows] = weakref.WeakValueDictionary()
+        self._mapped: weakref.WeakValueDictionary[tuple[int, bytes], SealedRows]
+        self._mapped = weakref.WeakValueDictionary()
         self._live: dict[Kind, LiveRows] = {}
         self._state: State | None = None
         self._snapshot: Snapshot | None = None
+        self._closed = False
+        self._retry_at = 0.0
+        self.trouble: StoreError | None = None
+        """Why a reader stays on the epoch that it has; None when it could be read anew."""
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalog that the newest snapshot is from: another one after a pull or a restore."""
+        return self._catalog
 
     def newest(self, *, now: bool = False) -> Snapshot:
         """The newest snapshot; ``now`` asks the file even if it was asked a moment ago."""
@@ -65,12 +79,14 @@ class Loader:
         if snapshot is not None and fresh and not now:
             return snapshot
         with self._lock:
-            return self._refresh()
+            return self._refresh() if snapshot is None or not self._poll else self._follow()
 
     def close(self) -> None:
         """Lets the catalog go. The newest snapshot stays."""
         with self._lock:
+            self._closed = True
             self._connection.close()
+            self._catalog.close()
 
     def keep(self, generation: Any) -> None:
         """Remembers a generation that was just made, so that it need not be read back."""
@@ -86,6 +102,59 @@ class Loader:
     def live(self, kind: Kind) -> LiveRows:
         """The live rows of a kind; for the writer, under its lock."""
         return self._live[kind]
+
+    def _follow(self) -> Snapshot:
+        """What is new, for a reader that has an epoch: it stays on that one when it cannot go on.
+
+        ``trouble`` says why; it is logged once and tried again every ``RETRY_S``.
+        """
+        if self._closed:
+            raise StoreError(f"{self._root}: the store is closed", file=self._root)
+        now = time.monotonic()
+        if self.trouble is None or now >= self._retry_at:
+            try:
+                if self._catalog.replaced():
+                    self._adopt()
+                self._refresh()
+                self.trouble = None
+            except (StoreError, EpochGone, NotFound) as error:
+                if self.trouble is None or str(self.trouble) != str(error):
+                    _log.error("staying on epoch %s: %s", self._snapshot, error)
+                self.trouble = error if isinstance(error, StoreError) else StoreError(str(error))
+                self._retry_at = self._polled = now
+                self._retry_at += RETRY_S
+        assert self._snapshot is not None
+        return self._snapshot
+
+    def _adopt(self) -> None:
+        """Starts afresh from the catalog that was put in the place of ours.
+
+        Snapshots that are out go on with the file that they were made from.
+        """
+        catalog = Catalog(self._catalog.path, write=False)
+        fresh = None
+        try:
+            catalog.check()
+            fresh = Loader(self._root, catalog, self._neighbours, poll=True)
+            fresh._mapped = self._mapped
+            fresh._refresh()
+        except BaseException:
+            if fresh is not None:
+                fresh.close()
+            catalog.close()
+            raise
+        self._connection.close()
+        for name in ("_catalog", "_connection", "_version", "_reading", "_generations", "_sealed"):
+            setattr(self, name, getattr(fresh, name))
+        self._live, self._state, self._snapshot = fresh._live, fresh._state, fresh._snapshot
+
+    def knows(self, epoch: Epoch) -> bool:
+        """Whether an epoch is part of this catalog's history: another's has the same numbers."""
+        with self._catalog.look() as connection:
+            found = connection.execute(
+                "SELECT digest FROM epoch WHERE number = ?", (epoch.number,)
+            ).fetchone()
+        return found is not None and found[0].hex() == epoch.digest
 
     def _refresh(self) -> Snapshot:
         self._polled = time.monotonic()
@@ -162,7 +231,7 @@ class Loader:
         return live
 
     def _open(self, row: SegmentRow, uuid: str) -> SealedRows:
-        known = self._mapped.get(row.segment)
+        known = self._mapped.get((row.segment, row.digest))
         if known is not None:
             return known
         file = SegmentFile(self._root / "segments" / row.file, row.digest)
@@ -173,7 +242,7 @@ class Loader:
                 f"{file.path}: is not the file that the manifest names", file=file.path
             )
         sealed = SealedRows(file, self._neighbours.index_version)
-        self._mapped[row.segment] = sealed
+        self._mapped[row.segment, row.digest] = sealed
         return sealed
 
     def _generation(self, name: str) -> Any:
@@ -183,7 +252,12 @@ class Loader:
         folder = self._root / "generations" / name
         if not folder.is_dir():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
-        return self._neighbours.load(folder)
+        try:
+            return self._neighbours.load(folder)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise files.failure(error.filename or folder, error, "read")
 
     # ── Earlier epochs ────────────────────────────────────────────────────────────────────────
 

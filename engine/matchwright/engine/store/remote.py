@@ -36,7 +36,7 @@ _PART = ".part"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file of a target: its bytes, and when it was written (seconds since 1970; None: unknown)."""
+    """A file of a target: bytes, and when it was written (seconds since 1970; None: unknown)."""
 
     size: int
     written: float | None

@@ -6,9 +6,11 @@ format 1 and has the file open while it is migrated stops with an error and mixe
 
 from __future__ import annotations
 
+from typing import Literal
+
 FORMAT = 2
-OLDEST_READ = 1
-KINDS = ("job", "freelancer")
+Kind = Literal["job", "freelancer"]
+KINDS: tuple[Kind, ...] = ("job", "freelancer")
 
 _TABLES = """
 CREATE TABLE state (

@@ -14,7 +14,7 @@ import os
 import uuid as uuids
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -26,7 +26,7 @@ from matchwright.engine.errors import (
     NotFound,
     StoreError,
 )
-from matchwright.engine.store import blobs, catalog, files, leases, migrate, refit
+from matchwright.engine.store import blobs, catalog, files, leases, migrate, refit, replica
 from matchwright.engine.store.bulk import BulkWriter
 from matchwright.engine.store.catalog import KINDS, Catalog, Kind, State
 from matchwright.engine.store.check import damages
@@ -42,6 +42,8 @@ from matchwright.engine.store.writer import Write, Writer
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from matchwright.engine.erasure import Erasure
 
 SALT_BYTES = 16
 SEAL_ROWS = 65_536
@@ -76,24 +78,25 @@ class Store:
         self._neighbours = neighbours
         self._seal_rows = seal_rows
         self._chunk_rows = chunk_rows
-        self._catalog = Catalog(root / catalog.FILE, write=lock is not None)
+        opened = Catalog(root / catalog.FILE, write=lock is not None)
         self._held: weakref.WeakValueDictionary[int, Snapshot] = weakref.WeakValueDictionary()
         self._leases = LeaseFolder(root)
         self._retain_s = retain_s
         self._writer = None
         with ExitStack() as undo:
-            undo.callback(self._catalog.close)
-            version = self._catalog.check()
+            undo.callback(opened.close)
+            version = opened.check()
             if lock is not None:
-                migrate.refuse_older(self._catalog.path, version)
-            self._loader = Loader(root, self._catalog, neighbours, poll=lock is None)
+                migrate.refuse_older(opened.path, version)
+                opened.use_log()
+            self._loader = Loader(root, opened, neighbours, poll=lock is None)
             undo.callback(self._loader.close)
             self._loader.newest(now=True)
             if lock is not None:
                 collector = Collector(root, self._leases, retain_s)
-                self._writer = Writer(root, self._catalog, self._loader, neighbours, collector)
+                self._writer = Writer(root, opened, self._loader, neighbours, collector)
                 self._writer.collect()
-                with self._catalog.look() as connection:
+                with opened.look() as connection:
                     collector.remove_orphans(connection)
             self._closing = undo.pop_all()
 
@@ -137,20 +140,24 @@ class Store:
         if not create and not (root / catalog.FILE).is_file():
             raise NotFound(f"{root}: holds no store; import into it to make one", file=root)
         neighbours = neighbours or default_neighbours()
+        if mode == "w":
+            replica.refuse_writer(root)
         if create:
             _make_folders(root)
         lock = files.WriterLock(root / "LOCK") if mode == "w" else None
         try:
             if create:
                 _create(root, neighbours, keep_text, salt)
-            return cls(
-                root,
-                lock,
-                neighbours,
-                seal_rows=seal_rows,
-                chunk_rows=chunk_rows,
-                retain_s=retain_s,
-            )
+            while True:
+                with suppress(EpochGone):  # a pull put another catalog in place just now
+                    return cls(
+                        root,
+                        lock,
+                        neighbours,
+                        seal_rows=seal_rows,
+                        chunk_rows=chunk_rows,
+                        retain_s=retain_s,
+                    )
         except BaseException:
             if lock is not None:
                 lock.release()
@@ -183,6 +190,18 @@ class Store:
                 self._file_lock.release()
 
     # ── Reading ───────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _catalog(self) -> Catalog:
+        return self._loader.catalog
+
+    @property
+    def trouble(self) -> StoreError | None:
+        """Why a reader stays on the epoch that it has; None when all is well.
+
+        It tries again every second, so that it needs no restart when the trouble is over.
+        """
+        return self._loader.trouble
 
     @property
     def uuid(self) -> str:
@@ -223,13 +242,14 @@ class Store:
         self._held[newest.epoch.number] = newest
         if wanted > newest.epoch.number:
             raise FailedPrecondition(
-                f"epoch {wanted} was asked for, the store is at {newest.epoch.number}",
+                f"epoch {wanted} was asked for, the store is at {newest.epoch.number}"
+                + (f"; {self.trouble}" if self.trouble else ""),
                 epoch=newest.epoch.number,
             )
         if epoch is None or epoch == newest.epoch.number:
             return newest
         held = self._held.get(epoch)
-        if held is None:
+        if held is None or not self._loader.knows(held.epoch):
             held = self._held[epoch] = self._loader.at(epoch)
         return held
 
@@ -366,6 +386,37 @@ class Store:
         writer = self._writing()
         with writer.structure:
             return refit.Refit(writer, self._chunk_rows).run(seed=seed, sample=sample, as_of=as_of)
+
+    def erase(
+        self,
+        kind: Kind,
+        ids: Sequence[str],
+        *,
+        runs: Sequence[str | os.PathLike[str]] = (),
+        quarantine: Sequence[str | os.PathLike[str]] = (),
+    ) -> Erasure:
+        """Erases entities for good: here, in every kept epoch, in runs and quarantine files.
+
+        Runs in DIR/runs and quarantine files that imports wrote are found. Killed at any moment,
+        erasing the same ids again completes it. An erased id may come back by a new import, as
+        somebody else. See docs/erasure.md.
+
+        Args:
+            kind: what they are.
+            ids: those that are not there are erased from history all the same.
+            runs: further paths and URLs that hold runs.
+            quarantine: further quarantine files.
+
+        Returns:
+            What was done, and what could not be reached.
+
+        Raises:
+            InvalidArgument: no ids, or a quarantine file that is not there.
+            StoreDamaged: a segment or record that cannot be read; it is not complete then.
+        """
+        from matchwright.engine.erasure import erase_entities
+
+        return erase_entities(self._writing(), kind, ids, runs=runs, quarantine=quarantine)
 
     def _writing(self) -> Writer:
         if self._writer is None:
