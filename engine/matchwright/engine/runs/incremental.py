@@ -32,20 +32,25 @@ from matchwright.engine.runs.merge import NO_HITS, Hits, Horizons, Merged, merge
 from matchwright.engine.runs.plan import Plan
 from matchwright.engine.runs.prepare_block import PreparedBlock
 from matchwright.engine.runs.subcorpus import as_corpus, gather
+from matchwright.engine.runs.tally import (
+    CHANGED,
+    ERRORS,
+    MERGED,
+    NEW,
+    PAIRS,
+    TALLIES,
+    UNUSABLE,
+    USED_UP,
+)
 from matchwright.kernels.ops import Ops
 from matchwright.kernels.types import Bool, Corpus, Int64, Rules, TopK, UInt64
 
 LOWEST = -(1 << 31)
-MERGED = "merged"
-NEW, CHANGED, USED_UP, UNUSABLE = "new", "changed", "slack_used_up", "base_unusable"
 HORIZON = ("set_q", "points_q", "mix_q", "low_q")
 ANOTHER_DAY = (
     "the base is of another day, and questions that depend on the day are asked anew; with the "
     "same --as-of, or a policy whose recency weighs 0, those that did not change are not"
 )
-TALLIES = (MERGED, NEW, CHANGED, USED_UP, UNUSABLE, "errors", "pairs")
-"""What is counted: queries merged, queries recomputed by reason, queries that could not be asked,
-and pairs that were scored."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,7 +140,7 @@ class Incremental:
         options, depth = self.plan.options, self.plan.options.k + self.plan.options.slack
         asked = np.ones(prepared.q, dtype=np.bool_)
         asked[list(prepared.errors)] = False
-        tally["errors"] += int((~asked).sum())
+        tally[ERRORS] += int((~asked).sum())
         eligible_q = np.where(asked, NOT_COUNTED, 0).astype(np.int64)
         unverified_q = eligible_q.copy()
         at, merged = self._from_base(prepared, asked, depth, tally)
@@ -197,7 +202,7 @@ class Incremental:
             return NO_HITS
         floor = np.where(horizons.set_q, horizons.points_q.astype(np.int64), LOWEST)
         queries = dataclasses.replace(prepared.queries(at), floor_q=floor)
-        tally["pairs"] += at.size * searched.fresh.n
+        tally[PAIRS] += at.size * searched.fresh.n
         top = self.ops.topk(searched.fresh, queries, depth, count=False)
         return _hits(searched.fresh, top, np.arange(at.size))
 
@@ -214,7 +219,7 @@ class Incremental:
         options = self.plan.options
         if not at.size or not corpus.parts:
             return NO_HITS
-        tally["pairs"] += at.size * corpus.n
+        tally[PAIRS] += at.size * corpus.n
         depth = options.k + options.slack
         top = self.ops.topk(corpus, prepared.queries(at), depth, count=options.count)
         eligible_q[at] = top.eligible_q
@@ -233,30 +238,6 @@ class Incremental:
                 counted[rules] = self.ops.count(corpus, rules) if corpus.parts else (0, 0)
             eligible_q[n], unsure = counted[rules]
             unverified_q[n] = eligible_q[n] if prepared.unsure_q[n] else unsure
-
-
-def told(
-    plan: Plan, tallies: Mapping[Kind, Mapping[str, int]], about: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What run.json says under "incremental".
-
-    Args:
-        tallies: kind -> sums of the notes of its units (``TALLIES``).
-        about: ``IncrementalExecutor.incremental_about``.
-    """
-    kinds = {}
-    for kind in plan.options.kinds:
-        tally = Counter(tallies.get(kind, {}))
-        again = {name: tally[name] for name in (NEW, CHANGED, USED_UP, UNUSABLE)}
-        kinds[kind] = {
-            "merged": tally[MERGED],
-            "recomputed": sum(again.values()),
-            "because": again,
-            "errors": tally["errors"],
-            "pairs_scored": tally["pairs"],
-            "pairs_full": plan.counts[kind] * plan.counts[OTHER[kind]],
-        }
-    return {"base": plan.options.base, "kinds": kinds, **about}
 
 
 class IncrementalExecutor(LocalExecutor):

@@ -15,7 +15,7 @@ import polars as pl
 from matchwright.engine.matcher import OTHER
 from matchwright.engine.prepare import SnapshotLike
 from matchwright.engine.records import Kind
-from matchwright.engine.runs import units
+from matchwright.engine.runs import tally, units
 from matchwright.engine.runs.digest import run_digest
 from matchwright.engine.runs.fingerprint import prints_of, to_parquet
 from matchwright.engine.runs.folder import FILE_FORMAT, METRICS, SUMMARY, RunFolder
@@ -84,6 +84,7 @@ def summarise(
     seconds["finish"] = round(finishing, 3)
     seconds["total"] = round(seconds["total"] + finishing, 3)
     ended = units.now()
+    limits = {name: value for name, value in about.items() if name != "incremental"}
     return {
         "format": FILE_FORMAT,
         "run_id": plan.run_id,
@@ -95,29 +96,27 @@ def summarise(
         "corpus": {OTHER[kind]: plan.counts[OTHER[kind]] for kind in plan.options.kinds},
         "seconds": seconds,
         "rates": rates(plan, counts, seconds),
-        "limits": {"k": plan.options.k, "depth": plan.options.k + plan.options.slack, **about},
+        "limits": {"k": plan.options.k, "depth": plan.options.k + plan.options.slack, **limits},
         "versions": versions(),
         "device": about.get("device", ""),
         "digest": digest,
         "units": [{key: record[key] for key in _KEPT if key in record} for record in ordered],
         "redacted": [],
         "moved": dict(moved),
-        "incremental": _incremental(plan, ordered),
+        "incremental": _incremental(plan, ordered, about),
     }
 
 
 _KEPT = (*units.COUNTS, "kind", "number", "key", "eligible", "sha256", "bytes", "seconds", "ended")
 
 
-def _incremental(plan: Plan, ordered: list[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The notes of all units, added up; None for a run that starts from no other."""
+def _incremental(
+    plan: Plan, ordered: list[Mapping[str, Any]], about: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """How much of the base was used; None for a run that starts from no other."""
     if plan.options.base is None:
         return None
-    sums: dict[str, int] = {}
-    for record in ordered:
-        for name, n in record["notes"].items():
-            sums[name] = sums.get(name, 0) + int(n)
-    return {"base": plan.options.base, **sums}
+    return tally.told(plan, ordered, about.get("incremental", {}))
 
 
 def rates(
