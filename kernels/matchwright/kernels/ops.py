@@ -185,11 +185,11 @@ class Ops:
 
     def contributions(self, x_nd: Int8, q_d: Int16, offsets: Sequence[int]) -> Int32:
         """Points by facet, int32 (N, B); facet b owns dimensions offsets[b]..offsets[b + 1]."""
-        out = np.zeros((x_nd.shape[0], len(offsets) - 1), dtype=np.int32)
+        # One product: a query for each facet, zero outside its block.
+        q_bd = np.zeros((len(offsets) - 1, q_d.size), dtype=np.int16)
         for b, (begin, end) in enumerate(itertools.pairwise(offsets)):
-            if end > begin:
-                out[:, b] = self.points(x_nd[:, begin:end], q_d[begin:end])
-        return out
+            q_bd[b, begin:end] = q_d[begin:end]
+        return np.ascontiguousarray(self.exact(q_bd, x_nd, Scratch()).T)
 
     def rank(self, corpus: Corpus, queries: Queries, row: int, *, k: int | None = None) -> Rank:
         """Where ``row`` stands for the only query of ``queries``, were it eligible.
