@@ -22,7 +22,7 @@ from matchwright.engine.records.values import parser_for, text_of, value_key
 
 MEMO_SIZE = 1 << 15
 MEMO_CHARS_MAX = 256
-_NEW = object()
+_NEW: Any = object()
 _FEW = 64
 """Fewer records than this are not worth a converter of their own."""
 
