@@ -82,7 +82,7 @@ def test_nothing_acknowledged_is_lost(tmp_path, count):
             assert store.verify() == []
             files = {path.name for path in (folder / "segments").iterdir()}
             with store._catalog.look() as connection:
-                assert files == {row.file for row in store._catalog.segments(connection)}
+                assert files == {row.file for row in store._catalog.all_segments(connection)}
         model = seen
     assert model
     assert flown

@@ -187,8 +187,8 @@ def change(folder, statement, *values):
 
 
 def test_a_newer_or_foreign_catalog_is_refused(folder):
-    change(folder, "PRAGMA user_version = 2")
-    with pytest.raises(StoreFormat, match=r"catalog\.sqlite.*has format 2"):
+    change(folder, "PRAGMA user_version = 3")
+    with pytest.raises(StoreFormat, match=r"catalog\.sqlite.*has format 3"):
         use(folder)
     change(folder, "PRAGMA application_id = 7")
     with pytest.raises(StoreFormat, match="not a store's catalog"):

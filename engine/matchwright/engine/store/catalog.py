@@ -212,7 +212,7 @@ class Catalog(Connections):
         for row in rows:
             types = (int, str, str, str, int, int, bytes, int, (int, type(None)))
             values = [getattr(row, name) for name in SegmentRow.__slots__]
-            fit = [isinstance(*pair) for pair in zip(values, types, strict=True)]
+            fit = [isinstance(one, type_) for one, type_ in zip(values, types, strict=True)]
             if row.kind not in KINDS or not all(fit):
                 raise self._damaged(f"segment {row.segment!r} of the manifest makes no sense")
         return rows

@@ -185,7 +185,7 @@ def merge_dead(connection: sqlite3.Connection, where: str) -> None:
     crowded = connection.execute(
         "SELECT segment FROM dead GROUP BY segment HAVING count(*) > ?", (DEAD_LOG_MAX,)
     ).fetchall()
-    opened = np.array(history.numbers(connection), dtype=np.int64) if crowded else None
+    opened = np.array(history.numbers(connection) if crowded else [], dtype=np.int64)
     for (segment,) in crowded:
         found = connection.execute(
             "SELECT number, rows FROM dead WHERE segment = ? ORDER BY number", (segment,)

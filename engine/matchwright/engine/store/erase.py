@@ -1,13 +1,14 @@
 """Takes entities out of a store for good: records, rows, and what others' records say of them.
 
-One transaction removes the records and their earlier forms, puts a stand-in where somebody else
-lists an id, rewrites every segment and live batch that holds a row of theirs, in all epochs that
-are kept, and enters who was erased::
+In this order: a tombstone for the living ones; then in one transaction the records that are left of
+them go, a stand-in takes the place of an id that somebody else lists, and who was erased is
+entered; then every segment and live batch that holds a row of theirs is replaced by a copy without
+it, in all epochs that are kept; then the catalog's pages are written anew and its log is emptied::
 
-    erased (kind, key, first, epoch, time, done)
+    erased (kind, key, epoch, time, done)
 
-``done`` is empty until everything else has gone as well: pages and log of the catalog, files
-that were replaced, runs and quarantine files. Killed anywhere, erasing the same ids again goes on.
+``done`` is empty until runs and quarantine files are through as well. Killed anywhere, erasing the
+same ids again goes on from there.
 """
 
 from __future__ import annotations
@@ -28,13 +29,12 @@ from matchwright.engine.store import blobs
 from matchwright.engine.store.catalog import KINDS, Catalog, Kind
 
 if TYPE_CHECKING:
-    from matchwright.engine.store.snapshot import Epoch
     from matchwright.engine.store.writer import Writer
     from matchwright.kernels.types import Int64, UInt64
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS erased (
-  kind TEXT NOT NULL, key INTEGER NOT NULL, first INTEGER NOT NULL, epoch INTEGER NOT NULL,
+  kind TEXT NOT NULL, key INTEGER NOT NULL, epoch INTEGER NOT NULL,
   time REAL NOT NULL, done REAL, PRIMARY KEY (kind, key)) WITHOUT ROWID
 """
 LISTED: Mapping[Kind, tuple[Kind, str]] = {"freelancer": ("job", "excluded_freelancers")}
@@ -63,18 +63,24 @@ class FromStore:
     """What one erasure did to the store itself.
 
     Attributes:
-        epoch: that no longer shows them.
-        records: that were removed, earlier forms included.
+        epoch: number of the epoch that no longer shows them.
+        living: that were there.
+        earlier: replaced or deleted forms of records that went.
         mentions: records of others in which a stand-in took the place of an id.
+        rows: encoded rows that went, counting each copy.
+        files: segment files that were replaced.
     """
 
-    epoch: Epoch
-    records: int
+    epoch: int
+    living: int
+    earlier: int
     mentions: int
+    rows: int
+    files: int
 
 
 def count(catalog: Catalog, kind: Kind, ids: Sequence[str]) -> dict[str, int]:
-    """What ``erase_rows`` would find: records, earlier forms, and others' records that list them."""
+    """What ``erase_rows`` would find: records, earlier forms, records of others that list them."""
     with catalog.look() as connection:
         return {
             "records": _count(connection, kind, ids),
@@ -84,19 +90,23 @@ def count(catalog: Catalog, kind: Kind, ids: Sequence[str]) -> dict[str, int]:
 
 
 def erase_rows(writer: Writer, kind: Kind, ids: Sequence[str]) -> FromStore:
-    """The one transaction. ``ids`` are NFC; those that are not there may have been."""
+    """Everything but pages and log. ``ids`` are NFC; those that are not there may have been.
+
+    Must not be called while holding the writer's lock.
+    """
     key_n = writer.neighbours.hash_keys(ids, writer.loader.state.salt)
-    found = {"records": 0, "mentions": 0}
-
-    def change(connection: sqlite3.Connection, number: int) -> None:
-        connection.execute("PRAGMA secure_delete = ON")
-        for table in (kind, f"{kind}_old"):
-            found["records"] += _delete(connection, table, ids)
-        found["mentions"] = _replace_mentions(connection, writer.catalog, kind, ids, key_n)
-        _enter(connection, kind, key_n, number)
-
-    epoch = writer.rewrite({kind: key_n}, change)
-    return FromStore(epoch, found["records"], found["mentions"])
+    with writer.lock:
+        _, living = writer.commit_delete(kind, ids)
+        with writer.change() as connection:
+            connection.execute("PRAGMA secure_delete = ON")
+            number = writer.catalog.state(connection).number
+            earlier = _delete(connection, f"{kind}_old", ids)
+            mentions = _replace_mentions(connection, writer.catalog, kind, ids, key_n)
+            _enter(connection, kind, key_n, number)
+    rewritten = writer.rewrite(kind, key_n)
+    return FromStore(
+        number, living, earlier - living, mentions, rewritten.rows, len(rewritten.removed)
+    )
 
 
 def _count(connection: sqlite3.Connection, table: str, ids: Sequence[str]) -> int:
@@ -178,9 +188,9 @@ def _enter(connection: sqlite3.Connection, kind: Kind, key_n: UInt64, number: in
     connection.execute(_TABLE)
     now = time.time()
     connection.executemany(
-        "INSERT INTO erased VALUES (?, ?, ?, ?, ?, NULL) ON CONFLICT (kind, key) DO UPDATE "
+        "INSERT INTO erased VALUES (?, ?, ?, ?, NULL) ON CONFLICT (kind, key) DO UPDATE "
         "SET epoch = excluded.epoch, time = excluded.time, done = NULL",
-        [(kind, key, number, number, now) for key in key_n.astype(np.int64).tolist()],
+        [(kind, key, number, now) for key in key_n.astype(np.int64).tolist()],
     )
 
 

@@ -8,6 +8,7 @@ records that were written before it and not out of force by then.
 
 from __future__ import annotations
 
+import dataclasses
 import sqlite3
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,12 @@ class EpochRow:
         """Rows that its live segment had."""
         return self.n_job if kind == "job" else self.n_freelancer
 
+    def with_n(self, kind: Kind, n: int) -> EpochRow:
+        """With another count of live rows."""
+        if kind == "job":
+            return dataclasses.replace(self, n_job=n)
+        return dataclasses.replace(self, n_freelancer=n)
+
     def checksum(self) -> bytes:
         """Of everything that stays as it is."""
         fixed = (getattr(self, name) for name in EpochRow.__slots__ if name != "until")
@@ -60,7 +67,7 @@ def begin(connection: sqlite3.Connection, state: State, what: str, now: float) -
     for kind in schema.KINDS:
         connection.execute(
             "INSERT INTO live_segment VALUES (?, ?, ?, NULL)",
-            (getattr(state, f"live_{kind}"), kind, state.number),
+            (state.live(kind), kind, state.number),
         )
     _put(connection, state, what, now)
 
@@ -70,7 +77,7 @@ def step(
 ) -> None:
     """Enters the epoch that ``state`` names after the one that ``before`` named."""
     for kind in schema.KINDS:
-        old, new = (getattr(one, f"live_{kind}") for one in (before, state))
+        old, new = before.live(kind), state.live(kind)
         if old != new:
             connection.execute(
                 "UPDATE live_segment SET gone = ? WHERE segment = ?", (state.number, old)
@@ -87,11 +94,9 @@ def step(
 
 
 def _put(connection: sqlite3.Connection, state: State, what: str, now: float) -> None:
-    rows = [live_rows(connection, segment) for segment in (state.live_job, state.live_freelancer)]
-    row = EpochRow(
-        state.number, state.digest, what, state.generation, state.next_seq, *rows, now, None
-    )
-    replace(connection, row)
+    jobs, freelancers = (live_rows(connection, state.live(kind)) for kind in schema.KINDS)
+    name = (state.number, state.digest, what, state.generation, state.next_seq)
+    replace(connection, EpochRow(*name, jobs, freelancers, now, None))
 
 
 def replace(connection: sqlite3.Connection, row: EpochRow) -> None:

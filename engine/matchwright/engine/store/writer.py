@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from matchwright.engine.store.collect import Collector, merge_dead
 from matchwright.engine.store.encode import Neighbours, encode_in_slices
 from matchwright.engine.store.loader import Loader
 from matchwright.engine.store.pending import Pending
+from matchwright.engine.store.rewrite import Rewrite, Rewritten
 from matchwright.engine.store.rows import Rows, make_rows, take
 from matchwright.engine.store.segment_file import Written, write_segment
 from matchwright.engine.store.snapshot import Epoch, Snapshot, locate
@@ -246,6 +247,38 @@ class Writer:
                 self._step(connection, state, "seal", (kind.encode(),))
             self.newest()
             self.collect()
+
+    def rewrite(
+        self,
+        drop: Mapping[Kind, UInt64],
+        change: Callable[[sqlite3.Connection, int], None] | None = None,
+    ) -> Rewritten:
+        """Takes rows out of history: every segment that has them is replaced, in every open epoch.
+
+        For erasure. Sealed segments are copied without the rows, those that only kept epochs use
+        as well, and so are live rows (the present ones are sealed first). Rows keep their order,
+        epochs and tombstones their numbers; kept epochs just have fewer rows. All of it is one
+        transaction, with whatever ``change`` does: killed in between, all of it happened or
+        nothing. Files that were replaced are unlinked when the call returns (readers may still
+        have them mapped). Writes go on while files are copied; rows of these keys that were
+        written meanwhile are dropped too.
+
+        Records are the caller's: ``change(connection, number)`` takes those of the keys out of
+        ``KIND`` and ``KIND_old``; it runs first in the transaction that makes epoch ``number``.
+        SQLite pages that held live rows are free afterwards, but overwritten only if the caller
+        asks for that. A copy of the catalog that a migration left is not looked at.
+
+        Must not be called while holding ``lock``: it takes ``structure``.
+
+        Args:
+            drop: kind -> uint64 (M,) keys of the rows to drop.
+            change: what else belongs to the same transaction.
+
+        Raises:
+            StoreDamaged: a segment does not match its checksums; nothing is replaced.
+            StoreFull: no room for the copies; nothing is replaced.
+        """
+        return Rewrite(self, drop, change).run()
 
     def _replace_records(
         self,
