@@ -111,8 +111,8 @@ def _resolution(u_qd: Float64, q_qd: Float64, offsets: Sequence[int]) -> Int32:
     starts = np.asarray(offsets[:-1])
     asked_qb = np.logical_or.reduceat(u_qd != 0.0, starts, axis=1)
     kept_qb = np.maximum.reduceat(np.abs(q_qd), starts, axis=1)
-    levels_qb: Float64 = np.where(asked_qb, kept_qb, float(Q_ABS_MAX))
-    return levels_qb.min(axis=1).astype(np.int32)
+    levels_q: Int32 = np.where(asked_qb, kept_qb, float(Q_ABS_MAX)).min(axis=1).astype(np.int32)
+    return levels_q
 
 
 def decompose(q_qd: Int16) -> tuple[Int8, Int8]:
