@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from matchwright.engine.cli import bench, demo, doctor, explain, ingest, match, policy, serve, store
+from matchwright.engine.cli import (
+    bench,
+    demo,
+    doctor,
+    explain,
+    ingest,
+    match,
+    policy,
+    run,
+    serve,
+    store,
+)
 
 app = typer.Typer(
     name="matchwright",
@@ -46,5 +57,5 @@ def root(
         raise typer.Exit(2)
 
 
-for module in (demo, ingest, match, explain, serve, policy, store, doctor, bench):
+for module in (demo, ingest, match, explain, serve, policy, store, run, doctor, bench):
     module.register(app)

@@ -192,7 +192,9 @@ def run(
         there = folder.summary()
         if there is not None:
             return Outcome(there, 0)
-        if not folder.exists(PLAN):
+        if folder.exists(PLAN):
+            plan = folder.plan()
+        else:
             folder.write_atomic(PLAN, plan.to_json())
         looked = units.look(folder, plan)
         for unit, why in looked.damaged.items():

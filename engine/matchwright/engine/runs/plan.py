@@ -140,6 +140,7 @@ class Plan:
         counts: living rows of both kinds.
         units: in the order of kinds and numbers.
         store: the folder of the store when the run was planned; for people and for ``resume``.
+        base: URL of the folder of the run that an incremental one starts from; "" for none.
         created: when, UTC, ISO 8601; "" when nobody said.
     """
 
@@ -150,6 +151,7 @@ class Plan:
     counts: Mapping[Kind, int]
     units: tuple[Unit, ...]
     store: str = ""
+    base: str = ""
     created: str = ""
 
     @property
@@ -181,6 +183,7 @@ class Plan:
             "run_id": self.run_id,
             "determinants": dict(self.determinants),
             "store": self.store,
+            "base": self.base,
             "created": self.created,
             "facets": list(self.facets),
             "counts": dict(self.counts),
@@ -239,12 +242,18 @@ class Plan:
             counts=document["counts"],
             units=tuple(Unit(*unit) for unit in document["units"]),
             store=document["store"],
+            base=document["base"],
             created=document["created"],
         )
 
 
 def make_plan(
-    snapshot: SnapshotLike, options: RunOptions, *, store: str = "", created: str = ""
+    snapshot: SnapshotLike,
+    options: RunOptions,
+    *,
+    store: str = "",
+    base: str = "",
+    created: str = "",
 ) -> Plan:
     """The plan of a run over one epoch: every stored entity of the kinds asks.
 
@@ -252,6 +261,7 @@ def make_plan(
         snapshot: the epoch.
         options: what is asked.
         store: the store's folder, to find it again.
+        base: URL of the base's folder, to find it again.
         created: the time, UTC, ISO 8601.
 
     Raises:
@@ -287,6 +297,7 @@ def make_plan(
         counts=counts,
         units=tuple(units),
         store=store,
+        base=base,
         created=created,
     )
 

@@ -1,0 +1,372 @@
+"""What the commands that do a run share: options, the store's epoch, how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import shlex
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from matchwright.engine.cli import _source
+from matchwright.engine.cli._failures import Interrupted, describe, harmless
+from matchwright.engine.cli._output import Format, View, Writer, plainly
+from matchwright.engine.cli._progress import say
+from matchwright.engine.errors import (
+    DependencyUnavailable,
+    EpochGone,
+    FailedPrecondition,
+    InvalidArgument,
+    MatchwrightError,
+    Overloaded,
+    StoreError,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from matchwright.engine.runs.execute import Executor, Progress, Stop
+    from matchwright.engine.runs.folder import RunFolder
+    from matchwright.engine.runs.plan import Plan
+    from matchwright.engine.store import Snapshot, Store
+
+LEASE_S = 72 * 3600.0
+"""How long a run keeps its epoch after it was last heard of: a weekend to resume it."""
+
+
+class ExecutorOption(enum.StrEnum):
+    """Who does the work."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+class ForOption(enum.StrEnum):
+    """Who asks."""
+
+    JOBS = "jobs"
+    FREELANCERS = "freelancers"
+    BOTH = "both"
+
+
+JobsOption = Annotated[
+    list[Path] | None,
+    typer.Option("--jobs", metavar="FILE", help="Jobs from files, in place of a store."),
+]
+FreelancersOption = Annotated[
+    list[Path] | None,
+    typer.Option("--freelancers", metavar="FILE", help="Freelancers, to go with --jobs."),
+]
+MapsOption = Annotated[
+    list[Path] | None,
+    typer.Option("--map", metavar="MAP.toml", help="What the files' columns mean; one per kind."),
+]
+WorkOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--work", metavar="DIR", help="Where stores made of files are kept; a cache if none."
+    ),
+]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--output", "-o", metavar="URL", help="Where runs are: a folder, s3://...; STORE/runs."
+    ),
+]
+KOption = Annotated[int, typer.Option("-k", help="How many matches of each, 1 to 1,000.")]
+ExecutorOpt = Annotated[ExecutorOption, typer.Option("--executor", help="Who does the work.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", help="Threads of this process, or processes of Ray; all cores."),
+]
+FinishByOption = Annotated[
+    str | None,
+    typer.Option(
+        "--finish-by", metavar="TIME", help="Stop in good order by then: 06:30, ISO, or 2h."
+    ),
+]
+
+
+@dataclass(frozen=True)
+class How:
+    """Who does the work, and by when. Results do not depend on it."""
+
+    device: _source.Device
+    executor: ExecutorOption
+    workers: int | None
+    finish_by: str | None
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            InvalidArgument, DependencyUnavailable: naming the option.
+        """
+        if self.workers is not None and not 1 <= self.workers <= 1024:
+            raise InvalidArgument(f"--workers takes 1 to 1,024, got {self.workers}")
+        self.deadline(lambda line: None)
+        _source.need_device(self.device)
+
+    def arguments(self) -> list[str]:
+        """The options that a resume needs again."""
+        words: list[str] = []
+        if self.device is not _source.Device.AUTO:
+            words += ["--device", self.device.value]
+        if self.executor is not ExecutorOption.LOCAL:
+            words += ["--executor", self.executor.value]
+        if self.workers is not None:
+            words += ["--workers", str(self.workers)]
+        return words
+
+    def deadline(self, warn: Any) -> Any:
+        """A ``Deadline``, or None when there is none."""
+        if self.finish_by is None:
+            return None
+        from matchwright.engine.runs.deadline import Deadline, parse_finish_by
+
+        return Deadline(parse_finish_by(self.finish_by, datetime.now().astimezone()), warn)
+
+
+def executor_of(plan: Plan, snapshot: Snapshot, store: Path, how: How) -> Executor:
+    """Whoever does the work."""
+    if how.executor is ExecutorOption.RAY:
+        return _ray(plan, snapshot, store, how)
+    from matchwright.engine.runs.execute import LocalExecutor
+    from matchwright.kernels.ops import get_ops
+
+    ops = get_ops(how.device.value, threads=how.workers)
+    if plan.options.base is None:
+        return LocalExecutor(ops, snapshot, plan)
+    from matchwright.engine.runs.base import Base
+    from matchwright.engine.runs.folder import RunFolder
+    from matchwright.engine.runs.incremental import IncrementalExecutor
+    from matchwright.engine.runs.pairing import side
+
+    return IncrementalExecutor(ops, snapshot, plan, Base(side(RunFolder(plan.base))))
+
+
+def _ray(plan: Plan, snapshot: Snapshot, store: Path, how: How) -> Executor:
+    if plan.options.base is not None:
+        raise InvalidArgument("--changed-since goes with --executor local; it has little to do")
+    import importlib
+
+    try:  # Ray itself is an extra
+        module = importlib.import_module("matchwright.engine.runs.ray_executor")
+    except ModuleNotFoundError as error:
+        raise DependencyUnavailable(
+            f"--executor ray: {error.name!r} is not installed; pip install 'matchwright[ray]'"
+        ) from None
+    made: Executor = module.RayExecutor(
+        plan, snapshot, store, workers=how.workers, device=how.device.value
+    )
+    return made
+
+
+def do(
+    plan: Plan, folder: RunFolder, snapshot: Snapshot, store: Path, lease: Any, how: How
+) -> dict[str, Any]:
+    """Do what is left of a run; its run.json.
+
+    Raises:
+        MatchwrightError: why it did not end; the message says how to go on.
+        Interrupted: Ctrl-C.
+    """
+    from matchwright.engine.cli._run_progress import run_progress
+    from matchwright.engine.runs.execute import Event, run
+
+    with resumable(folder, resume_command(folder, store, how)), run_progress() as progress:
+        there = folder.summary()
+        if there is not None:
+            say(f"run {folder.run_id} is complete in {folder.url}: nothing to do")
+            return there
+
+        def warn(line: str) -> None:
+            progress(Event("late", {"text": line}))
+
+        with terminable(how.deadline(warn)) as stop:
+            executor = executor_of(plan, snapshot, store, how)
+            outcome = run(
+                plan, folder, executor, _renewing(progress, lease), stop, snapshot=snapshot
+            )
+    return outcome.summary
+
+
+def _renewing(progress: Progress, lease: Any) -> Progress:
+    """A progress that keeps the epoch's lease young."""
+
+    def tell(event: Any) -> None:
+        if lease is not None and event.name == "unit":
+            lease.renew(LEASE_S)
+        progress(event)
+
+    return tell
+
+
+@contextlib.contextmanager
+def terminable(deadline: Any) -> Iterator[Stop]:
+    """A ``stop`` that says so at the deadline, and after SIGTERM."""
+    asked: list[int] = []
+
+    def stop(done: int, total: int) -> str | None:
+        if asked:
+            return "SIGTERM"
+        return None if deadline is None else str_or_none(deadline.stop(done, total))
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def str_or_none(value: Any) -> str | None:
+    """``value`` as text; None stays None."""
+    return None if value is None else str(value)
+
+
+@contextlib.contextmanager
+def resumable(folder: RunFolder, command: str) -> Iterator[None]:
+    """Whatever ends the block before its time says how to go on, once there is a plan."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"what is written is kept; go on with: {command}") from None
+    except MatchwrightError as error:
+        error.details.setdefault("resume", command)
+        error.args = (f"{error}; go on with: {command}",)
+        raise
+    except OSError as error:
+        raise _refused(error, folder, command) from error
+    except BaseException:
+        say(f"go on with: {command}")
+        raise
+
+
+def _refused(error: OSError, folder: RunFolder, command: str) -> MatchwrightError:
+    """What a target refused, with the exit code that it has everywhere."""
+    told = describe(error)
+    kinds: dict[int, type[MatchwrightError]] = {
+        InvalidArgument.exit_code: InvalidArgument,
+        DependencyUnavailable.exit_code: DependencyUnavailable,
+    }
+    kind = kinds.get(int(told["exit_code"]), Overloaded)
+    message = f"{folder.url}: {told['message']}; go on with: {command}"
+    return kind(message, resume=command, target=folder.url)
+
+
+def resume_command(folder: RunFolder, store: Path, how: How) -> str:
+    """The command that goes on with a run, quoted for a shell."""
+    words = ["matchwright", "run", "resume", folder.url, "--store", str(store), *how.arguments()]
+    return shlex.join(words)
+
+
+@contextlib.contextmanager
+def epoch_of(store: Path, plan: Plan | None = None) -> Iterator[tuple[Store, Snapshot]]:
+    """The store and one epoch of it: the newest, or the one that a plan names.
+
+    Raises:
+        FailedPrecondition: the plan was made from another store.
+        EpochGone: its epoch is no longer kept.
+    """
+    from matchwright.engine.store import Store
+
+    with Store.open(store) as opened:
+        snapshot = opened.snapshot()
+        if plan is not None and str(snapshot.epoch) != plan.epoch:
+            snapshot = _earlier(opened, plan)
+        yield opened, snapshot
+
+
+def _earlier(store: Store, plan: Plan) -> Snapshot:
+    if store.uuid != plan.determinants["store"]:
+        raise FailedPrecondition(
+            f"run {plan.run_id} was planned from the store {plan.determinants['store']}, and "
+            f"{store.root} is {store.uuid}; name the right one with --store DIR"
+        )
+    try:
+        snapshot = store.snapshot(epoch=plan.epoch_number)
+    except (EpochGone, FailedPrecondition) as error:
+        raise EpochGone(
+            f"run {plan.run_id} needs epoch {plan.epoch_number}: {error}; start a new run",
+            epoch=plan.epoch_number,
+        ) from None
+    if str(snapshot.epoch) != plan.epoch:
+        raise FailedPrecondition(
+            f"run {plan.run_id} needs {plan.epoch}, and {store.root} holds {snapshot.epoch}: "
+            "was it restored from a backup? start a new run"
+        )
+    return snapshot
+
+
+def lease_of(store: Store, plan: Plan) -> Any:
+    """A lease on the plan's epoch; None, and a line that says so, where none can be written."""
+    try:
+        return store.keep(f"run-{plan.run_id}", epoch=plan.epoch_number, seconds=LEASE_S)
+    except EpochGone:
+        raise
+    except (StoreError, OSError) as error:
+        say(
+            f"the epoch is not kept for a resume ({harmless(error)}): if the store moves on "
+            "before this run is complete, it must be started anew"
+        )
+        return None
+
+
+def write(view: View, format_: Format | None) -> None:
+    """The answer on stdout."""
+    if format_ is Format.PARQUET:
+        raise InvalidArgument("--format takes table, json, jsonl or csv here; runs are Parquet")
+    with Writer(format_, None) as writer:
+        writer.add(view)
+
+
+def summary_view(folder: RunFolder, summary: Mapping[str, Any]) -> View:
+    """run.json without its units, and where it is."""
+    document = {"url": folder.url, **{k: v for k, v in summary.items() if k != "units"}}
+    counts = summary["counts"]
+    row = {
+        "run_id": summary["run_id"],
+        "url": folder.url,
+        "digest": summary["digest"],
+        **{f"{kind}_{name}": n for kind, one in counts.items() for name, n in one.items()},
+        "seconds": summary["seconds"]["total"],
+    }
+    return View(document, [row], lambda console: _draw(console, _lines(folder, summary)))
+
+
+def _lines(folder: RunFolder, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    lines = [("run", summary["run_id"]), ("in", folder.url)]
+    for kind, one in summary["counts"].items():
+        words = [f"{one[name]:,} {name}" for name in ("full", "few", "none", "errors")]
+        lines.append((f"{kind}s", f"{one['queries']:,} asked: {', '.join(words)}"))
+        lines.append(("", f"{one['rows']:,} result rows"))
+    seconds, rates = summary["seconds"], summary["rates"]
+    lines.append(("took", f"{seconds['total']:,.1f} s, of which kernels {seconds['kernel']:,.1f}"))
+    lines.append(("rate", f"{rates['queries_per_s']:,.0f} queries/s"))
+    lines.append(("digest", summary["digest"]))
+    return lines
+
+
+def _draw(console: Console, lines: Sequence[tuple[str, str]]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in lines:
+        table.add_row(name, harmless(value))
+    console.print(table)
+
+
+def facts_view(document: Mapping[str, Any], lines: Sequence[tuple[str, str]]) -> View:
+    """Any document with lines for a terminal."""
+    flat = {key: value for key, value in plainly(document).items() if not isinstance(value, list)}
+    return View(document, [flat], lambda console: _draw(console, lines))

@@ -1,0 +1,60 @@
+"""What a plan will cost: pairs, seconds, bytes on the disk and in memory. Estimates, said to be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from matchwright.engine.matcher import OTHER
+from matchwright.engine.prepare import SnapshotLike
+from matchwright.engine.runs.plan import Plan
+
+if TYPE_CHECKING:
+    from matchwright.kernels.ops import Ops
+    from matchwright.kernels.types import Corpus
+
+ROW_BYTES, CONTRIBUTION_BYTES, QUERY_BYTES = 26, 4, 90
+"""Of one result row, of one facet of it, and of one query, in Parquet."""
+QUERY_SECONDS = 0.5e-3
+"""Of one thread, to prepare a query and to write its answer."""
+PROCESS_BYTES = 350 << 20
+"""Of the interpreter with its libraries, and of units on their way."""
+
+
+def predict(plan: Plan, snapshot: SnapshotLike, ops: Ops) -> dict[str, Any]:
+    """Upper estimates: nobody knows before how many are eligible."""
+    d = snapshot.generation.d
+    costs = ops.costs_for(d)
+    options = plan.options
+    queries = pairs = rows = 0
+    seconds = 0.0
+    for kind in options.kinds:
+        corpus = plan.counts[OTHER[kind]]
+        for unit in plan.units_of(kind):
+            seconds += costs.scan(corpus, unit.queries, d) / ops.threads
+            queries += unit.queries
+            pairs += unit.queries * corpus
+            rows += unit.queries * min(options.k + options.slack, corpus)
+    facets = len(plan.facets) if options.contributions else 0
+    return {
+        "queries": queries,
+        "pairs": pairs,
+        "rows_at_most": rows,
+        "bytes_at_most": rows * (ROW_BYTES + CONTRIBUTION_BYTES * facets) + queries * QUERY_BYTES,
+        "seconds": round(seconds + queries * QUERY_SECONDS / ops.threads, 1),
+        "memory_bytes": PROCESS_BYTES
+        + ops.memory_bytes
+        + max(corpus_bytes(snapshot.corpus(OTHER[kind])) for kind in options.kinds),
+        "device": ops.name,
+        "threads": ops.threads,
+    }
+
+
+def corpus_bytes(corpus: Corpus) -> int:
+    """Bytes of the arrays that are scanned; mapped, so that they can go when memory is short."""
+    size = 0
+    for segment, _ in corpus.parts:
+        size += segment.x_nd.nbytes + segment.key_n.nbytes
+        size += sum(array.nbytes for array in segment.scalars.values())
+        size += sum(array.nbytes for array in segment.index.values())
+        size += sum(column.start_n.nbytes + column.value.nbytes for column in segment.sets.values())
+    return size
