@@ -266,8 +266,8 @@ def _refused(error: OSError, folder: RunFolder, command: str) -> MatchwrightErro
 
 def resume_command(folder: RunFolder, store: Path, how: How) -> str:
     """The command that goes on with a run, quoted for a shell."""
-    words = ["matchwright", "run", "resume", folder.url, "--store", str(store), *how.arguments()]
-    return shlex.join(words)
+    where = ["--store", str(store.resolve())]
+    return shlex.join(["matchwright", "run", "resume", folder.url, *where, *how.arguments()])
 
 
 @contextlib.contextmanager
@@ -308,10 +308,10 @@ def _earlier(store: Store, plan: Plan) -> Snapshot:
     return snapshot
 
 
-def lease_of(store: Store, plan: Plan) -> Any:
+def lease_of(store: Store, plan: Plan, folder: RunFolder) -> Any:
     """A lease on the plan's epoch; None, and a line that says so, where none can be written."""
     try:
-        return store.keep(f"run-{plan.run_id}", epoch=plan.epoch_number, seconds=LEASE_S)
+        return store.keep(folder.lease, epoch=plan.epoch_number, seconds=LEASE_S)
     except EpochGone:
         raise
     except (StoreError, OSError) as error:

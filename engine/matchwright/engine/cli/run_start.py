@@ -233,7 +233,7 @@ def resume(
 
 def _go(ready: _Ready, how: _run.How, format_: Any) -> int:
     fresh = ready.folder.summary() is None
-    lease = _run.lease_of(ready.store, ready.plan) if fresh else None
+    lease = _run.lease_of(ready.store, ready.plan, ready.folder) if fresh else None
     summary = _run.do(ready.plan, ready.folder, ready.snapshot, ready.path, lease, how)
     if lease is not None:
         lease.release()
@@ -243,6 +243,7 @@ def _go(ready: _Ready, how: _run.How, format_: Any) -> int:
 
 
 def _plan_view(ready: _Ready, how: _run.How) -> View:
+    from matchwright.engine.runs.folder import PLAN
     from matchwright.engine.runs.plan import PLAN_FORMAT
     from matchwright.engine.runs.predict import predict
     from matchwright.engine.runs.units import look
@@ -250,11 +251,11 @@ def _plan_view(ready: _Ready, how: _run.How) -> View:
 
     made, folder = ready.plan, ready.folder
     state, left = "new", len(made.units)
-    if folder.summary() is not None:
-        state, left = "complete", 0
-    elif folder.exists("plan.json"):
+    if folder.exists(PLAN):
         made = folder.plan()
         state, left = "started", len(made.units) - len(look(folder, made).done)
+    if folder.summary() is not None:
+        state, left = "complete", 0
     guess = predict(made, ready.snapshot, get_ops(how.device.value, threads=how.workers))
     units = {kind: len(made.units_of(kind)) for kind in made.options.kinds}
     document = {

@@ -200,6 +200,12 @@ class RunFolder(Target):
     def run_id(self) -> str:
         return str(self.root).rsplit("/", 1)[-1]
 
+    @property
+    def lease(self) -> str:
+        """Name of the lease by which this run keeps its store's epoch while it is not complete."""
+        where = hashlib.blake2b(self.url.encode(), digest_size=4).hexdigest()
+        return f"run-{self.run_id}-{where}"
+
     def plan(self) -> Plan:
         """What was planned.
 
