@@ -126,7 +126,8 @@ def test_a_report_on_a_terminal(run, posts):
         (["validate", "jobs", "good.csv", "--map", "absent.toml"], "absent.toml"),
         (["validate", "freelancers", "good.csv", "--map", "posts.toml"], "job"),
         (["validate", "jobs", "good.csv"], "number"),
-        (["validate", "jobs", "good.csv", "--aliases", "a.toml"], "--map"),
+        (["validate", "jobs", "good.csv", "--aliases", "a.toml"], "a.toml"),
+        (["validate", "jobs", "good.csv", "--aliases", "good.csv"], "TOML"),
         (["validate", "jobs", "good.csv", "--map", "good.csv"], "TOML"),
     ],
 )
@@ -146,6 +147,27 @@ def test_aliases(run, posts):
     assert code == 0, err
     with Store.open(posts / "shop") as store:
         (skills,) = store.records("job", ["1"])["skills"].to_list()
+    assert [skill["name"] for skill in skills] == ["React", "Gopher"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("own.csv", "skills,id\nreact.js|go,1\n"),
+        ("own.jsonl", '{"id": "1", "skills": ["react.js", "go"]}\n'),
+    ],
+)
+def test_aliases_without_a_map(run, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    (tmp_path / "more.toml").write_text('[skills]\nGopher = ["go"]\n')
+    options = ["--aliases", tmp_path / "more.toml"]
+    assert run("validate", "freelancers", tmp_path / name, *options)[0] == 0
+    code, _, err = run(
+        "ingest", "freelancers", tmp_path / name, "--store", tmp_path / "shop", *options
+    )
+    assert code == 0, err
+    with Store.open(tmp_path / "shop") as store:
+        (skills,) = store.records("freelancer", ["1"])["skills"].to_list()
     assert [skill["name"] for skill in skills] == ["React", "Gopher"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -19,7 +18,7 @@ from matchwright.engine.cli._options import (
 )
 from matchwright.engine.cli._output import View, Writer
 from matchwright.engine.cli._progress import bytes_progress
-from matchwright.engine.errors import InvalidArgument, InvalidData, PartlyDone
+from matchwright.engine.errors import InvalidData, PartlyDone
 
 if TYPE_CHECKING:
     import polars as pl
@@ -47,7 +46,7 @@ StrictOption = Annotated[
 ]
 AliasesOption = Annotated[
     Path | None,
-    typer.Option("--aliases", metavar="FILE", help="More spellings of skills (TOML); with --map."),
+    typer.Option("--aliases", metavar="FILE", help="More spellings of skills (TOML)."),
 ]
 QuarantineOption = Annotated[
     Path | None,
@@ -132,6 +131,7 @@ def into_store(
         sink = stack.enter_context(_StoreSink(kind, store))
         if quarantine is not None:
             stack.enter_context(_folder_for(quarantine))
+            stack.enter_context(_known_to(store, quarantine))
         return read(
             kind, files, record_map, sink=sink, strict=strict, quarantine=quarantine, progress=tell
         )
@@ -173,6 +173,18 @@ class _StoreSink:
 
 
 @contextlib.contextmanager
+def _known_to(store: Path, quarantine: Path) -> Iterator[None]:
+    """Where refused rows went, if it is elsewhere: erasing somebody goes there too."""
+    from matchwright.engine.store import places
+
+    try:
+        yield
+    finally:
+        if store.is_dir() and quarantine.exists():
+            places.note(store, "quarantine", quarantine)
+
+
+@contextlib.contextmanager
 def _folder_for(file: Path) -> Iterator[None]:
     """The folders that ``file`` needs; those made here go again when nothing came into them."""
     made = []
@@ -198,23 +210,15 @@ def checked_map(kind: Kind, path: Path | None, aliases: Path | None) -> RecordMa
     """The map, checked, with further aliases of skills; None when no map is given.
 
     Raises:
-        InvalidArgument: a map or an alias file that cannot be used, or aliases without a map.
+        NotFound, InvalidArgument, UnknownKey: a map or an alias file that cannot be used.
     """
-    if path is None:
-        if aliases is not None:
-            raise InvalidArgument("--aliases goes with --map MAP.toml", field="aliases")
+    if path is None and aliases is None:
         return None
-    from matchwright.engine.records.maps import load_map
+    from matchwright.engine.records.maps import load_map, native_map
     from matchwright.engine.records.skills import skills_with
 
-    record_map = load_map(path, kind)
-    if aliases is None:
-        return record_map
-    skills = skills_with(aliases)
-    fields = tuple(
-        replace(field, options=replace(field.options, skills=skills)) for field in record_map.fields
-    )
-    return replace(record_map, fields=fields)
+    record_map = native_map(kind) if path is None else load_map(path, kind)
+    return record_map if aliases is None else record_map.with_skills(skills_with(aliases))
 
 
 def free_name(folder: Path, stem: str) -> Path:

@@ -223,7 +223,7 @@ def _converted(opened: OpenFile, run: _Run, file: FileReport) -> Iterator[Conver
         if converter is None:
             columns = _columns(opened, chunk, record_map)
             if record_map.native and opened.columns is not None:
-                record_map = native_map(record_map.kind, columns)
+                record_map = record_map.only(columns)
             converter = Converter(record_map)
             used = record_map.check_columns(columns, str(opened.path), nested=_nested(opened))
             file.unused_columns = [name[:100] for name in used[:100]]

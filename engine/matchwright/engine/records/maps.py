@@ -73,6 +73,16 @@ class RecordMap:
         """Every source column that is used, conditions included."""
         return tuple(dict.fromkeys(c for f in self.fields for c in f.used_columns))
 
+    def with_skills(self, skills: Skills) -> RecordMap:
+        """The same map with other alias tables."""
+        fields = tuple(replace(f, options=replace(f.options, skills=skills)) for f in self.fields)
+        return replace(self, fields=fields)
+
+    def only(self, names: Iterable[str]) -> RecordMap:
+        """The same map of those fields, in the order of ``names``; others are passed over."""
+        known = {f.spec.name: f for f in self.fields}
+        return replace(self, fields=tuple(known[name] for name in names if name in known))
+
     def check_columns(
         self, present: Iterable[str], where: str, *, nested: bool = False
     ) -> tuple[str, ...]:
@@ -117,10 +127,9 @@ class RecordMap:
         )
 
 
-def native_map(kind: Kind, columns: Iterable[str] | None = None) -> RecordMap:
+def native_map(kind: Kind) -> RecordMap:
     """The map of files and messages that use our own field names and units."""
-    wanted = FIELDS[kind] if columns is None else [c for c in columns if c in FIELDS[kind]]
-    fields = tuple(map_fields.native(FIELDS[kind][name]) for name in wanted)
+    fields = tuple(map_fields.native(field) for field in FIELDS[kind].values())
     return RecordMap(kind=kind, fields=fields, native=True)
 
 
