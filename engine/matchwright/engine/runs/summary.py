@@ -113,10 +113,10 @@ _KEPT = (*units.COUNTS, "kind", "number", "key", "eligible", "sha256", "bytes", 
 def _incremental(
     plan: Plan, ordered: list[Mapping[str, Any]], about: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """How much of the base was used; None for a run that starts from no other."""
+    """What the base was good for, by kind and reason (``tally``); None for a full run."""
     if plan.options.base is None:
         return None
-    return tally.told(plan, ordered, about.get("incremental", {}))
+    return tally.told(plan, ordered, about.get("incremental") or {})
 
 
 def rates(
