@@ -19,13 +19,14 @@
 #define __device__
 #define __global__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __shared__ static
 #define threadIdx (simt::self->thread)
 #define blockIdx (simt::self->block)
 #define blockDim (simt::self->threads)
 #define gridDim (simt::self->grid)
 
+using std::max;
 using std::min;
 
 namespace simt {
@@ -178,6 +179,64 @@ T __shfl_sync(unsigned, T value, int lane) {
     std::memcpy(&value, &bits, 4);
     return value;
 }
+
+inline int __reduce_max_sync(unsigned, int value) {
+    int most = value;
+    for (int one : simt::exchange(value)) most = std::max(most, one);
+    return most;
+}
+
+inline int __syncthreads_or(int predicate) {
+    static int any[2] = {};  // one is in use while the other is cleared
+    static unsigned turn = 0;
+    const unsigned mine = turn % 2;
+    if (predicate) any[mine] = 1;
+    simt::wait(*simt::self->all);
+    const int result = any[mine];
+    simt::wait(*simt::self->all);
+    turn = mine + 1;
+    any[mine] = 0;
+    simt::wait(*simt::self->all);
+    return result;
+}
+
+// ── What tensor.cuh asks of the tensor cores, by the definitions in the PTX ISA ────────────────
+
+inline void multiply(int (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    std::vector<int> a_of[4], b_of[2];
+    for (int i = 0; i < 4; ++i) a_of[i] = simt::exchange((int)a[i]);
+    b_of[0] = simt::exchange((int)b0);
+    b_of[1] = simt::exchange((int)b1);
+    const int lane = (int)simt::self->thread.x % 32;
+    const auto byte = [](int word, int at) { return (int)(signed char)((unsigned)word >> 8 * at); };
+    for (int i = 0; i < 4; ++i) {
+        const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (int k = 0; k < 32; ++k) {
+            const int t = k % 16 / 4;
+            const int left = a_of[k / 16 * 2 + row / 8][row % 8 * 4 + t];
+            c[i] += byte(left, k % 4) * byte(b_of[k / 16][column * 4 + t], k % 4);
+        }
+    }
+}
+
+inline void load_matrices(unsigned (&out)[4], const signed char* base, int offset) {
+    const int lane = (int)simt::self->thread.x % 32;
+    const std::vector<int> offsets = simt::exchange(offset);
+    for (int j = 0; j < 4; ++j)
+        std::memcpy(&out[j], base + offsets[8 * j + lane / 4] + lane % 4 * 4, 4);
+}
+
+inline void copy_ahead(signed char* shared, const signed char* global, bool there) {
+    if (there)
+        std::memcpy(shared, global, 16);
+    else
+        std::memset(shared, 0, 16);
+}
+
+inline void end_of_stage() {}
+
+template <int Behind>
+void wait_for_stage() {}
 
 inline unsigned atomicAdd(unsigned* at, unsigned value) {
     const unsigned before = *at;

@@ -106,6 +106,7 @@ class HostDevice(KernelDevice):
 
     def __init__(self, libraries: dict[str, ctypes.CDLL]) -> None:
         self.libraries = libraries
+        self.tensor = False
         self.launches: list[str] = []
 
     def launch(self, kernel: str, grid: tuple[int, int], args: Sequence[Any]) -> None:
@@ -113,7 +114,7 @@ class HostDevice(KernelDevice):
         held = [np.asarray(np.uint64(a.ctypes.data) if np.ndim(a) else a) for a in args]
         pointers = (ctypes.c_void_p * len(held))(*(one.ctypes.data for one in held))
         # A few blocks in x, so that kernels have to go round their loops over rows.
-        x = grid[0] if kernel == "select_best" else min(grid[0], 2)
+        x = grid[0] if kernel in ("select_best", "sieve") else min(grid[0], 2)
         run = getattr(self.libraries[kernel], f"run_{kernel}")
         if run(x, grid[1], limit("THREADS"), pointers):
             raise DeviceError(f"{kernel}: a thread waits for ever")
@@ -359,6 +360,58 @@ def test_select(host, k, count_of):
         np.testing.assert_array_equal(block.top_qk4[q, :have, :3], expected.top_qk4[q, :have, :3])
 
 
+def sieved(q: int, n: int, d: int, capacity: int) -> tuple[QueryBlock, Tile]:
+    """Queries on whose bounds some pairs lie, and rows of very different norms."""
+    rng = np.random.default_rng(n + d)
+    block = a_block(rng, q=q, k=1, capacity=capacity, d=d)
+    block = replace(block, high_qd=rng.integers(-127, 128, (q, d), dtype=np.int8))
+    x_nd = rng.integers(-127, 128, (n, d)) // rng.integers(1, 100, (n, 1))
+    x_nd[rng.random(n) < 0.3] = rng.choice([-127, 127], d)
+    rows = NumpyDevice().segment(x_nd.astype(np.int8), some_keys(rng, n))
+    bits = pack_bits(list(rng.random((3, n)) < np.array([[0.02], [0.5], [1.0]])))
+    first = block.high_qd.astype(np.int64) @ rows.x_nd.astype(np.int64).T
+    chosen = first[np.arange(q), rng.integers(0, n, q)]
+    block.bound_q4[:, 0] = 128 * chosen + rng.integers(-2_000, 2_000, q)
+    block.bound_q4[-1] = NOTHING
+    return block, Tile(None, rows, 1_000, bits)
+
+
+@pytest.mark.parametrize(
+    ("q", "n", "d", "begin", "end"),
+    [(1, 1, 16, 0, 1), (5, 37, 48, 32, 37), (130, 199, 80, 0, 199), (37, 640, 144, 64, 411)],
+)
+def test_sieve(host, q, n, d, begin, end):
+    block, tile = sieved(q, n, d, capacity=n + 1)
+    active = np.random.default_rng(q).permutation(q)[: max(1, q - 1)].astype(np.int32)
+    expected = copied(block)
+    host.sieve(block, tile, active, begin, end)
+    NumpyDevice().sieve(expected, tile, active, begin, end)
+    np.testing.assert_array_equal(block.count_q, expected.count_q)
+    assert n == 1 or expected.count_q.any()
+    for i, many in enumerate(expected.count_q):
+        got, want = (sorted(map(tuple, b.found_qc4[i, :many])) for b in (block, expected))
+        assert got == want
+
+
+def test_sieve_counts_on_when_the_buffer_is_full(host):
+    block, tile = sieved(q=1, n=300, d=32, capacity=40)
+    block.group_q[:] = 2  # whose bits are all set
+    guarded = np.full((1, 48, 4), 77, np.int32)
+    block = replace(block, found_qc4=guarded[:, :40])
+    host.sieve(block, tile, np.zeros(1, np.int32), 0, 300)
+    assert block.count_q.tolist() == [300]
+    assert np.unique(guarded[0, :40, 3]).size == 40
+    assert (guarded[0, 40:] == 77).all()
+
+
+def test_a_tile_without_an_eligible_row_is_left_out(host):
+    block, tile = sieved(q=3, n=256, d=16, capacity=256)
+    tile = replace(tile, bits_gw=np.zeros_like(tile.bits_gw))
+    block.bound_q4[:] = NOTHING
+    host.sieve(block, tile, np.arange(3, dtype=np.int32), 0, 256)
+    assert not block.count_q.any()
+
+
 def test_a_thread_that_waits_for_ever_is_reported(tmp_path):
     source = """
 #include "simt.hpp"
@@ -380,7 +433,9 @@ extern "C" int run_stuck() { return simt::launch(&stuck, 1, 1, 64, nullptr); }
         (1_500, 4, 32, 5, 1, 40_000),
     ],
 )
-def test_topk_on_the_kernels_is_the_reference(host, n, q, d, k, spread, budget):
+@pytest.mark.parametrize("tensor", [False, True])
+def test_topk_on_the_kernels_is_the_reference(host, n, q, d, k, spread, budget, tensor):
+    host.tensor = tensor
     rng = np.random.default_rng(n)
     x_nd = rng.integers(-spread, spread + 1, (n, d)).astype(np.int8)
     key = np.unique(rng.integers(0, 2**63, n + q + 50, dtype=np.uint64))
@@ -395,7 +450,7 @@ def test_topk_on_the_kernels_is_the_reference(host, n, q, d, k, spread, budget):
     host.launches.clear()
     got = CupyOps(device=host, memory_bytes=budget, verify=False).topk(corpus, queries, k)
     expected = Ops().topk(corpus, queries, k)
-    assert {"norms", "threshold", "select_best"} <= set(host.launches)
+    assert set(host.launches) == {"norms", "sieve" if tensor else "threshold", "select_best"}
     np.testing.assert_array_equal(got.row_qk, expected.row_qk)
     np.testing.assert_array_equal(got.points_qk, expected.points_qk)
     np.testing.assert_array_equal(got.returned_q, expected.returned_q)

@@ -17,6 +17,7 @@ LIMITS = {
     "norms": (40, 0),
     "points_by_facet": (40, 0),
     "select_best": (64, 32 << 10),
+    "sieve": (128, 48 << 10),  # two blocks on a multiprocessor
     "threshold": (64, 0),
 }
 

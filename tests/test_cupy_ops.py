@@ -37,7 +37,8 @@ needs_device = pytest.mark.skipif(NO_DEVICE is not None, reason=NO_DEVICE or "a 
 class Watched(NumpyDevice):
     """Keeps account of what was launched."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tensor: bool = False) -> None:
+        super().__init__(tensor=tensor)
         self.called: list[str] = []
 
     def select(self, block, active_a):
@@ -49,9 +50,20 @@ class Watched(NumpyDevice):
         return super().points(x_nd, q_d, offset_b)
 
 
-@pytest.fixture(params=["emulated", pytest.param("cuda", marks=(needs_device, pytest.mark.gpu))])
+ON_DEVICE = (needs_device, pytest.mark.gpu)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param((Watched, False), id="emulated-product"),
+        pytest.param((Watched, True), id="emulated-sieve"),
+        pytest.param((CudaDevice, False), id="cuda-product", marks=ON_DEVICE),
+        pytest.param((CudaDevice, True), id="cuda-sieve", marks=ON_DEVICE),
+    ]
+)
 def device(request):
-    return Watched() if request.param == "emulated" else CudaDevice()
+    made, tensor = request.param
+    return made(tensor=tensor)
 
 
 @pytest.fixture
@@ -306,13 +318,16 @@ def test_overrides_have_the_base_s_parameters():
 @pytest.mark.parametrize("queries", [1, 37, 100_000])
 @pytest.mark.parametrize("rows", [1, 199, 10_000_000])
 @pytest.mark.parametrize("k", [1, 100, 1_000])
-def test_sizes_fit_their_budget(queries, rows, k):
+@pytest.mark.parametrize("tensor", [False, True])
+def test_sizes_fit_their_budget(queries, rows, k, tensor):
     for width in (16, 384, 1_040):
         for power in range(10, 34):
-            sizes = fit(queries, rows, width, k, 1 << power)
+            sizes = fit(queries, rows, width, k, 1 << power, tensor=tensor)
             if sizes is None:
-                assert Sizes(1, 32, -(-k // 32) * 32).temporary_bytes(width, k) > 1 << power
+                least = Sizes(1, 32, -(-k // 32) * 32, tensor)
+                assert least.temporary_bytes(width, k) > 1 << power
                 continue
+            assert sizes.tensor is tensor
             assert sizes.temporary_bytes(width, k) <= 1 << power
             assert 1 <= sizes.queries <= min(queries, limit("QUERIES_MAX"))
             assert sizes.columns % 32 == 0
@@ -320,7 +335,8 @@ def test_sizes_fit_their_budget(queries, rows, k):
             assert sizes.capacity >= k
 
 
-def test_temporary_arrays_stay_within_the_budget():
+@pytest.mark.parametrize("tensor", [False, True])
+def test_temporary_arrays_stay_within_the_budget(tensor):
     class Counting(NumpyDevice):
         taken: int
 
@@ -338,12 +354,12 @@ def test_temporary_arrays_stay_within_the_budget():
             self.taken = before
             return made
 
-    device = Counting()
+    device = Counting(tensor=tensor)
     rng = np.random.default_rng(2)
     corpus = a_corpus(rng, (4_000,), 48)
     queries = some_queries(rng, corpus, 6, 48)
     for budget in (60_000, 400_000):
-        sizes = fit(6, 4_000, 48, 20, budget)
+        sizes = fit(6, 4_000, 48, 20, budget, tensor=tensor)
         assert sizes is not None
         device.taken = 0
         one = Queries(queries.q_qd[: sizes.queries], queries.key_q[: sizes.queries])

@@ -14,12 +14,13 @@ from pathlib import Path
 from types import ModuleType
 
 CUDA_DIR = Path(__file__).parent / "cuda"
-STEMS = ("norms", "points", "select", "threshold")
+STEMS = ("norms", "points", "select", "sieve", "threshold")
 """Every translation unit; its kernels are named in ``KERNELS``."""
 KERNELS = {
     "norms": "norms",
     "points_by_facet": "points",
     "select_best": "select",
+    "sieve": "sieve",
     "threshold": "threshold",
 }
 """Kernel name -> stem."""

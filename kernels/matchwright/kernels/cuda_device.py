@@ -30,6 +30,7 @@ NOTHING = (-(2**31), 0, 0, -1)
 """The entry below every real one."""
 
 _BLOCKS_MAX = 4_096
+_TENSOR_CORES_SINCE = 80
 _GEMM_HALF, _GEMM_SINGLE = 2, 0  # CUDA_R_16F, CUDA_R_32F
 _COMPUTE_32F, _GEMM_DEFAULT = 68, -1  # CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT
 
@@ -74,7 +75,7 @@ class QueryBlock:
     """A block of queries on the device, and what has been found for them.
 
     Attributes:
-        high_qd: the first limb, (Q, width), in the dtype that the product takes.
+        high_qd: the first limb, (Q, width): int8 for the sieve, else what the product takes.
         low_qd: the second limb, int8 (Q, width).
         low_norm_q: int32 (Q,), norms of ``low_qd``, rounded up.
         key_q: uint64 (Q,).
@@ -109,13 +110,13 @@ class Tile:
     """First limbs of a query block and some rows of a segment.
 
     Attributes:
-        first_qn: float32 (Q, N), exact integers.
+        first_qn: float32 (Q, N), exact integers; None where the sieve works them out.
         rows: the rows, a slice of a resident segment.
         row0: global row of the first column.
         bits_gw: uint32 (G, words), eligibility; bit 0 of word 0 is the first column.
     """
 
-    first_qn: Array
+    first_qn: Array | None
     rows: DeviceSegment
     row0: int
     bits_gw: Array
@@ -136,11 +137,13 @@ class KernelDevice:
         name: what telemetry calls this device.
         xp: the array module.
         half: the product takes float16 inputs; float32 otherwise. Both hold int8 exactly.
+        tensor: first limbs come from the sieve, on int8 tensor cores, and not from the product.
     """
 
     name: str
     xp: Any
     half: bool
+    tensor: bool
 
     def launch(self, kernel: str, grid: tuple[int, int], args: Sequence[Any]) -> None:
         """Run a kernel with ``limit("THREADS")`` threads a block; integers come sized."""
@@ -195,20 +198,12 @@ class KernelDevice:
         self, block: QueryBlock, tile: Tile, active_a: Array, begin: int, end: int
     ) -> None:
         """Append the pairs of columns begin..end - 1 that beat their bound to ``found_qc4``."""
-        columns, width = tile.rows.x_nd.shape
-        _check(
-            width=(width, 0, _width_max()),
-            aligned=(width % limit("ALIGN"), 0, 0),
-            begin=(begin, 0, end),
-            begin_in_word=(begin % WORD, 0, 0),
-            end=(end, 0, columns),
-            words=(tile.bits_gw.shape[1] * WORD, columns, columns + WORD),
-            last_row=(tile.row0 + columns, 0, limit("ROWS_MAX")),
-            queries=(active_a.shape[0], 1, limit("QUERIES_MAX")),
-        )
+        width = _check_range(tile, active_a, begin, end)
+        first_qn = tile.first_qn
+        assert first_qn is not None, "the product comes first"
         words = -(-(end - begin) // WORD)
         args = (
-            *(tile.first_qn, np.int64(tile.first_qn.strides[0] // 4)),
+            *(first_qn, np.int64(first_qn.strides[0] // 4)),
             *(np.int32(begin), np.int32(end), active_a),
             *(block.low_qd, block.low_norm_q, block.key_q, block.group_q, block.bound_q4),
             *(tile.rows.x_nd, tile.rows.norm_n, tile.rows.key_n, np.int32(width)),
@@ -217,6 +212,22 @@ class KernelDevice:
         )
         blocks = min(_BLOCKS_MAX, max(1, -(-words // _warps())))
         self.launch("threshold", (blocks, active_a.shape[0]), args)
+
+    def sieve(self, block: QueryBlock, tile: Tile, active_a: Array, begin: int, end: int) -> None:
+        """As ``threshold``, but first limbs are worked out on the way and written nowhere."""
+        width = _check_range(tile, active_a, begin, end)
+        rows = -(-(end - begin) // limit("TILE"))
+        _check(tiles=(rows, 0, limit("TILES_MAX")))
+        args = (
+            *(active_a, np.int32(active_a.shape[0]), block.high_qd, block.low_qd),
+            *(block.low_norm_q, block.key_q, block.group_q, block.bound_q4),
+            *(tile.rows.x_nd, tile.rows.norm_n, tile.rows.key_n, np.int32(width)),
+            *(np.int32(tile.row0), np.int32(begin), np.int32(end)),
+            *(tile.bits_gw, np.int64(tile.bits_gw.shape[1])),
+            *(block.found_qc4, np.int32(block.capacity), block.count_q),
+        )
+        if rows:
+            self.launch("sieve", (-(-active_a.shape[0] // limit("TILE")), rows), args)
 
     def select(self, block: QueryBlock, active_a: Array) -> None:
         """Merge ``found_qc4`` into ``top_qk4``, or after an overflow raise the bound alone."""
@@ -238,6 +249,22 @@ def _check(**sizes: tuple[int, int, int]) -> None:
             raise LaunchRefused(f"{name} is {got}, the kernel takes {least}..{most}")
 
 
+def _check_range(tile: Tile, active_a: Array, begin: int, end: int) -> int:
+    """Refuse columns that kernels cannot take; the rows' width."""
+    columns, width = tile.rows.x_nd.shape
+    _check(
+        width=(width, 0, _width_max()),
+        aligned=(width % limit("ALIGN"), 0, 0),
+        begin=(begin, 0, end),
+        begin_in_word=(begin % WORD, 0, 0),
+        end=(end, 0, columns),
+        words=(tile.bits_gw.shape[1] * WORD, columns, columns + WORD),
+        last_row=(tile.row0 + columns, 0, limit("ROWS_MAX")),
+        queries=(active_a.shape[0], 1, limit("QUERIES_MAX")),
+    )
+    return int(width)
+
+
 def _width_max() -> int:
     return -(-limit("D_MAX") // limit("ALIGN")) * limit("ALIGN")
 
@@ -256,9 +283,11 @@ class CudaDevice(KernelDevice):
     Args:
         half: tensor cores on float16 inputs (accumulated and written in float32); otherwise
             float32 without TF32. Sums of the first limb are below 2**24, exact in both.
+        tensor: use the sieve where the device can (from compute capability 8.0 on), and the
+            library's product only elsewhere; False: the product everywhere, as a yardstick.
     """
 
-    def __init__(self, *, half: bool = True) -> None:
+    def __init__(self, *, half: bool = True, tensor: bool = True) -> None:
         import cupy
 
         try:
@@ -272,6 +301,7 @@ class CudaDevice(KernelDevice):
         properties = cupy.cuda.runtime.getDeviceProperties(device.id)
         self.name = f"cuda:{properties['name'].decode()}"
         self.arch = architecture(device.compute_capability)
+        self.tensor = tensor and int(device.compute_capability) >= _TENSOR_CORES_SINCE
         self._functions: dict[str, Any] = {}
 
     def launch(self, kernel: str, grid: tuple[int, int], args: Sequence[Any]) -> None:
@@ -316,6 +346,9 @@ class NumpyDevice(KernelDevice):
     xp = np
     half = False
 
+    def __init__(self, *, tensor: bool = False) -> None:
+        self.tensor = tensor
+
     def upload(self, host: NDArray[Any]) -> Array:
         return np.array(host, order="C")
 
@@ -335,14 +368,25 @@ class NumpyDevice(KernelDevice):
     def threshold(
         self, block: QueryBlock, tile: Tile, active_a: Array, begin: int, end: int
     ) -> None:
+        assert tile.first_qn is not None
+        self._test(block, tile, tile.first_qn, active_a, begin, end)
+
+    def sieve(self, block: QueryBlock, tile: Tile, active_a: Array, begin: int, end: int) -> None:
+        first_qn = block.high_qd.astype(np.int64) @ tile.rows.x_nd.astype(np.int64).T
+        self._test(block, tile, first_qn, active_a, begin, end)
+
+    @staticmethod
+    def _test(
+        block: QueryBlock, tile: Tile, first_qn: Array, active_a: Array, begin: int, end: int
+    ) -> None:
         bits_gn = np.unpackbits(tile.bits_gw.view(np.uint8), axis=1, bitorder="little")
         for q in active_a:
             bound = entry_keys(block.bound_q4[q : q + 1])[0]
             wanted = np.flatnonzero(bits_gn[block.group_q[q], begin:end]) + begin
-            first = tile.first_qn[q, wanted].astype(np.int64)
+            first = first_qn[q, wanted].astype(np.int64)
             slack = int(block.low_norm_q[q]) * tile.rows.norm_n[wanted].astype(np.int64)
-            wanted = wanted[128 * first + slack >= bound[0]]
-            entries = _entries(block, tile, int(q), wanted)
+            near = 128 * first + slack >= bound[0]
+            entries = _entries(block, tile, int(q), wanted[near], first[near])
             found = [i for i, key in enumerate(entry_keys(entries)) if key > bound]
             at = int(block.count_q[q])
             fits = entries[found][: max(0, block.capacity - at)]
@@ -381,8 +425,9 @@ def predecessor(entry: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.array([number >> 64, *tie.view(np.int32), -1], np.int32)
 
 
-def _entries(block: QueryBlock, tile: Tile, q: int, columns: NDArray[np.intp]) -> NDArray[np.int32]:
-    first = tile.first_qn[q, columns].astype(np.int64)
+def _entries(
+    block: QueryBlock, tile: Tile, q: int, columns: NDArray[np.intp], first: NDArray[np.int64]
+) -> NDArray[np.int32]:
     x_nd = tile.rows.x_nd[columns].astype(np.int64)
     key_n = tile.rows.key_n[columns]
     out = np.empty((len(columns), 4), np.int32)

@@ -1,12 +1,16 @@
-"""The exact top-k on a device: tiles of a library product, a threshold, a selection.
+"""The exact top-k on a device: ranges of rows, a sieve, a selection.
 
 ::
 
-    for each tile of rows        product ──> first limbs, float32 (Q, N)
-        ranges = [whole tile]    threshold ──> entries above the bound, appended per query
+    for each tile of rows        ranges = [whole tile]
+        for each range           sieve ──> entries above the bound, appended per query
                                  select ──> best k so far, a higher bound
         a query overflowed?      only its bound has risen: both halves of the range are scanned
                                  again for it; a range not wider than the buffer cannot overflow
+
+The sieve multiplies on tensor cores and tests in registers. Where there are none, and as a
+yardstick, a library product writes first limbs to a tile, float32 (Q, N), and ``threshold`` tests
+them.
 
 The first range is as wide as the buffer, and widths double from there, so that the bound is worth
 something before many rows are tested. Nothing here is specific to CUDA: ``KernelDevice`` says
@@ -39,6 +43,7 @@ from matchwright.kernels.types import Bool, Int32, Queries, UInt32
 
 _INT32 = np.iinfo(np.int32)
 _WIDEST = {"queries": 4_096, "columns": 8_192, "capacity": 4_096}
+_WIDEST_SIEVED = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +54,32 @@ class Sizes:
         queries: of one block.
         columns: rows of one tile, a multiple of 32.
         capacity: entries of one query's buffer, a multiple of 32, at least k.
+        tensor: the sieve works out first limbs, so that no tile is written.
     """
 
     queries: int
     columns: int
     capacity: int
+    tensor: bool = False
 
     def temporary_bytes(self, width: int, k: int) -> int:
         """Most device memory that a block and its tile take, in bytes."""
-        tile = 4 * self.columns + self.columns // 8
+        tile = self.columns // 8 if self.tensor else 4 * self.columns + self.columns // 8
         entries = 16 * (self.capacity + k + 1)
         per_query = tile + entries + 3 * 4 * width + 64
-        return self.queries * per_query + 4 * self.columns * width
+        return self.queries * per_query + (0 if self.tensor else 4 * self.columns * width)
 
 
-def fit(queries: int, rows: int, width: int, k: int, budget_bytes: int) -> Sizes | None:
+def fit(
+    queries: int, rows: int, width: int, k: int, budget_bytes: int, *, tensor: bool = False
+) -> Sizes | None:
     """The largest useful sizes within ``budget_bytes``; None when even the least do not fit."""
-    least = Sizes(1, WORD, _whole_words(k))
+    least = Sizes(1, WORD, _whole_words(k), tensor)
     sizes = Sizes(
         max(1, min(queries, _WIDEST["queries"], limit("QUERIES_MAX"))),
-        min(_whole_words(rows), _WIDEST["columns"]),
+        min(_whole_words(rows), _WIDEST_SIEVED if tensor else _WIDEST["columns"]),
         max(least.capacity, min(_whole_words(4 * k), _WIDEST["capacity"])),
+        tensor,
     )
     for smaller in _SHRINK:
         while sizes.temporary_bytes(width, k) > budget_bytes:
@@ -154,7 +164,9 @@ class Scan:
             int32 (Q, K, 4) entries, best first, and int32 (Q,), how many are in use.
         """
         block = self._block(queries, row_q)
-        tile_qn = self.device.empty((queries.q, self.sizes.columns), np.float32)
+        tile_qn = None
+        if not self.sizes.tensor:
+            tile_qn = self.device.empty((queries.q, self.sizes.columns), np.float32)
         row0, width = 0, self.sizes.capacity
         for segment, bits_gw in zip(segments, bits, strict=True):
             for begin, end in self._tiles(segment.n, width):
@@ -181,8 +193,9 @@ class Scan:
         high_qd, low_qd = (padded(limb) for limb in limbs(queries.q_qd))
         low = device.upload(low_qd)
         product_dtype = np.float16 if device.half else np.float32
+        high_dtype = np.int8 if self.sizes.tensor else product_dtype
         return QueryBlock(
-            high_qd=device.upload(high_qd.astype(product_dtype)),
+            high_qd=device.upload(high_qd.astype(high_dtype)),
             low_qd=low,
             low_norm_q=device.norms(low),
             key_q=device.upload(queries.key_q),
@@ -197,7 +210,8 @@ class Scan:
     def _tile(self, block: QueryBlock, tile: Tile, active: Int32) -> None:
         """Scan a tile; halve the ranges in which queries find more than their buffer holds."""
         columns = tile.rows.n
-        self.device.product(block.high_qd, tile.rows.x_nd, tile.first_qn[:, :columns])
+        if tile.first_qn is not None:
+            self.device.product(block.high_qd, tile.rows.x_nd, tile.first_qn[:, :columns])
         self.tally.tiles += 1
         self.tally.pairs += columns * int(active.size)
         todo = [(0, columns, active)]
@@ -217,7 +231,8 @@ class Scan:
         """The queries that overflowed; all others are done with these columns."""
         active_a = self.device.upload(active)
         block.count_q.fill(0)
-        self.device.threshold(block, tile, active_a, begin, end)
+        test = self.device.sieve if self.sizes.tensor else self.device.threshold
+        test(block, tile, active_a, begin, end)
         self.device.select(block, active_a)
         count = self.device.download(block.count_q)[active]
         over = active[count > block.capacity]

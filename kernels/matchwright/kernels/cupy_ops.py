@@ -1,8 +1,9 @@
-"""``CupyOps``: the same answers on an NVIDIA GPU, in the simplest form that is exact.
+"""``CupyOps``: the same answers on an NVIDIA GPU.
 
-A library product writes first limbs into a tile, a threshold kernel keeps what beats the running
-bound, a selection kernel keeps the best (see ``cuda_scan``). Rules are evaluated by the base class
-on the host, and their bits are uploaded. Whatever a kernel cannot take, the base class answers.
+A sieve on tensor cores, or a library's product and a threshold, keeps what beats the running
+bound, and a selection kernel keeps the best (see ``cuda_scan``). Rules are evaluated by the base
+class on the host, and their bits are uploaded. Whatever a kernel cannot take, the base class
+answers.
 
 "Installed" and "has a device" are two questions: ``installed`` and ``no_device_reason``. Importing
 this module imports no CuPy.
@@ -143,7 +144,10 @@ class CupyOps(Ops):
             and self.resident.fits(segments)
         )
         width = d + -d % limit("ALIGN")
-        return fit(queries.q, corpus.n, width, k, self.memory_bytes) if able else None
+        if not able:
+            return None
+        tensor = self.device.tensor
+        return fit(queries.q, corpus.n, width, k, self.memory_bytes, tensor=tensor)
 
     def _takes_rows(self, x_nd: Int8, facets: int) -> bool:
         """Can the kernel take these rows, and is it worth it?"""
@@ -192,6 +196,7 @@ class CupyOps(Ops):
         return {
             "plan": "scan",
             "device": self.device.name,
+            "product": "sieve" if self.device.tensor else "library",
             "pairs": tally.pairs,
             "survivors": tally.found,
             "tiles": tally.tiles,

@@ -9,3 +9,6 @@
 #define MW_FACETS_MAX 65535     // facets of one launch: blockIdx.y
 #define MW_ALIGN 16             // x rows and low limbs are padded with zeros to this many bytes
 #define MW_THREADS 256          // threads of every block: 8 warps
+#define MW_TILE 128             // queries and rows that one block of the sieve multiplies
+#define MW_TILES_MAX 65535      // tiles of rows of one launch: blockIdx.y
+#define MW_STAGE 64             // bytes of each of them that are in shared memory at a time

@@ -14,16 +14,7 @@
 // Columns begin..end - 1 are tested for the queries active_a; begin is a multiple of 32.
 // Grid: (any, active queries), MW_THREADS threads.
 #include "order.cuh"
-
-#define MW_ALL_LANES 0xFFFFFFFFu
-
-__device__ __forceinline__ i32 second_limb(const i8* low_d, const i8* x_d, int width, int lane) {
-    const i32* low4 = reinterpret_cast<const i32*>(low_d);
-    const i32* x4 = reinterpret_cast<const i32*>(x_d);
-    i32 sum = 0;
-    for (int i = lane; i < width / 4; i += 32) sum = dot4(low4[i], x4[i], sum);
-    return __reduce_add_sync(MW_ALL_LANES, sum);
-}
+#include "warp.cuh"
 
 extern "C" __global__ void __launch_bounds__(MW_THREADS) threshold(
     const float* tile_qn, i64 tile_stride, int begin, int end, const i32* active_a,
@@ -51,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(MW_THREADS) threshold(
             pass = may_reach(first, low_norm, norm_n[n], bound.points);
         }
         i32 second = 0;
-        u32 near = low_norm == 0 ? 0u : __ballot_sync(MW_ALL_LANES, pass);
+        u32 near = low_norm == 0 ? 0u : __ballot_sync(MW_WARP, pass);
         for (; near != 0u; near &= near - 1u) {
             const int other = __ffs((int)near) - 1;
             const i32 sum = second_limb(low_d, x_nd + (i64)(word * 32 + other) * width, width, lane);
@@ -62,11 +53,11 @@ extern "C" __global__ void __launch_bounds__(MW_THREADS) threshold(
             entry = entry_of(points_of(first, second), key_q[q], key_n[n], row0 + n);
             pass = before(entry, bound);
         }
-        const u32 found = __ballot_sync(MW_ALL_LANES, pass);
+        const u32 found = __ballot_sync(MW_WARP, pass);
         if (found == 0u) continue;
         u32 slot = 0u;
         if (lane == 0) slot = atomicAdd(count_q + q, (u32)__popc(found));
-        slot = __shfl_sync(MW_ALL_LANES, slot, 0) + (u32)__popc(found & ((1u << lane) - 1u));
+        slot = __shfl_sync(MW_WARP, slot, 0) + (u32)__popc(found & ((1u << lane) - 1u));
         if (pass && slot < (u32)capacity) found_qc[(i64)q * capacity + slot] = entry;
     }
 }
