@@ -194,11 +194,8 @@ class _Redactor:
         for kind in corpora:
             self._corpus(kind, write=True)
         touched = {_named(entry["unit"]) for entry in open_ + found}
-        hashes = {_unit(unit): self._rewrite(unit) for unit in self._units(touched)}
-        units = [
-            {**told, "sha256": {**told["sha256"], **hashes.get(_named(told), {})}}
-            for told in self._summary["units"]
-        ]
+        now = {_unit(unit): self._rewrite(unit) for unit in self._units(touched)}
+        units = [_updated(told, now.get(_named(told), {})) for told in self._summary["units"]]
         for entry in log:
             entry["done"] = True
         self._put(
@@ -253,30 +250,23 @@ class _Redactor:
             stays &= ~np.isin(frame["key"].to_numpy(), self._keys[OTHER[unit.kind]])
         return stays
 
-    def _rewrite(self, unit: Unit) -> dict[str, str]:
-        """The unit's files without the erased; name -> SHA-256 of each."""
-        hashes = {}
+    def _rewrite(self, unit: Unit) -> dict[str, dict[str, Any]]:
+        """The unit's files without the erased; "sha256" and "bytes" of each, as they are now."""
+        now: dict[str, dict[str, Any]] = {"sha256": {}, "bytes": {}}
         for what in self._files(unit):
-            frame = self._folder.frame(unit, what)
+            data = self._folder.read_bytes(unit.file(what))
+            frame = self._folder.decoded(data, unit, what)
             stays = self._stays(unit, frame)
-            if stays.all():
-                hashes[what] = sha256(self._folder.read_bytes(unit.file(what)))
-                continue
-            left = frame.filter(pl.Series(stays))
-            data = encoded(left, unit, what, self._plan.run_id)
-            self._folder.write_atomic(unit.file(what), data)
-            hashes[what] = sha256(data)
-        self._note(unit, hashes)
-        return hashes
-
-    def _note(self, unit: Unit, hashes: Mapping[str, str]) -> None:
-        """The unit's own record, where it has one, names the files as they are now."""
+            if not stays.all():
+                left = frame.filter(pl.Series(stays))
+                data = encoded(left, unit, what, self._plan.run_id)
+                self._folder.write_atomic(unit.file(what), data)
+            now["sha256"][what], now["bytes"][what] = sha256(data), len(data)
         name = unit.file("unit")
-        if not self._folder.exists(name):
-            return
-        about = self._folder.read_json(name)
-        about["sha256"] = {**about.get("sha256", {}), **hashes}
-        self._folder.write_atomic(name, json.dumps(about).encode() + b"\n")
+        if self._folder.exists(name):
+            about = _updated(self._folder.read_json(name), now)
+            self._folder.write_atomic(name, json.dumps(about, indent=1).encode() + b"\n")
+        return now
 
     def _corpus(self, kind: Kind, *, write: bool) -> bool:
         """Fingerprints of rows of the erased; whether there were any."""
@@ -298,6 +288,11 @@ class _Redactor:
             )
             self._folder.write_atomic(name, out.getvalue())
         return not bool(stays.all())
+
+
+def _updated(told: Mapping[str, Any], now: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What is told of a unit, with other facts about its files."""
+    return {**told, **{name: {**told.get(name, {}), **facts} for name, facts in now.items()}}
 
 
 def _named(about: Mapping[str, Any]) -> tuple[str, int]:

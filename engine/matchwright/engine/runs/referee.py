@@ -162,7 +162,7 @@ class Referee:
     ) -> None:
         """Whole answers of some queries of the unit, from all rows of the corpus."""
         where, options = frames.unit.file("part"), self.plan.options
-        for position in sample:
+        for position in (place for place in sample if place < len(asked)):  # others were erased
             query = asked[position]
             if isinstance(query, MatchwrightError):
                 continue

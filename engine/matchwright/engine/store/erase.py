@@ -1,9 +1,9 @@
 """Takes entities out of a store for good: records, rows, and what others' records say of them.
 
-In this order: a tombstone for the living ones; then in one transaction the records that are left of
-them go, a stand-in takes the place of an id that somebody else lists, and who was erased is
-entered; then every segment and live batch that holds a row of theirs is replaced by a copy without
-it, in all epochs that are kept; then the catalog's pages are written anew and its log is emptied::
+In one transaction their records go, a stand-in takes the place of an id that somebody else lists,
+every segment and live batch that holds a row of theirs is replaced by a copy without it, in all
+epochs that are kept, and who was erased is entered. Then the catalog's pages are written anew and
+its log is emptied::
 
     erased (kind, key, epoch, time, done)
 
@@ -90,23 +90,22 @@ def count(catalog: Catalog, kind: Kind, ids: Sequence[str]) -> dict[str, int]:
 
 
 def erase_rows(writer: Writer, kind: Kind, ids: Sequence[str]) -> FromStore:
-    """Everything but pages and log. ``ids`` are NFC; those that are not there may have been.
+    """The one transaction. ``ids`` are NFC; those that are not there may have been.
 
     Must not be called while holding the writer's lock.
     """
     key_n = writer.neighbours.hash_keys(ids, writer.loader.state.salt)
-    with writer.lock:
-        _, living = writer.commit_delete(kind, ids)
-        with writer.change() as connection:
-            connection.execute("PRAGMA secure_delete = ON")
-            number = writer.catalog.state(connection).number
-            earlier = _delete(connection, f"{kind}_old", ids)
-            mentions = _replace_mentions(connection, writer.catalog, kind, ids, key_n)
-            _enter(connection, kind, key_n, number)
-    rewritten = writer.rewrite(kind, key_n)
-    return FromStore(
-        number, living, earlier - living, mentions, rewritten.rows, len(rewritten.removed)
-    )
+    found = {"living": 0, "earlier": 0, "mentions": 0}
+
+    def change(connection: sqlite3.Connection, number: int) -> None:
+        connection.execute("PRAGMA secure_delete = ON")
+        found["living"] = _delete(connection, kind, ids)
+        found["earlier"] = _delete(connection, f"{kind}_old", ids)
+        found["mentions"] = _replace_mentions(connection, writer.catalog, kind, ids, key_n)
+        _enter(connection, kind, key_n, number)
+
+    done = writer.rewrite({kind: key_n}, change)
+    return FromStore(done.epoch.number, rows=done.rows, files=len(done.removed), **found)
 
 
 def _count(connection: sqlite3.Connection, table: str, ids: Sequence[str]) -> int:

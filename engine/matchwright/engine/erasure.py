@@ -1,0 +1,192 @@
+"""Erasing people from everything that a store knows of: records, segments, runs, quarantine.
+
+The store first, in one transaction; then the pages and files that still hold what it replaced;
+then runs and quarantine files. What cannot be reached is said, never passed over: published copies
+and backups, runs that are being written, readers that hold on. Killed at any moment, erasing the
+same ids again completes it. See docs/erasure.md.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matchwright.engine.errors import InvalidArgument, MatchwrightError
+from matchwright.engine.records import quarantine as quarantines
+from matchwright.engine.runs.redact import Gone, Redaction, redact_output
+from matchwright.engine.store import erase, places
+from matchwright.engine.store.catalog import KINDS, Catalog, Kind
+
+if TYPE_CHECKING:
+    from matchwright.engine.store.writer import Writer
+
+RUNS = "runs"
+QUARANTINE = "quarantine"
+_OUT_OF_REACH = {
+    "published": "a published copy of the store; publish again, then remove the older epochs there",
+    "backup": "a backup; make a new one and destroy this one",
+}
+
+Step = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Erasure:
+    """What one erasure did.
+
+    Attributes:
+        kind, ids: who, and how many ids were given.
+        epoch: number of the epoch that no longer shows them.
+        living: entities that were there.
+        earlier: replaced or deleted forms of their records that went.
+        mentions: records of others in which a stand-in took the place of an id.
+        rows, files: encoded rows that went, and segment files that were replaced for it.
+        runs: what became of each run.
+        quarantine: path -> rows that were taken out or blanked.
+        not_reached: what may still hold them, and why. Empty: nothing that is known of does.
+        incomplete: whether doing the same again would reach more of it.
+        seconds: it took.
+    """
+
+    kind: Kind
+    ids: int
+    epoch: int = 0
+    living: int = 0
+    earlier: int = 0
+    mentions: int = 0
+    rows: int = 0
+    files: int = 0
+    runs: list[Redaction] = field(default_factory=list)
+    quarantine: dict[str, int] = field(default_factory=dict)
+    not_reached: list[str] = field(default_factory=list)
+    incomplete: bool = False
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        plain = {name: getattr(self, name) for name in self.__slots__}
+        return {**plain, "runs": [run.to_dict() for run in self.runs]}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Places:
+    """Where to erase beside the store itself: URLs of outputs, quarantine files."""
+
+    runs: Sequence[str]
+    quarantine: Sequence[Path]
+
+
+def places_of(
+    root: Path,
+    runs: Sequence[str | os.PathLike[str]] = (),
+    quarantine: Sequence[str | os.PathLike[str]] = (),
+) -> Places:
+    """The places that are known of, and those that were given."""
+    outputs = [str(root / RUNS), *places.known(root, "runs"), *map(os.fspath, runs)]
+    files = sorted((root / QUARANTINE).glob("*.parquet"))
+    files += map(Path, places.known(root, "quarantine"))
+    given = [Path(path) for path in quarantine]
+    for path in given:
+        if not path.is_file():
+            raise InvalidArgument(f"{path}: there is no such quarantine file", field="quarantine")
+    return Places(tuple(dict.fromkeys(outputs)), tuple(dict.fromkeys([*files, *given])))
+
+
+def checked_ids(ids: Sequence[str]) -> list[str]:
+    """Distinct ids in NFC, as the store keeps them.
+
+    Raises:
+        InvalidArgument: none were given, or one is empty.
+    """
+    distinct = list(dict.fromkeys(unicodedata.normalize("NFC", name) for name in ids))
+    if not distinct or not all(distinct):
+        raise InvalidArgument("give the ids to erase, none of them empty", field="ids")
+    return distinct
+
+
+def erase_entities(
+    writer: Writer,
+    kind: Kind,
+    ids: Sequence[str],
+    *,
+    runs: Sequence[str | os.PathLike[str]] = (),
+    quarantine: Sequence[str | os.PathLike[str]] = (),
+    step: Step = lambda what: None,
+) -> Erasure:
+    """Erase entities of a kind; see ``Store.erase``."""
+    began = time.monotonic()
+    names = checked_ids(ids)
+    where = places_of(writer.root, runs, quarantine)
+    done = Erasure(kind, len(names))
+    step(f"records and rows of {len(names):,} {kind}s")
+    for name, figure in asdict(erase.erase_rows(writer, kind, names)).items():
+        setattr(done, name, figure)
+    step("pages and log of the catalog")
+    if not erase.scrub(writer.catalog):
+        done.incomplete = True
+        done.not_reached.append(
+            f"{writer.catalog.path}-wal: a reader holds on to it; erase again when it has ended"
+        )
+    _quarantine(done, where.quarantine, names, step)
+    _runs(done, where.runs, gone_from(writer.catalog), step)
+    for what in ("published", "backup"):
+        found = places.known(writer.root, what)  # type: ignore[arg-type]
+        done.not_reached += [f"{place}: {_OUT_OF_REACH[what]}" for place in found]
+    if not done.incomplete:
+        erase.finish(writer.catalog, kind, writer.newest().keys(names))
+        erase.scrub(writer.catalog)
+    done.seconds = round(time.monotonic() - began, 3)
+    return done
+
+
+def gone_from(catalog: Catalog) -> Gone:
+    """Everybody who was erased from a store so far."""
+    everybody = erase.erased(catalog)
+    with catalog.look() as connection:
+        uuid = catalog.state(connection).uuid
+    return Gone(
+        uuid,
+        {kind: everybody[kind].key_n for kind in KINDS},
+        {kind: everybody[kind].epoch_n for kind in KINDS},
+    )
+
+
+def _quarantine(done: Erasure, files: Sequence[Path], names: Sequence[str], step: Step) -> None:
+    for path in files:
+        if not path.is_file():
+            continue  # moved or removed since it was written
+        step(f"quarantine {path}")
+        try:
+            rows = quarantines.erase(path, names)
+        except (MatchwrightError, OSError) as error:
+            done.incomplete = True
+            done.not_reached.append(f"{path}: {error}")
+            continue
+        if rows:
+            done.quarantine[str(path)] = rows
+
+
+def _runs(done: Erasure, outputs: Sequence[str], gone: Gone, step: Step) -> None:
+    for url in outputs:
+        step(f"runs in {url}")
+        try:
+            redacted = redact_output(url, gone, now())
+        except (MatchwrightError, OSError) as error:
+            done.incomplete = True
+            done.not_reached.append(f"{url}: {error}")
+            continue
+        done.runs += [run for run in redacted if run.outcome != "untouched"]
+        missed = [run for run in redacted if run.outcome == "not reached"]
+        done.incomplete |= bool(missed)
+        done.not_reached += [f"{run.run}: {run.why}" for run in missed]
+
+
+def now() -> str:
+    """UTC, ISO 8601, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,493 @@
+"""Erasing people: nothing of theirs can be decoded from any file, all else stays as it was."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from matchwright.engine import synthetic
+from matchwright.engine.cli import main
+from matchwright.engine.columns import name_hash
+from matchwright.engine.erased import key_of, listed_keys, stand_in
+from matchwright.engine.errors import EpochGone, InvalidArgument, NotFound
+from matchwright.engine.policy import Policy
+from matchwright.engine.records import ingest
+from matchwright.engine.records import quarantine as quarantines
+from matchwright.engine.runs.execute import LocalExecutor, run
+from matchwright.engine.runs.folder import Output
+from matchwright.engine.runs.plan import RunOptions, make_plan
+from matchwright.engine.runs.verify import verify
+from matchwright.engine.store import Store, erase, places
+from matchwright.kernels.ops import Ops
+from matchwright.kernels.order import hash_keys
+
+AS_OF = synthetic.AS_OF
+KINDS = ("job", "freelancer")
+OPS = Ops(threads=1)
+SALT = bytes(range(16))
+K, SLACK = 12, 6
+LEASE = "nightly"
+
+
+def _load(name):
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+leftovers = _load("leftovers")
+
+
+# ── A marketplace with a past ─────────────────────────────────────────────────────────────────
+
+
+def records(kind, n, seed, ids):
+    """Synthetic records under other ids."""
+    return synthetic.frame(kind, n, seed=seed).with_columns(pl.Series("id", ids))
+
+
+def planted(kind, ids, version):
+    """Records of people who will be erased: words and numbers that nobody else has."""
+    frame = records(kind, len(ids), 90 + version, ids)
+    words = [f"{name}Word{version}" for name in ids]
+    skills = [
+        [*(was or []), {**_skill(kind), "name": f"{word.lower()}skill"}]
+        for was, word in zip(frame["skills"].to_list(), words, strict=True)
+    ]
+    count = "reviews" if kind == "freelancer" else "client_reviews"
+    return frame.with_columns(
+        pl.Series("title", [f"Expert in {word}ing" for word in words]),
+        pl.Series("text", [f"I did {word} for years, and much else. " * 30 for word in words]),
+        pl.Series("skills", skills, dtype=frame.schema["skills"]),
+        pl.Series(count, [number(name, version) for name in ids], dtype=frame.schema[count]),
+        pl.lit(None, dtype=frame.schema["weekly_hours"]).alias("weekly_hours"),
+    )
+
+
+def _skill(kind):
+    return {"level": 3, "must": False} if kind == "job" else {"level": 3}
+
+
+def number(name, version):
+    """Nine digits that belong to one version of one record."""
+    return 300_000_007 + 1_000_003 * int(name[-4:]) + 211 * version + (name[0] == "J") * 50_000_017
+
+
+@dataclass
+class Shop:
+    root: Path
+    elsewhere: Path
+    victims: dict[str, list[str]]
+    epoch: int = 0
+    folders: list[Path] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)
+
+    def needles(self):
+        texts, numbers, hashes = [], [], []
+        for kind, names in self.victims.items():
+            texts += names
+            for name in names:
+                for version in range(3):
+                    texts.append(f"{name}Word{version}")
+                    numbers.append(number(name, version))
+                    hashes.append(name_hash(f"{name.lower()}word{version}skill"))
+            assert len(set(numbers)) == len(numbers), kind
+        return {"texts": texts, "numbers": numbers, "hashes": hashes}
+
+    def search(self):
+        return leftovers.search([self.root, self.elsewhere], **self.needles())
+
+
+def make_shop(folder, people, erased):
+    """A store with history, runs in both directions here and elsewhere, and quarantine files."""
+    victims = {
+        "freelancer": [f"Frl{n:04d}" for n in range(erased)],
+        "job": [f"Job{n:04d}" for n in range(max(erased // 4, 2))],
+    }
+    shop = Shop(folder / "store", folder / "elsewhere", victims)
+    shop.elsewhere.mkdir(parents=True)
+    with Store.open(shop.root, mode="w", create=True, salt=SALT, retain_s=0.0) as store:
+        for kind, n in (("job", people // 3), ("freelancer", people)):
+            with store.bulk(kind) as sink:
+                sink.write(records(kind, n, 1, [f"{kind}-{i}" for i in range(n)]))
+                sink.write(planted(kind, victims[kind], 0))
+        _exclude(store, victims["freelancer"])
+        store.refit(seed=1, sample=10_000, as_of=AS_OF)
+        store.keep("before")
+        for kind in KINDS:  # replaced: sealed rows die, live rows are added
+            store.upsert(kind, planted(kind, victims[kind], 1))
+        store.keep(LEASE)
+        snapshot = store.snapshot()
+        shop.epoch = snapshot.epoch.number
+        for output in (shop.root / "runs", shop.elsewhere / "runs"):
+            shop.runs.append(start(snapshot, output))
+        store.upsert("freelancer", planted("freelancer", victims["freelancer"][:-1], 2))
+        store.delete("freelancer", victims["freelancer"][:2])
+        store.seal()
+        store.upsert("job", planted("job", victims["job"], 2))
+    _quarantine(shop)
+    return shop
+
+
+def _exclude(store, victims):
+    """Some clients want none of them; the lists are the clients'."""
+    for place in range(3):
+        listed = ["freelancer-1", victims[place], victims[-1]]
+        store.patch("job", f"job-{place}", {"excluded_freelancers": listed})
+
+
+def start(snapshot, output, **options):
+    """A run in both directions, with a page that shows it; its folder."""
+    asked = RunOptions(
+        kinds=KINDS,
+        k=K,
+        slack=SLACK,
+        contributions=True,
+        as_of=AS_OF,
+        policy=Policy.load(),
+        block=64,
+        **options,
+    )
+    plan = make_plan(snapshot, asked)
+    folder = Output(output).folder(plan.run_id)
+    run(plan, folder, LocalExecutor(OPS, snapshot, plan, prefetch=False), snapshot=snapshot)
+    page = [row["id"] for unit in plan.units for row in folder.part(unit).to_dicts()]
+    folder.write_atomic("report.html", json.dumps(page).encode())
+    return folder.url
+
+
+def _quarantine(shop):
+    """Two imports with rows that are refused, one of which writes its quarantine elsewhere."""
+    victim, other = shop.victims["freelancer"][0], shop.victims["freelancer"][1]
+    rows = [
+        {"id": victim, "rate_cents": f"{number(victim, 0)} a year"},
+        {"id": "freelancer-1", "rate_cents": f"as {other} asks"},
+        {"id": "freelancer-2", "rate_cents": "plenty"},
+    ]
+    source = shop.elsewhere.parent / "people.jsonl"
+    source.write_text("\n".join(map(json.dumps, [*rows, f"{other}, who is no object"])))
+    line = ["ingest", "freelancers", str(source), "--store", str(shop.root), "-f", "json"]
+    assert main([*line, "-o", str(shop.elsewhere.parent / "a.json")]) == 3
+    given = ["--quarantine", str(shop.elsewhere / "refused.parquet")]
+    assert main([*line, *given, "-o", str(shop.elsewhere.parent / "b.json")]) == 3
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, count):
+    """A shop that tests copy."""
+    folder = tmp_path_factory.mktemp("shop")
+    people = count(reduced=90, full=400)
+    return make_shop(folder, people, count(reduced=8, full=100))
+
+
+@pytest.fixture
+def shop(made, tmp_path):
+    """A copy of it; absolute paths lead to the copy."""
+    shutil.copytree(made.root, tmp_path / "store")
+    shutil.copytree(made.elsewhere, tmp_path / "elsewhere")
+    old, new = str(made.root.parent), str(tmp_path)
+    for path in (tmp_path / "store" / places.FILE,):
+        path.write_text(path.read_text().replace(old, new))
+    runs = [url.replace(old, new) for url in made.runs]
+    return Shop(tmp_path / "store", tmp_path / "elsewhere", made.victims, made.epoch, [], runs)
+
+
+def erase_all(shop, **options):
+    """Both kinds; the second answer."""
+    options.setdefault("runs", [shop.elsewhere / "runs"])
+    with Store.open(shop.root, mode="w") as store:
+        store.erase("freelancer", shop.victims["freelancer"], **options)
+        return store.erase("job", shop.victims["job"], **options)
+
+
+# ── Nothing is left ───────────────────────────────────────────────────────────────────────────
+
+
+def test_nothing_of_them_can_be_decoded_from_any_file(shop):
+    before = shop.search()
+    for how in (
+        "raw utf-8", "raw u64 little", "deflated utf-8", "deflated msgpack", "decoded utf-8",
+        "decoded integer",
+    ):  # fmt: skip
+        assert any(found == how for found, _ in before), how
+    named = {
+        path.relative_to(shop.root.parent).parts[:2] for paths in before.values() for path in paths
+    }
+    assert {
+        ("store", "catalog.sqlite"), ("store", "segments"), ("store", "runs"),
+        ("store", "quarantine"), ("elsewhere", "runs"), ("elsewhere", "refused.parquet"),
+    } <= named  # fmt: skip
+    done = erase_all(shop)
+    assert done.not_reached == []
+    assert not done.incomplete
+    assert shop.search() == {}
+    with Store.open(shop.root) as store:
+        assert store.verify() == []
+
+
+def test_everybody_else_stays_as_they_were(shop):
+    with Store.open(shop.root) as store:
+        before = _content(store.snapshot(), shop), _content(store.snapshot(epoch=shop.epoch), shop)
+    erase_all(shop)
+    with Store.open(shop.root) as store:
+        snapshot, kept = store.snapshot(), store.snapshot(epoch=shop.epoch)
+        assert _content(snapshot, shop) == before[0]
+        assert _content(kept, shop) == before[1]
+        for kind, names in shop.victims.items():
+            for one in (snapshot, kept):
+                assert (one.rows_of(kind, names) == -1).all()
+                assert not np.isin(
+                    np.concatenate([part.source.segment.key_n for part in one.parts[kind]]),
+                    one.keys(names),
+                ).any()
+
+
+def _content(snapshot, shop):
+    """Everybody but the victims: vectors and columns by id, and living records."""
+    found = {}
+    for kind in KINDS:
+        corpus = snapshot.corpus(kind)
+        base = 0
+        for segment, alive in corpus.parts:
+            rows = np.arange(segment.n) if alive is None else np.flatnonzero(alive)
+            for row, name in zip(rows, snapshot.ids_of(kind, base + rows), strict=True):
+                if name not in shop.victims[kind]:
+                    scalars = tuple(
+                        (key, int(col[row])) for key, col in sorted(segment.scalars.items())
+                    )
+                    sets = tuple(
+                        (key, tuple(col.value[col.start_n[row] : col.start_n[row + 1]].tolist()))
+                        for key, col in sorted(segment.sets.items())
+                    )
+                    found[kind, name] = (segment.x_nd[row].tobytes(), scalars, sets)
+            base += segment.n
+    return found
+
+
+def test_a_run_says_redacted_and_is_equal_otherwise(shop):
+    folder = Output(shop.root / "runs").folder(shop.runs[0].rsplit("/", 1)[-1])
+    plan = folder.plan()
+    before = {
+        (unit, what): folder.frame(unit, what)
+        for unit in plan.units
+        for what in ("part", "slack", "queries")
+    }
+    summary = folder.summary()
+    erase_all(shop)
+    gone = {kind: hash_keys(names, SALT) for kind, names in shop.victims.items()}
+    other = {"job": "freelancer", "freelancer": "job"}
+    for (unit, what), frame in before.items():
+        left = frame.filter(~pl.Series(np.isin(frame["query_key"].to_numpy(), gone[unit.kind])))
+        if what != "queries":
+            left = left.filter(~pl.Series(np.isin(left["key"].to_numpy(), gone[other[unit.kind]])))
+        assert folder.frame(unit, what).equals(left)
+    after = folder.summary()
+    assert after["digest"] == summary["digest"] != after["digest_redacted"]
+    assert {name for name in after if after[name] != summary.get(name)} == {
+        "redacted", "digest_redacted", "units",
+    }  # fmt: skip
+    rows = sum(entry["rows"] for entry in after["redacted"])
+    queries = sum(entry["queries"] for entry in after["redacted"])
+    assert rows > 0
+    assert queries == sum(map(len, shop.victims.values()))
+    assert all(entry["done"] for entry in after["redacted"])
+    with Store.open(shop.root) as store:
+        verdict = verify(folder, store.snapshot(epoch=shop.epoch), sample=200)
+    assert verdict.verdict == "REDACTED", verdict.figures()
+
+
+def test_a_run_that_nobody_was_in_is_untouched(shop):
+    erase_all(shop)
+    with Store.open(shop.root, mode="w") as store:
+        url = start(store.snapshot(), shop.root / "runs")
+        before = {path: path.read_bytes() for path in Path(url).rglob("*") if path.is_file()}
+        done = store.erase("freelancer", shop.victims["freelancer"])
+        assert done.runs == []
+        assert {path: path.read_bytes() for path in before} == before
+
+
+# ── What is left on purpose ───────────────────────────────────────────────────────────────────
+
+
+def test_who_was_erased_is_kept_as_a_key(shop):
+    erase_all(shop)
+    with Store.open(shop.root) as store:
+        left = erase.erased(store._catalog)
+        for kind, names in shop.victims.items():
+            assert sorted(hash_keys(names, SALT).tolist()) == left[kind].key_n.tolist()
+            assert (left[kind].epoch_n > shop.epoch).all()
+        assert erase.unfinished(store._catalog) == 0
+
+
+def test_a_limit_that_lists_an_erased_id_holds_when_it_comes_back(shop):
+    victims = shop.victims["freelancer"]
+    with Store.open(shop.root, mode="w") as store:
+        done = store.erase("freelancer", victims)
+        assert done.mentions == 3
+        (listed,) = store.records("job", ["job-0"])["excluded_freelancers"].to_list()
+        keys = hash_keys(victims, SALT)
+        assert listed == ["freelancer-1", stand_in(int(keys[0])), stand_in(int(keys[-1]))]
+        column = _set_of(store.snapshot(), "job-0")
+        assert set(column) == {
+            *hash_keys(["freelancer-1"], SALT).tolist(),
+            int(keys[0]),
+            int(keys[-1]),
+        }
+        # What the record says and what its row says stay the same when it is encoded again.
+        store.patch("job", "job-0", {"title": "Another"})
+        assert set(_set_of(store.snapshot(), "job-0")) == set(column)
+        back = store.upsert("freelancer", planted("freelancer", victims[:1], 0))
+        assert (back.accepted, back.replaced) == (1, 0)
+        assert store.erase("freelancer", victims[:1]).living == 1
+
+
+def _set_of(snapshot, name):
+    (row,) = snapshot.rows_of("job", [name])
+    base = 0
+    for segment, _ in snapshot.corpus("job").parts:
+        if row < base + segment.n:
+            column = segment.sets["excluded_freelancers"]
+            return column.value[
+                column.start_n[row - base] : column.start_n[row - base + 1]
+            ].tolist()
+        base += segment.n
+    raise AssertionError
+
+
+def test_stand_ins():
+    key = 0x00C0FFEE00C0FFEE
+    assert stand_in(key) == "erased:00c0ffee00c0ffee"
+    assert key_of(stand_in(key)) == key
+    for other in ("erased:", "erased:00C0FFEE00C0FFEE", "erased:00c0ffee00c0ffe", "someone"):
+        assert key_of(other) is None
+        assert listed_keys([other], SALT).tolist() == hash_keys([other], SALT).tolist()
+    assert listed_keys([stand_in(2**64 - 1)], SALT).tolist() == [2**64 - 1]
+
+
+def test_a_reader_of_an_older_epoch_is_told(shop):
+    victims = shop.victims["freelancer"]
+    with Store.open(shop.root) as reader:
+        before = reader.snapshot()
+        assert before.records("freelancer", victims[3:4]).height == 1
+        with Store.open(shop.root, mode="w") as store:
+            store.erase("freelancer", victims)
+        with pytest.raises(EpochGone):
+            before.records("freelancer", victims[3:4])
+        assert before.records("freelancer", ["freelancer-5"]).height == 1
+        time.sleep(0.06)
+        with pytest.raises(NotFound):
+            reader.records("freelancer", victims[3:4])
+
+
+# ── What is not reached is said ───────────────────────────────────────────────────────────────
+
+
+def test_what_is_out_of_reach_is_named(shop):
+    places.note(shop.root, "published", "memory://replica")
+    places.note(shop.root, "backup", "/backups/monday.tar")
+    folder = Output(shop.root / "runs").folder(shop.runs[0].rsplit("/", 1)[-1])
+    with Store.open(shop.root, mode="w") as store:
+        with folder.lock():
+            done = store.erase("freelancer", shop.victims["freelancer"])
+        assert done.incomplete
+        assert erase.unfinished(store._catalog) == len(shop.victims["freelancer"])
+        told = "\n".join(done.not_reached)
+        for what in ("memory://replica", "/backups/monday.tar", folder.url):
+            assert what in told
+        again = store.erase("freelancer", shop.victims["freelancer"])
+        assert not again.incomplete
+        assert erase.unfinished(store._catalog) == 0
+        assert len(again.not_reached) == 2
+
+
+def test_a_run_that_was_not_complete_is_removed(shop):
+    folder = Output(shop.root / "runs").folder(shop.runs[0].rsplit("/", 1)[-1])
+    folder.remove("run.json")
+    erase_all(shop)
+    assert not folder.exists("plan.json")
+    assert shop.search() == {}
+
+
+def test_what_cannot_be_erased(shop):
+    with Store.open(shop.root, mode="w") as store:
+        with pytest.raises(InvalidArgument, match="ids"):
+            store.erase("freelancer", [])
+        with pytest.raises(InvalidArgument, match=r"nowhere\.parquet"):
+            store.erase("freelancer", ["x"], quarantine=["nowhere.parquet"])
+
+
+# ── Killed ────────────────────────────────────────────────────────────────────────────────────
+
+CHILD = """
+import sys, json
+from matchwright.engine.store import Store
+root, runs, victims = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+with Store.open(root, mode="w") as store:
+    print("ready", flush=True)
+    for kind in ("freelancer", "job"):
+        store.erase(kind, victims[kind], runs=[runs])
+"""
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.7])
+def test_killed_at_any_moment_the_same_again_completes_it(shop, share, count):
+    arguments = [str(shop.root), str(shop.elsewhere / "runs"), json.dumps(shop.victims)]
+    began = time.monotonic()
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, env={**os.environ}
+    )
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        time.sleep(share * count(reduced=0.6, full=3.0))
+        child.send_signal(signal.SIGKILL)
+    assert time.monotonic() - began < 60
+    with Store.open(shop.root) as store:
+        assert store.verify() == []
+    done = erase_all(shop)
+    assert not done.incomplete
+    assert shop.search() == {}
+    with Store.open(shop.root) as store:
+        assert store.verify() == []
+        folder = Output(shop.root / "runs").folder(shop.runs[0].rsplit("/", 1)[-1])
+        assert verify(folder, store.snapshot(epoch=shop.epoch)).verdict == "REDACTED"
+
+
+# ── Quarantine files ──────────────────────────────────────────────────────────────────────────
+
+
+def test_rows_of_a_quarantine(tmp_path):
+    path = tmp_path / "q.jsonl"
+    rows = [
+        {"id": "ann", "rate_cents": "x"},
+        {"id": "annabel", "rate_cents": "of ann"},
+        {"id": "bob", "rate_cents": "of annabel"},
+        "ann alone",
+        {"id": "ann+bob", "rate_cents": "y"},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    target = tmp_path / "q.parquet"
+    ingest.read("freelancer", [path], quarantine=target)
+    assert quarantines.erase(target, ["carl"]) == 0
+    assert quarantines.erase(target, ["ann"]) == 4
+    left = pl.read_parquet(target)
+    assert left["id"].to_list() == ["annabel", "bob"]
+    assert left["value"].to_list() == ["", "of annabel"]
+    assert quarantines.erase(target, ["ann"]) == 0
+    assert quarantines.erase(target, ["annabel", "bob"]) == 2
+    assert not target.exists()
