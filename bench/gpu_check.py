@@ -34,6 +34,7 @@ sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
 import numpy as np  # noqa: E402
 
 from matchwright.kernels.compile import KERNELS, compiled  # noqa: E402
+from matchwright.kernels.cuda_device import CudaDevice  # noqa: E402
 from matchwright.kernels.cupy_ops import CupyOps, no_device_reason  # noqa: E402
 from matchwright.kernels.ops import Ops  # noqa: E402
 from matchwright.kernels.types import Bitmap, Corpus, Queries, Segment, TopK  # noqa: E402
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     ops = CupyOps(memory_bytes=options.memory_bytes)
     tests = run_tests(options.full)
-    bench = {} if options.no_bench else run_bench(ops, options)
+    library = CupyOps(memory_bytes=options.memory_bytes, device=CudaDevice(tensor=False))
+    bench = {} if options.no_bench else run_bench(ops, library, options)
     held = tests["failed"] == 0 and tests["passed"] > 0 and bench.get("exact", True)
     record = {
         "format": FORMAT,
@@ -185,32 +187,34 @@ def judge(cases: Sequence[ET.Element]) -> dict[str, Any]:
 # ── Bench ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def run_bench(ops: CupyOps, options: argparse.Namespace) -> dict[str, Any]:
+def run_bench(ops: CupyOps, library: CupyOps, options: argparse.Namespace) -> dict[str, Any]:
     """Every shape; ``exact`` says whether all sampled answers were the reference's."""
     cells = [
         cell
         for d in options.dimensions
-        for cell in shape(ops, options.rows, options.queries, d, options)
+        for cell in shape(ops, library, options.rows, options.queries, d, options)
     ]
     return {
-        "note": "simple path: library product, threshold, selection; rules evaluated on the host",
+        "note": "rules are evaluated on the host; r_bf16 and r_int8: bare product / ours",
         "cells": cells,
         "exact": all(cell["exact"] for cell in cells),
     }
 
 
 def shape(
-    ops: CupyOps, n: int, q: int, d: int, options: argparse.Namespace
+    ops: CupyOps, library: CupyOps, n: int, q: int, d: int, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """One cell per k and filter, beside the bare product and CuPy's own product and selection."""
+    """One cell per k and filter, beside bare products, the simple path and CuPy's own."""
     rng = np.random.default_rng(d)
     corpus, queries = problem(rng, n, q, d)
     ruled = with_rules(rng, queries, n, options.groups)
-    ways: dict[str, Callable[[], Any]] = {"product": bare_product(ops, corpus, queries)}
+    bare, refused = bare_products(corpus, queries)
+    ways: dict[str, Callable[[], Any]] = {**bare}
     ways["matmul_argpartition"] = by_cupy(ops, corpus, queries, max(options.k))
     for k in options.k:
         ways[f"k={k}"] = partial(ops.topk, corpus, queries, k, count=False)
         ways[f"k={k} rules"] = partial(ops.topk, corpus, ruled, k, count=False)
+        ways[f"k={k} library"] = partial(library.topk, corpus, queries, k, count=False)
     seconds = interleaved(ways, options.repeats)
     facts = {"n": n, "q": q, "d": d, "operations": 2 * n * q * d, "corpus_bytes": n * d}
     return [
@@ -220,8 +224,11 @@ def shape(
             "rules": rules,
             "seconds": seconds[name],
             "pairs_per_second": n * q / seconds[name],
-            "of_bare_product": seconds["product"] / seconds[name],
-            "product_seconds": seconds["product"],
+            "operations_per_second": 2 * n * q * d / seconds[name],
+            "product_seconds": {of: seconds[of] for of in bare},
+            "product_refused": refused,
+            **{f"r_{of}": seconds[of] / seconds[name] for of in bare},
+            "library_path_seconds": seconds[f"k={k} library"],
             "matmul_argpartition_seconds": seconds["matmul_argpartition"],
             "telemetry": telemetry(ways[name]()),
             "exact": agrees(ops, corpus, some, k),
@@ -249,21 +256,51 @@ def with_rules(rng: np.random.Generator, queries: Queries, n: int, groups: int) 
     return Queries(queries.q_qd, queries.key_q, groups=bitmaps, group_q=group_q)
 
 
-def bare_product(ops: CupyOps, corpus: Corpus, queries: Queries) -> Callable[[], None]:
-    """The library product alone, fp16 inputs and output, in tiles of 32,768 rows."""
-    import cupy
+PRODUCTS = {
+    "fp16": (np.float16, 2, np.float16, 2, np.float32, 68),
+    "bf16": (np.uint16, 14, np.uint16, 14, np.float32, 68),
+    "int8": (np.int8, 3, np.int32, 10, np.int32, 72),
+}
+"""Name -> input dtype and CUDA_R_*, output dtype and CUDA_R_*, scalar dtype, CUBLAS_COMPUTE_*."""
 
-    x = cupy.asarray(corpus.parts[0][0].x_nd).astype(cupy.float16)
-    high = cupy.asarray(queries.q_qd >> 7).astype(cupy.float16)
-    out = cupy.empty((queries.q, min(32_768, x.shape[0])), cupy.float16)
+
+def bare_products(
+    corpus: Corpus, queries: Queries
+) -> tuple[dict[str, Callable[[], None]], dict[str, str]]:
+    """cuBLAS products alone, in tiles of 32,768 rows; and which the library refused, and why."""
+    bare: dict[str, Callable[[], None]] = {}
+    refused: dict[str, str] = {}
+    for name in PRODUCTS:
+        run = bare_product(name, corpus.parts[0][0].x_nd, queries.q_qd >> 7)
+        try:
+            run()
+        except Exception as error:  # whatever this library and this chip say
+            refused[name] = str(error)
+        else:
+            bare[name] = run
+    return bare, refused
+
+
+def bare_product(name: str, x_nd: Any, high_qd: Any) -> Callable[[], None]:
+    """One product; its values do not matter to the chip's speed, so bf16 takes int8's bits."""
+    import cupy
+    from cupy_backends.cuda.libs import cublas  # type: ignore[import-untyped]
+
+    dtype, kind, out_dtype, out_kind, scalar, compute = PRODUCTS[name]
+    x, high = cupy.asarray(x_nd).astype(dtype), cupy.asarray(high_qd).astype(dtype)
+    (n, d), q, step = x.shape, high.shape[0], 32_768
+    out = cupy.empty((q, min(step, n)), out_dtype)
+    one, zero = np.ones(1, scalar), np.zeros(1, scalar)
 
     def run() -> None:
-        for at in range(0, x.shape[0], out.shape[1]):
-            rows = x[at : at + out.shape[1]]
-            if rows.shape[0] == out.shape[1]:
-                cupy.matmul(high, rows.T, out=out)
-            else:
-                cupy.matmul(high, rows.T)
+        for at in range(0, n, step):
+            rows = x[at : at + step]
+            cublas.gemmEx(
+                cupy.cuda.device.get_cublas_handle(),
+                *(cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, rows.shape[0], q, d, one.ctypes.data),
+                *(rows.data.ptr, kind, d, high.data.ptr, kind, d, zero.ctypes.data),
+                *(out.data.ptr, out_kind, out.shape[1], compute, -1),
+            )
         cupy.cuda.Device().synchronize()
 
     return run

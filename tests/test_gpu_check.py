@@ -54,13 +54,18 @@ def test_results_are_judged(gpu_check):
 
 
 def test_the_bench_runs_and_compares(gpu_check, monkeypatch):
-    for name in ("bare_product", "by_cupy"):
-        monkeypatch.setattr(gpu_check, name, lambda *_: lambda: None)
+    bare = {name: lambda: None for name in gpu_check.PRODUCTS}
+    monkeypatch.setattr(gpu_check, "bare_products", lambda *_: (bare, {}))
+    monkeypatch.setattr(gpu_check, "by_cupy", lambda *_: lambda: None)
     options = gpu_check.parse(
         ["--rows", "500", "--queries", "4", "--dimensions", "16", "-k", "3", "--repeats", "1"]
     )
-    ops = CupyOps(device=NumpyDevice(), verify=False)
-    outcome = gpu_check.run_bench(ops, options)
+    ops, library = (
+        CupyOps(device=NumpyDevice(tensor=tensor), verify=False) for tensor in (True, False)
+    )
+    outcome = gpu_check.run_bench(ops, library, options)
     assert outcome["exact"]
     assert [cell["rules"] for cell in outcome["cells"]] == [False, True]
-    assert np.isfinite([cell["of_bare_product"] for cell in outcome["cells"]]).all()
+    for cell in outcome["cells"]:
+        assert np.isfinite([cell["r_fp16"], cell["r_bf16"], cell["r_int8"]]).all()
+        assert cell["telemetry"]["product"] == "sieve"
