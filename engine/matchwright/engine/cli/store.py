@@ -1,4 +1,4 @@
-"""``matchwright store info|refit|verify``: what is in a store, and fitting its next generation."""
+"""``matchwright store info|refit``: what is in a store, and fitting its next generation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from matchwright.engine.cli import store_copies
 from matchwright.engine.cli._failures import Interrupted, harmless
 from matchwright.engine.cli._options import (
     AsOfOption,
@@ -18,7 +19,7 @@ from matchwright.engine.cli._options import (
 )
 from matchwright.engine.cli._output import View, Writer, plainly
 from matchwright.engine.cli._progress import say
-from matchwright.engine.errors import InvalidArgument, StoreDamaged
+from matchwright.engine.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,24 +81,6 @@ def refit(
         writer.add(_view(document))
 
 
-@group.command()
-def verify(store: StoreOption, format_: FormatOption = None, output: OutputOption = None) -> int:
-    """Read and check every block of a store; name what is damaged."""
-    from matchwright.engine.store import Store
-
-    with Store.open(store) as opened:
-        damages = [
-            {"reason": error.reason, "message": harmless(error), **error.details}
-            for error in opened.verify()
-        ]
-    document = {"sound": not damages, "damages": damages}
-    rows = [{"reason": d["reason"], "message": d["message"]} for d in damages]
-    told = [row["message"] for row in rows] or [f"{store}: sound"]
-    with Writer(format_, output) as writer:
-        writer.add(View(document, rows, lambda console: console.print("\n".join(told))))
-    return StoreDamaged.exit_code if damages else 0
-
-
 def _view(document: dict[str, Any]) -> View:
     flat = dict(flatten(plainly(document)))
 
@@ -126,4 +109,5 @@ def flatten(document: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
+    store_copies.add_to(group)
     app.add_typer(group, name="store")

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import IO
 
 from matchwright.engine.errors import NotFound, StoreDamaged
-from matchwright.engine.store import blobs, collect, files
+from matchwright.engine.store import blobs, collect, files, migrate, schema
 from matchwright.engine.store.catalog import FILE, KINDS, Catalog, SegmentRow, State
-from matchwright.engine.store.segment_file import SegmentFile
 from matchwright.engine.store.snapshot import stored_record
 
 SEGMENTS, GENERATIONS = "segments", "generations"
@@ -89,12 +88,17 @@ def hold(
         raise NotFound(f"{root}: holds no store", file=root)
     copy = scratch / FILE
     with closing(Catalog(root / FILE, write=False)) as catalog, ExitStack() as opened:
-        catalog.check()
+        version = catalog.check()
+        if newest_only:
+            migrate.refuse_older(catalog.path, version)
         for attempt in range(_TRIES):
             with catalog.look() as connection:
-                state, manifest = catalog.state(connection), catalog.segments(connection)
+                state = catalog.state(connection)
+                rows = catalog.segments if newest_only else catalog.all_segments
+                manifest = rows(connection)
                 try:
-                    held = _open_files(root, state, manifest, opened)
+                    fitted = generations(catalog, connection, newest_only=newest_only)
+                    held = _open_files(root, manifest, fitted, opened)
                 except FileNotFoundError as error:
                     if attempt + 1 == _TRIES or not _moved(catalog, state):
                         raise StoreDamaged(
@@ -115,11 +119,22 @@ def hold(
         yield Held(state, version, manifest, copy, held, counts)
 
 
+def generations(
+    catalog: Catalog, connection: sqlite3.Connection, *, newest_only: bool = False
+) -> list[str]:
+    """The generations that the newest epoch, or every kept one, needs."""
+    found = {catalog.state(connection).generation}
+    if not newest_only and catalog.version(connection) >= schema.FORMAT:
+        kept = connection.execute("SELECT DISTINCT generation FROM epoch WHERE open = 1")
+        found.update(name for (name,) in kept)
+    return sorted(found)
+
+
 def _open_files(
-    root: Path, state: State, manifest: list[SegmentRow], opened: ExitStack
+    root: Path, manifest: list[SegmentRow], fitted: list[str], opened: ExitStack
 ) -> dict[str, IO[bytes]]:
     names = [f"{SEGMENTS}/{row.file}" for row in manifest]
-    for generation in sorted({state.generation, *(row.generation for row in manifest)}):
+    for generation in fitted:
         folder = root / GENERATIONS / generation
         with files.naming(folder, "read"):
             found = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -214,23 +229,6 @@ def _about(copied: Catalog) -> tuple[int, dict[str, int]]:
             for kind in KINDS
         }
     return int(version), counts
-
-
-def check_segments(root: Path, manifest: list[SegmentRow], progress: Progress = silent) -> None:
-    """Reads every block of the segments that a manifest names.
-
-    Raises:
-        StoreDamaged: one is damaged or not there.
-    """
-    total, done = sum(row.size for row in manifest), 0
-    for row in manifest:
-        path = root / SEGMENTS / row.file
-        try:
-            SegmentFile(path, row.digest).verify()
-        except FileNotFoundError:
-            raise StoreDamaged(f"{path}: is named by the manifest but is not there", file=path)
-        done += row.size
-        progress("check", done, total)
 
 
 @contextmanager

@@ -126,15 +126,25 @@ class Target:
 
     def pieces(self, name: str) -> Iterator[bytes]:
         """The bytes of a file, a piece at a time."""
-        with self._naming(name, "read"):
-            source = self._fs.open(self._path(name), "rb")
-        with source:
+        with self.opened(name) as source:
             while True:
                 with self._naming(name, "read"):
                     piece: bytes = source.read(COPY_BYTES)
                 if not piece:
                     return
                 yield piece
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to read from.
+
+        Raises:
+            NotFound: it is not there.
+        """
+        with self._naming(name, "read"):
+            file: IO[bytes] = self._fs.open(self._path(name), "rb")
+        with file:
+            yield file
 
     def write(self, name: str, data: bytes) -> None:
         """Puts a small file in place; readers see the one before or this one."""

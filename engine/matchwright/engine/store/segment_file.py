@@ -19,7 +19,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,10 +214,17 @@ class SegmentFile:
         flat = np.frombuffer(self._map, dtype=dtype, count=count, offset=offset) if count else None
         return np.zeros(shape, dtype) if flat is None else flat.reshape(shape)
 
-    def verify(self) -> None:
-        """Checks every block again, seen before or not."""
+    def verify(self, told: Callable[[int], object] | None = None) -> None:
+        """Checks every block again, seen before or not.
+
+        Args:
+            told: is told the bytes of each block that was read.
+        """
         self._verified[:] = False
-        self._verify(0, self._data)
+        for low in range(0, self._data, BLOCK):
+            self._verify_block(low // BLOCK)
+            if told is not None:
+                told(min(BLOCK, self._data - low))
 
     def _verify(self, start: int, stop: int) -> None:
         for block in range(start // BLOCK, -(-stop // BLOCK)):
