@@ -1,0 +1,369 @@
+"""Corpus shards on Ray actors: processes of this machine, or a cluster's nodes.
+
+::
+
+    driver   prepare unit n + 2 | merge and put together n | write n - 1 (a thread)
+    actors   search unit n + 1, each in its own shard of the rows
+
+An actor that is lost is started again and asked again; the answer does not depend on it. Nothing
+but integers and keys travels: a block's queries to every actor, K + slack rows of each query back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matchwright.engine.errors import DependencyUnavailable
+from matchwright.engine.prepare import SnapshotLike
+from matchwright.engine.runs import block
+from matchwright.engine.runs.block import BlockAnswer, Found
+from matchwright.engine.runs.execute import Questions
+from matchwright.engine.runs.plan import Plan, Unit
+from matchwright.engine.runs.prepare_block import PreparedBlock
+from matchwright.engine.runs.ray_shard import Shard
+from matchwright.engine.runs.shards import merge_found
+from matchwright.kernels.ops import usable_cores
+
+IN_FLIGHT = 2
+"""Units that are asked of the actors at once: one is searched while the next one waits."""
+LOSSES_MAX = 3
+"""Losses of one shard without an answer in between, after which the run gives up."""
+OBJECT_STORE_BYTES = 256 << 20
+"""Ray's shared memory here: units in flight fit in many times over."""
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Without the support for clusters, Ray's servers listen on 127.0.0.1 alone."""
+
+
+class RayExecutor:
+    """Answers units with Ray actors, each of which holds a shard of the corpus.
+
+    Args:
+        plan: the plan.
+        snapshot: its epoch, here.
+        store: the store's folder; actors open it under the same path.
+        workers: actors; None for one on each core here.
+        device: what each actor computes with; with "gpu" Ray gives each one a GPU of its own.
+        address: of a Ray cluster; None starts actors on this machine, and ends them afterwards.
+        store_on_nodes: the store's folder on the nodes, where that is another path: a pulled copy.
+        memory_bytes: budget of temporary memory of each actor.
+
+    Raises:
+        DependencyUnavailable: Ray is not installed.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        snapshot: SnapshotLike,
+        store: Path,
+        *,
+        workers: int | None = None,
+        device: str = "auto",
+        address: str | None = None,
+        store_on_nodes: str | None = None,
+        memory_bytes: int = 256 << 20,
+    ) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise DependencyUnavailable(
+                "--executor ray: Ray is not installed; pip install 'matchwright[ray]'"
+            )
+        self.plan, self.snapshot, self.address = plan, snapshot, address
+        self.workers = workers or usable_cores()
+        self.questions = Questions(snapshot, plan)
+        threads = max(1, usable_cores() // self.workers) if address is None else 0
+        self.actors = _Actors(
+            store=store_on_nodes or str(store.resolve()),
+            plan=plan,
+            of=self.workers,
+            device=device,
+            threads=threads,
+            memory_bytes=memory_bytes,
+            remote=address is not None,
+        )
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        return {
+            "executor": "ray",
+            "device": "+".join(sorted({str(one["device"]) for one in self.actors.facts})),
+            "workers": self.workers,
+            "shards": [one["rows"] for one in self.actors.facts],
+            "actors_lost": self.actors.lost,
+        }
+
+    def answers(self, todo: Sequence[Unit]) -> Iterator[tuple[Unit, BlockAnswer]]:
+        """Each unit with its answer, in their order. Closing the iterator ends every actor.
+
+        Raises:
+            DependencyUnavailable: no cluster answers, or a shard was lost again and again.
+            MatchwrightError: what an actor says of the store on its node.
+        """
+        if not todo:
+            return
+        with _cluster(self.address, self.workers) as ray, self.actors.running(ray):
+            waiting: deque[_Asked] = deque()
+            left = deque(todo)
+            while left or waiting:
+                while left and len(waiting) < IN_FLIGHT:
+                    unit = left.popleft()
+                    waiting.append(self.actors.ask(unit, self.questions.prepare(unit)))
+                yield self._answer(waiting)
+
+    def _answer(self, waiting: deque[_Asked]) -> tuple[Unit, BlockAnswer]:
+        asked = waiting[0]
+        parts = [self.actors.found(asked, number) for number in range(self.workers)]
+        waiting.popleft()
+        found = merge_found(asked.prepared.key_q, parts)
+        made = block.answer(
+            self.snapshot, asked.prepared, found, self.plan.options, self.plan.policy_id
+        )
+        return asked.unit, made
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A unit that the actors work on.
+
+    Attributes:
+        message: the queries, in Ray's memory.
+        answers: shard -> (which start of its actor, the answer to come).
+    """
+
+    unit: Unit
+    prepared: PreparedBlock
+    message: Any
+    answers: dict[int, tuple[int, Any]] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Actors:
+    """The shards' actors, started again when they are lost.
+
+    Attributes:
+        store, plan, of, device, threads, memory_bytes: what an actor is made with.
+        remote: the actors are on a cluster, whose resources they claim.
+        facts: what each one said when it was ready.
+        lost: how many were lost in all.
+    """
+
+    store: str
+    plan: Plan
+    of: int
+    device: str
+    threads: int
+    memory_bytes: int
+    remote: bool
+    facts: list[dict[str, Any]] = field(default_factory=list)
+    lost: int = 0
+    _ray: Any = None
+    _handles: list[Any] = field(default_factory=list)
+    _starts: list[int] = field(default_factory=list)
+    _losses: list[int] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def running(self, ray: Any) -> Iterator[None]:
+        """Actors for every shard; none afterwards."""
+        self._ray = ray
+        self._handles = [None] * self.of
+        self._starts, self._losses = [0] * self.of, [0] * self.of
+        try:
+            for number in range(self.of):
+                self._start(number)
+            ready = [handle.open.remote() for handle in self._handles]
+            self.facts = [self._opened(number, one) for number, one in enumerate(ready)]
+            yield
+        finally:
+            for handle in self._handles:
+                if handle is not None:
+                    with contextlib.suppress(Exception):  # it is gone already
+                        ray.kill(handle)
+            self._handles = []
+
+    def ask(self, unit: Unit, prepared: PreparedBlock) -> _Asked:
+        """Ask every shard for a unit."""
+        slim = dataclasses.replace(prepared, ids=[])
+        asked = _Asked(unit, prepared, self._ray.put(slim))
+        for number in range(self.of):
+            self._ask_again(asked, number)
+        return asked
+
+    def _ask_again(self, asked: _Asked, number: int) -> None:
+        answer = self._handles[number].search.remote(asked.message)
+        asked.answers[number] = (self._starts[number], answer)
+
+    def found(self, asked: _Asked, number: int) -> Found:
+        """What a shard found for a unit; waits for it.
+
+        Raises:
+            DependencyUnavailable: the shard was lost too often.
+        """
+        while True:
+            start, answer = asked.answers[number]
+            try:
+                found: Found = self._get(answer)
+            except _Lost as lost:
+                if start == self._starts[number]:
+                    self._revive(number, lost)
+                self._ask_again(asked, number)
+                continue
+            self._losses[number] = 0
+            return found
+
+    def _get(self, answer: Any) -> Any:
+        """A result.
+
+        Raises:
+            _Lost: the actor, its node or the result has gone.
+            MatchwrightError: what the actor says.
+        """
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(answer)
+        except errors.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            raise cause from None
+        except (errors.RayError, ConnectionError) as error:
+            raise _Lost(_brief(error)) from None
+
+    def _start(self, number: int) -> None:
+        resources: dict[str, Any] = {"num_cpus": 1, "max_restarts": 0}
+        if self.device == "gpu":
+            resources["num_gpus"] = 1
+        if self.remote:
+            resources["scheduling_strategy"] = "SPREAD"
+        made = self._ray.remote(Shard).options(**resources)
+        threads = self.threads or None
+        self._handles[number] = made.remote(
+            self.store, self.plan.to_json(), number, self.of, self.device, threads,
+            self.memory_bytes,
+        )  # fmt: skip
+        self._starts[number] += 1
+
+    def _opened(self, number: int, ready: Any) -> dict[str, Any]:
+        while True:
+            try:
+                facts: dict[str, Any] = self._get(ready)
+            except _Lost as lost:
+                self._count_loss(number, lost)
+                self._start(number)
+                ready = self._handles[number].open.remote()
+                continue
+            return facts
+
+    def _revive(self, number: int, lost: _Lost) -> None:
+        self._count_loss(number, lost)
+        self._start(number)
+        self.facts[number] = self._opened(number, self._handles[number].open.remote())
+
+    def _count_loss(self, number: int, lost: _Lost) -> None:
+        self.lost += 1
+        self._losses[number] += 1
+        with contextlib.suppress(Exception):  # what is left of it
+            self._ray.kill(self._handles[number])
+        if self._losses[number] > LOSSES_MAX:
+            raise DependencyUnavailable(
+                f"the actor of shard {number + 1} of {self.of} was lost "
+                f"{self._losses[number]} times in a row ({lost}); what is written is kept: see to "
+                "its node (often it is short of memory)",
+                run=self.plan.run_id,
+                shard=number,
+            )
+
+
+class _Lost(Exception):
+    """An actor, its node or its answer has gone."""
+
+
+def _brief(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+
+
+@contextlib.contextmanager
+def _cluster(address: str | None, workers: int) -> Iterator[Any]:
+    """Ray, connected; one that was started here is ended and its files are removed.
+
+    A process that has connected to Ray already keeps its connection.
+    """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield sys.modules["ray"]
+        return
+    before = (dict(os.environ), sys.excepthook, _sigterm())
+    os.environ.update(_QUIET if address is not None else _QUIET | _LOOPBACK)
+    folder = None
+    try:
+        import ray
+
+        if address is None:
+            folder = tempfile.mkdtemp(prefix="mw-ray-", dir=_short_temp())
+        try:
+            ray.init(**_settings(address, workers, folder))
+        except (ray.exceptions.RayError, ConnectionError, TimeoutError, RuntimeError) as error:
+            raise DependencyUnavailable(f"Ray does not start: {_brief(error)}") from None
+        _restore(before)
+        yield ray
+    finally:
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
+        _restore(before)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _settings(address: str | None, workers: int, folder: str | None) -> dict[str, Any]:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if address is not None:
+        return {"address": address, **quiet}
+    return {
+        "address": "local",
+        "num_cpus": workers,
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "_temp_dir": folder,
+        **quiet,
+    }
+
+
+def _short_temp() -> str | None:
+    """A folder for Ray's sockets, whose paths hold some 107 characters; None for the usual."""
+    return "/tmp" if len(tempfile.gettempdir()) > 30 and Path("/tmp").is_dir() else None
+
+
+def _sigterm() -> Any:
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.getsignal(signal.SIGTERM)
+
+
+def _restore(before: tuple[dict[str, str], Any, Any]) -> None:
+    """Ray puts its own handlers of SIGTERM and of exceptions, and variables; put ours back."""
+    environment, hook, handler = before
+    for name in (*_QUIET, *_LOOPBACK):
+        if name in environment:
+            os.environ[name] = environment[name]
+        else:
+            os.environ.pop(name, None)
+    sys.excepthook = hook
+    if handler is not None:
+        signal.signal(signal.SIGTERM, handler)
+
+
+__all__ = ["IN_FLIGHT", "LOSSES_MAX", "RayExecutor"]

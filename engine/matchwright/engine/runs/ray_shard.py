@@ -1,0 +1,82 @@
+"""What one Ray actor does: holds a shard of the corpus and answers blocks of queries from it.
+
+Plain Python; ``ray_executor`` makes an actor of it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matchwright.engine.errors import FailedPrecondition
+from matchwright.engine.matcher import OTHER
+from matchwright.engine.records import Kind
+from matchwright.engine.runs import block
+from matchwright.engine.runs.block import Found
+from matchwright.engine.runs.plan import Plan
+from matchwright.engine.runs.prepare_block import PreparedBlock
+from matchwright.engine.runs.shards import shard
+from matchwright.kernels.ops import get_ops
+from matchwright.kernels.types import Corpus
+
+if TYPE_CHECKING:
+    from matchwright.engine.store import Snapshot
+
+
+class Shard:
+    """One share of the rows that are searched.
+
+    Args:
+        store: the store's folder on this node, or a copy of it that was pulled there.
+        plan: ``plan.json``.
+        number, of: which shard.
+        device, threads, memory_bytes: as ``get_ops`` takes them.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        plan: bytes,
+        number: int,
+        of: int,
+        device: str,
+        threads: int,
+        memory_bytes: int,
+    ) -> None:
+        self._store, self._number, self._of = store, number, of
+        self._plan = Plan.from_json(plan)
+        self._ops = (device, threads, memory_bytes)
+        self._corpora: dict[Kind, Corpus] = {}
+
+    def open(self) -> dict[str, Any]:
+        """Map the shard's rows and wake the device; what is there.
+
+        Raises:
+            NotFound, StoreError: there is no store in the folder, or it is damaged.
+            EpochGone, FailedPrecondition: it does not hold the plan's epoch.
+        """
+        from matchwright.engine.store import Store
+
+        device, threads, memory_bytes = self._ops
+        self.ops = get_ops(device, threads=threads, memory_bytes=memory_bytes)
+        with Store.open(Path(self._store)) as store:
+            self._snapshot: Snapshot = store.snapshot(epoch=self._plan.epoch_number)
+        if str(self._snapshot.epoch) != self._plan.epoch:
+            raise FailedPrecondition(
+                f"{self._store} holds {self._snapshot.epoch}, and run {self._plan.run_id} needs "
+                f"{self._plan.epoch}; pull that epoch to this node"
+            )
+        for kind in self._plan.options.kinds:
+            corpus = self._snapshot.corpus(OTHER[kind])
+            self._corpora[kind] = shard(corpus, self._number, self._of)
+        return {
+            "pid": os.getpid(),
+            "device": self.ops.name,
+            "rows": {kind: corpus.n for kind, corpus in self._corpora.items()},
+        }
+
+    def search(self, prepared: PreparedBlock) -> Found:
+        """The best rows of the shard for each query of a block."""
+        corpus = self._corpora[prepared.kind]
+        return block.search(self.ops, self._snapshot, prepared, self._plan.options, corpus)

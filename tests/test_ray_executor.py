@@ -1,0 +1,254 @@
+"""The Ray executor: shards on actors give the digest of one process, whatever happens to them."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from matchwright.engine import synthetic
+from matchwright.engine.eligibility import RULE
+from matchwright.engine.errors import DependencyUnavailable, MatchwrightError
+from matchwright.engine.policy import Policy
+from matchwright.engine.runs import ray_executor
+from matchwright.engine.runs.block import Found, search
+from matchwright.engine.runs.execute import LocalExecutor, Questions, run
+from matchwright.engine.runs.folder import Output
+from matchwright.engine.runs.plan import RunOptions, make_plan
+from matchwright.engine.runs.ray_executor import RayExecutor
+from matchwright.engine.runs.shards import bounds, merge_found, shard
+from matchwright.engine.store import Store
+from matchwright.kernels.ops import Ops
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'matchwright[ray]'"
+)
+JOBS, PEOPLE = 240, 700
+
+
+@pytest.fixture(scope="module")
+def store_folder(tmp_path_factory):
+    """Several segments, tombstones and live rows."""
+    folder = tmp_path_factory.mktemp("ray") / "store"
+    options = {"mode": "w", "create": True, "salt": bytes(16), "chunk_rows": 256}
+    with Store.open(folder, **options) as store:
+        for kind, n in (("job", JOBS), ("freelancer", PEOPLE)):
+            frame = synthetic.frame(kind, n, seed=2)
+            store.upsert(kind, frame)
+            store.seal()
+            store.upsert(kind, frame.head(40).with_columns(title=frame["title"].tail(40)))
+            store.delete(kind, frame["id"].to_list()[50:60])
+        store.refit(seed=0, sample=500, as_of=synthetic.AS_OF)
+        store.upsert("freelancer", synthetic.frame("freelancer", 30, seed=5).head(30))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def snapshot(store_folder):
+    with Store.open(store_folder) as store:
+        yield store.snapshot()
+
+
+def plan_of(snapshot, **options):
+    """Most people are eligible for most jobs."""
+    rules = {name: {"enabled": False} for name in list(RULE)[::2]}
+    policy = Policy.from_dict({"rules": rules})
+    options = {"kinds": ("job", "freelancer"), "k": 20, "slack": 5, "count": True, **options}
+    return make_plan(
+        snapshot, RunOptions(as_of=synthetic.AS_OF, policy=policy, block=64, **options)
+    )
+
+
+@pytest.fixture(scope="module")
+def plan(snapshot):
+    return plan_of(snapshot)
+
+
+@pytest.fixture(scope="module")
+def expected(plan, snapshot, tmp_path_factory):
+    """(folder, run.json) of a local run."""
+    folder = Output(tmp_path_factory.mktemp("local")).folder(plan.run_id)
+    executor = LocalExecutor(Ops(threads=1), snapshot, plan, prefetch=False)
+    return folder, run(plan, folder, executor, snapshot=snapshot).summary
+
+
+# ── Shards ────────────────────────────────────────────────────────────────────────────────────
+
+
+def same(one, other):
+    for name in ("start_q", "key_m", "points_m", "eligible_q", "unverified_q"):
+        assert np.array_equal(getattr(one, name), getattr(other, name)), name
+    assert one.depth == other.depth
+
+
+@pytest.mark.parametrize("of", [1, 2, 3, 7, 40])
+def test_shards_merge_to_what_one_corpus_gives(snapshot, plan, of):
+    ops, questions = Ops(threads=1), Questions(snapshot, plan)
+    for kind, other in (("job", "freelancer"), ("freelancer", "job")):
+        corpus = snapshot.corpus(other)
+        pieces = [shard(corpus, number, of) for number in range(of)]
+        keys = [segment.key_n for piece in pieces for segment, _ in piece.parts]
+        whole = [segment.key_n for segment, _ in corpus.parts]
+        assert np.array_equal(np.concatenate(keys), np.concatenate(whole))
+        unit = plan.units_of(kind)[1]
+        prepared = questions.prepare(unit)
+        parts = [search(ops, snapshot, prepared, plan.options, piece) for piece in pieces]
+        expected = search(ops, snapshot, prepared, plan.options)
+        assert expected.key_m.size > 300
+        same(merge_found(prepared.key_q, parts), expected)
+        same(merge_found(prepared.key_q, parts[::-1]), expected)
+
+
+def test_shards_cover_every_row_once():
+    for rows in (0, 1, 2, 17, 1_000):
+        for of in (1, 2, 3, 16, 40):
+            ends = [bounds(rows, number, of) for number in range(of)]
+            assert ends[0][0] == 0
+            assert ends[-1][1] == rows
+            assert all(one[1] == two[0] for one, two in itertools.pairwise(ends))
+            assert max(b - a for a, b in ends) - min(b - a for a, b in ends) <= 1
+
+
+def test_counts_that_one_shard_has_not_made_are_not_made():
+    def found(eligible):
+        empty = np.zeros(0, np.uint64), np.zeros(0, np.int32)
+        counts = np.array(eligible)
+        return Found(3, np.zeros(3, np.int64), *empty, counts, counts, 0.5)
+
+    merged = merge_found(np.array([1, 2], np.uint64), [found([4, -1]), found([5, 6])])
+    assert merged.eligible_q.tolist() == [9, -1]
+    assert merged.seconds == 0.5
+
+
+# ── Actors ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def connected():
+    """One Ray for the whole module; executors use the connection that there is."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("needs Ray: pip install 'matchwright[ray]'")
+    with ray_executor._cluster(None, 8) as ray:
+        yield ray
+
+
+def executor_of(plan, snapshot, store_folder, workers, **options):
+    return RayExecutor(plan, snapshot, store_folder, workers=workers, device="numpy", **options)
+
+
+def check_same(summary, folder, expected):
+    there, wanted = expected
+    assert summary["digest"] == wanted["digest"]
+    assert summary["counts"] == wanted["counts"]
+    for name in there.files():
+        if name.endswith(".parquet"):
+            assert folder.read_bytes(name) == there.read_bytes(name), name
+
+
+@needs_ray
+@pytest.mark.parametrize("workers", [2, 4])
+def test_ray_gives_the_files_of_a_local_run(
+    plan, snapshot, store_folder, expected, connected, tmp_path, workers
+):
+    executor = executor_of(plan, snapshot, store_folder, workers)
+    folder = Output(tmp_path).folder(plan.run_id)
+    summary = run(plan, folder, executor, snapshot=snapshot).summary
+    check_same(summary, folder, expected)
+    limits = summary["limits"]
+    assert (limits["executor"], limits["workers"]) == ("ray", workers)
+    assert limits["actors_lost"] == 0
+    rows = [one["freelancer"] for one in limits["shards"]]
+    assert max(rows) - min(rows) <= 1
+    assert run(plan, folder, executor, snapshot=snapshot).done_now == 0
+
+
+@needs_ray
+@pytest.mark.parametrize("workers", [2, 4])
+def test_an_actor_that_is_killed_is_replaced(
+    plan, snapshot, store_folder, expected, connected, tmp_path, workers
+):
+    """SIGKILL to one process after the first unit, and to another one later."""
+    executor = executor_of(plan, snapshot, store_folder, workers)
+    folder = Output(tmp_path).folder(plan.run_id)
+    killed = []
+
+    def kill(event):
+        if event.name == "unit" and len(killed) < 2:
+            pid = executor.actors.facts[len(killed)]["pid"]
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+
+    summary = run(plan, folder, executor, progress=kill, snapshot=snapshot).summary
+    check_same(summary, folder, expected)
+    assert len(set(killed)) == 2
+    assert summary["limits"]["actors_lost"] == 2
+    assert not {one["pid"] for one in executor.actors.facts} & set(killed)
+
+
+@needs_ray
+def test_a_shard_that_is_lost_again_and_again_ends_the_run(
+    plan, snapshot, store_folder, expected, connected, tmp_path, monkeypatch
+):
+    """With the exit code of a missing dependency; what is written is kept and resumed."""
+    monkeypatch.setattr(ray_executor, "LOSSES_MAX", 1)
+    executor = executor_of(plan, snapshot, store_folder, 2)
+    folder = Output(tmp_path).folder(plan.run_id)
+    opened = executor.actors._opened
+
+    def open_and_kill(number, ready):
+        facts = opened(number, ready)
+        if executor.actors._starts[number] > 1:
+            os.kill(facts["pid"], signal.SIGKILL)
+        return facts
+
+    def kill(event):
+        if event.name == "unit":
+            monkeypatch.setattr(
+                type(executor.actors), "_opened", lambda self, *a: open_and_kill(*a)
+            )
+            os.kill(executor.actors.facts[1]["pid"], signal.SIGKILL)
+
+    with pytest.raises(DependencyUnavailable, match=r"shard 2 of 2 was lost 2 times") as caught:
+        run(plan, folder, executor, progress=kill, snapshot=snapshot)
+    assert caught.value.exit_code == 5
+    assert folder.summary() is None
+    monkeypatch.undo()
+    local = LocalExecutor(Ops(threads=1), snapshot, plan, prefetch=False)
+    outcome = run(plan, folder, local, snapshot=snapshot)
+    assert 0 < outcome.done_now < len(plan.units)
+    check_same(outcome.summary, folder, expected)
+
+
+@needs_ray
+def test_what_an_actor_says_of_its_store_is_said(plan, snapshot, store_folder, connected, tmp_path):
+    executor = executor_of(plan, snapshot, store_folder, 2, store_on_nodes=str(tmp_path / "none"))
+    with pytest.raises(MatchwrightError, match="holds no store"):
+        next(executor.answers(plan.units))
+
+
+@needs_ray
+def test_units_in_flight_are_bounded(plan, snapshot, store_folder, connected):
+    executor = executor_of(plan, snapshot, store_folder, 2)
+    asked, seen = [], []
+    prepare = executor.questions.prepare
+
+    def noted(unit):
+        asked.append(unit)
+        return prepare(unit)
+
+    executor.questions.prepare = noted
+    for unit, _ in executor.answers(plan.units):
+        seen.append(unit)
+        assert len(asked) - len(seen) < ray_executor.IN_FLIGHT
+    assert seen == list(plan.units)
+
+
+def test_without_ray_it_says_what_to_install(plan, snapshot, store_folder, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DependencyUnavailable, match=r"pip install 'matchwright\[ray\]'") as caught:
+        executor_of(plan, snapshot, store_folder, 2)
+    assert caught.value.exit_code == 5
