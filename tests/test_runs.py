@@ -1,0 +1,705 @@
+"""Runs: the digest does not depend on how the work is done; every column says what it should."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import random
+import sys
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import polars as pl
+import pytest
+
+from matchwright.engine import synthetic
+from matchwright.engine.errors import (
+    DeadlineExceeded,
+    DependencyUnavailable,
+    InvalidArgument,
+    MatchwrightError,
+    NotFound,
+    StoreDamaged,
+    StoreFormat,
+    StoreLocked,
+)
+from matchwright.engine.matcher import OTHER, Matcher
+from matchwright.engine.policy import Policy
+from matchwright.engine.request import Request
+from matchwright.engine.runs import execute, lock
+from matchwright.engine.runs.block import answer_block, rows_with_keys
+from matchwright.engine.runs.deadline import Deadline, parse_finish_by
+from matchwright.engine.runs.digest import run_digest
+from matchwright.engine.runs.folder import Output, RunFolder, Target, find_run
+from matchwright.engine.runs.frames import part_frame, queries_frame, slack_frame
+from matchwright.engine.runs.plan import Plan, RunOptions, asking, block_size, kinds_of, make_plan
+from matchwright.engine.runs.prepare_block import prepare_block
+from matchwright.engine.store import Store
+from matchwright.kernels.ops import Ops, get_ops
+from matchwright.kernels.order import mix32
+
+
+def _load(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+cases = _load("run_cases")
+AS_OF, KINDS, POLICY = cases.AS_OF, cases.KINDS, cases.POLICY
+do, options, results = cases.do, cases.options, cases.results
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    with Store.open(cases.make_store(tmp_path_factory.mktemp("runs") / "store")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def snapshot(store):
+    return store.snapshot()
+
+
+@pytest.fixture(scope="module")
+def whole(snapshot, tmp_path_factory):
+    """(folder, run.json) of a run with everything switched on."""
+    folder, outcome = do(
+        snapshot, tmp_path_factory.mktemp("whole"), slack=7, contributions=True, count=True,
+        block=50,
+    )  # fmt: skip
+    return folder, outcome.summary
+
+
+@pytest.fixture(scope="module")
+def single(snapshot):
+    """Single answers of K + slack matches, by kind."""
+    return {kind: results(snapshot, kind, k=20, slack=7, count=True) for kind in KINDS}
+
+
+# ── The digest ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_digest_is_that_of_single_answers(whole, single):
+    folder, summary = whole
+    assert summary["digest"] == run_digest(folder) == cases.digest_of(single, 20)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"block": 1_000},
+        {"block": 37},
+        {"block": 64, "prefetch": False},
+        {"block": 64, "ops": Ops(threads=3)},
+        {"block": 64, "ops": Ops(threads=2, memory_bytes=1 << 20)},
+        {"block": 64, "ops": get_ops("cpu", threads=2)},
+        {"block": 64, "executor": cases.Backwards},
+        {"block": 64, "slack": 100, "count": True, "contributions": True},
+    ],
+)
+def test_the_digest_does_not_depend_on_how(whole, snapshot, tmp_path, how):
+    _, outcome = do(snapshot, tmp_path, **how)
+    assert outcome.summary["digest"] == whole[1]["digest"]
+
+
+@pytest.mark.parametrize("kinds", [("job",), ("freelancer",)])
+def test_one_direction_is_its_own_run(single, snapshot, tmp_path, kinds):
+    _, outcome = do(snapshot, tmp_path, kinds=kinds)
+    assert outcome.summary["digest"] == cases.digest_of({kinds[0]: single[kinds[0]]}, 20)
+
+
+def test_other_answers_give_another_digest(whole, snapshot, tmp_path):
+    digests = {whole[1]["digest"]}
+    for n, asked in enumerate(({"k": 19}, {"as_of": AS_OF + 40}, {"policy": heavier()})):
+        _, outcome = do(snapshot, tmp_path / str(n), **asked)
+        digests.add(outcome.summary["digest"])
+    assert len(digests) == 4
+
+
+def heavier():
+    return Policy.parse('name = "heavier"\n[weights]\nrate = 3.0\n')
+
+
+# ── Columns ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_column_of_matches(whole, single, snapshot):
+    folder, _ = whole
+    plan = folder.plan()
+    for kind in KINDS:
+        units = plan.units_of(kind)
+        for what, ranks in (("part", range(1, 21)), ("slack", range(21, 28))):
+            frame = pl.concat([folder.frame(unit, what) for unit in units])
+            wanted = [
+                {
+                    "query_id": one.query_id,
+                    "query_key": one.query_key,
+                    "rank": match.rank,
+                    "id": match.id,
+                    "key": match.key,
+                    "points": match.points,
+                    "score": match.score,
+                    **{f"points_{name}": n for name, n in match.contributions.items()},
+                    "epoch": str(snapshot.epoch),
+                    "generation": snapshot.generation.id,
+                    "policy": POLICY.effective().id,
+                    "moved": None,
+                    "first_rank": None,
+                }
+                for one in single[kind]
+                for match in one
+                if match.rank in ranks
+            ]
+            assert frame.to_dicts() == wanted
+    types = folder.part(plan.units[0]).schema
+    assert types["rank"] == types["points"] == types["first_rank"] == pl.Int32
+    assert types["query_key"] == types["key"] == pl.UInt64
+    assert types["score"] == pl.Float64
+
+
+def test_every_column_of_queries(whole, single):
+    folder, _ = whole
+    plan = folder.plan()
+    for kind in KINDS:
+        frame = pl.concat([folder.queries(unit) for unit in plan.units_of(kind)])
+        assert frame["query_key"].is_sorted()
+        assert frame["print"].n_unique() == frame.height
+        assert set(frame["print"].bin.size().to_list()) == {16}
+        for row, one in zip(frame.drop("print").to_dicts(), single[kind], strict=True):
+            last = one[26] if len(one) == 27 else None
+            mix = None if last is None else int(mix32(one.query_key, np.uint64([last.key]))[0])
+            assert row == {
+                "query_id": one.query_id,
+                "query_key": one.query_key,
+                "returned": min(20, len(one)),
+                "eligible": one.eligible,
+                "unverified": one.unverified,
+                "shortfall": None if len(one) >= 20 else str(one.shortfall),
+                "error": None,
+                "t": one.t,
+                "attainable": one.attainable,
+                "resolution": one.resolution,
+                "horizon_points": None if last is None else last.points,
+                "horizon_mix": mix,
+                "horizon_low": None if last is None else last.key & 0xFFFFFFFF,
+            }
+
+
+def test_all_shortfalls_are_seen(whole):
+    folder, summary = whole
+    frames = [folder.queries(unit) for unit in folder.plan().units]
+    seen = pl.concat(frames)["shortfall"].value_counts()
+    assert {None, "FEW_ELIGIBLE", "QUERY_VETOED"} <= set(seen["shortfall"].to_list())
+    for kind, counts in summary["counts"].items():
+        assert counts["queries"] == summary["corpus"][kind]
+        assert sum(counts[name] for name in ("full", "few", "none", "errors")) == counts["queries"]
+    for name in ("full", "few", "none"):
+        assert sum(counts[name] for counts in summary["counts"].values()) > 0
+
+
+def test_without_counting_eligible_is_unknown(snapshot, tmp_path):
+    folder, _ = do(snapshot, tmp_path, kinds=("job",), k=3)
+    frame = folder.queries(folder.plan().units[0])
+    assert set(frame["eligible"].to_list()) == set(frame["unverified"].to_list()) == {-1}
+    assert "points_text" not in folder.part(folder.plan().units[0]).columns
+
+
+def test_an_empty_other_side(tmp_path):
+    with Store.open(tmp_path / "store", mode="w", create=True) as store:
+        store.upsert("job", synthetic.frame("job", 5))
+        folder, outcome = do(store.snapshot(), tmp_path / "runs", count=True)
+    assert outcome.summary["counts"]["job"]["none"] == 5
+    assert outcome.summary["counts"]["freelancer"]["queries"] == 0
+    frame = folder.queries(folder.plan().units[0])
+    assert frame["shortfall"].to_list() == ["EMPTY_CORPUS"] * 5
+    assert frame["eligible"].to_list() == [0] * 5
+
+
+def test_files_name_their_unit(whole):
+    folder, summary = whole
+    for unit in folder.plan().units:
+        for what in ("part", "queries", "slack"):
+            found = pl.read_parquet_metadata(f"{folder.url}/{unit.file(what)}")
+            assert found["matchwright.unit"] == unit.key
+            assert found["matchwright.run"] == folder.run_id == summary["run_id"]
+    assert [(u["kind"], u["number"]) for u in summary["units"]] == [
+        (u.kind, u.number) for u in folder.plan().units
+    ]
+
+
+def test_a_file_of_another_unit_is_refused(whole):
+    folder, _ = whole
+    first, second = folder.plan().units[:2]
+    data = folder.read_bytes(first.file("part"))
+    with pytest.raises(StoreDamaged, match="belongs to another"):
+        folder.decoded(data, second, "part")
+    with pytest.raises(StoreDamaged, match="belongs to another"):
+        folder.decoded(data, first, "queries")
+    with pytest.raises(StoreDamaged, match="is damaged"):
+        folder.decoded(data[:-9], first, "part")
+
+
+def test_rows_that_are_not_the_queries_have_no_digest(whole, tmp_path):
+    folder, _ = whole
+    unit = folder.plan().units[0]
+    from matchwright.engine.runs.digest import unit_bytes
+
+    with pytest.raises(StoreDamaged, match="not those of the unit's queries"):
+        unit_bytes(folder.part(unit)[1:], folder.queries(unit))
+
+
+# ── Errors of single queries ──────────────────────────────────────────────────────────────────
+
+
+class Unreadable:
+    """A snapshot of which some records cannot be read."""
+
+    def __init__(self, inner, bad):
+        self.inner, self.bad = inner, bad
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def rows(self, kind, ids):
+        if self.bad & set(ids):
+            raise StoreDamaged("catalog.sqlite: a stored record does not match its hash")
+        return self.inner.rows(kind, ids)
+
+
+def test_an_unreadable_record_is_an_error_of_its_query(snapshot, single, tmp_path):
+    bad = {single["job"][3].query_id, single["job"][70].query_id}
+    folder, outcome = do(Unreadable(snapshot, bad), tmp_path, kinds=("job",), block=50, count=True)
+    assert outcome.summary["counts"]["job"]["errors"] == 2
+    frame = pl.concat([folder.queries(unit) for unit in folder.plan().units])
+    wrong = frame.filter(pl.col("error").is_not_null())
+    assert set(wrong["query_id"].to_list()) == bad
+    assert wrong["error"].to_list() == ["STORE_DAMAGED"] * 2
+    assert wrong.select("returned", "eligible", "t").rows() == [(0, 0, 0.0)] * 2
+    rows = pl.concat([folder.part(unit) for unit in folder.plan().units])
+    wanted = [
+        (one.query_id, match.id, match.points)
+        for one in single["job"]
+        if one.query_id not in bad
+        for match in list(one)[:20]
+    ]
+    assert rows.select("query_id", "id", "points").rows() == wanted
+
+
+def test_an_id_that_is_not_there_is_an_error(snapshot):
+    made = options(kinds=("job",))
+    matcher = Matcher(snapshot, Ops(threads=1), POLICY)
+    answer = answer_block(matcher, snapshot, "job", ["nobody", "j-0000001"], made)
+    assert answer.errors == {0: "NOT_FOUND"}
+    right = matcher.match(Request(kind="job", id="j-0000001", k=20, as_of=AS_OF))
+    assert part_frame(answer)["id"].to_list() == list(right.ids)
+    assert queries_frame(answer)["error"].to_list() == ["NOT_FOUND", None]
+    assert slack_frame(answer).height == 0
+
+
+# ── Blocks ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_horizon_covers_all_that_beats_it(whole, snapshot):
+    """Every eligible row that beats or equals the horizon is stored: by brute force."""
+    folder, _ = whole
+    corpus = snapshot.corpus("freelancer")
+    ops = Ops(threads=1)
+    unit = folder.plan().units_of("job")[0]
+    queries = folder.queries(unit)
+    stored = pl.concat([folder.part(unit), folder.slack(unit)])
+    block = prepare_block(snapshot, "job", queries["query_id"].to_list(), POLICY.effective(), AS_OF)
+    key_n = np.concatenate([segment.key_n for segment, _ in corpus.parts])
+    x_nd = np.concatenate([segment.x_nd for segment, _ in corpus.parts])
+    for n, row in enumerate(queries.to_dicts()):
+        eligible, _ = ops.eligible(corpus, block.rules[n])
+        points = x_nd.astype(np.int64) @ block.q_qd[n].astype(np.int64)
+        mine = stored.filter(pl.col("query_key") == row["query_key"])["key"].to_numpy()
+        horizon = row["horizon_points"]
+        if horizon is None:
+            assert set(mine.tolist()) == set(key_n[eligible].tolist())
+            continue
+        mix = mix32(row["query_key"], key_n)
+        low = key_n & np.uint64(0xFFFFFFFF)
+        keys = zip((-points).tolist(), mix.tolist(), low.tolist(), strict=True)
+        limit = (-horizon, row["horizon_mix"], row["horizon_low"])
+        reach = np.array([key <= limit for key in keys]) & eligible
+        assert set(key_n[reach].tolist()) == set(mine.tolist())
+
+
+def test_a_part_of_the_corpus_can_be_searched(snapshot, single):
+    """Two halves of the corpus hold the matches of the whole between them."""
+    made = options(kinds=("job",))
+    matcher = Matcher(snapshot, Ops(threads=1), POLICY)
+    corpus = snapshot.corpus("freelancer")
+    halves = [dataclasses.replace(corpus, parts=corpus.parts[n : n + 1]) for n in range(2)]
+    assert len(corpus.parts) == 2
+    ids = [one.query_id for one in single["job"]]
+    found = [part_frame(answer_block(matcher, snapshot, "job", ids, made, half)) for half in halves]
+    both = pl.concat(found)
+    for one in single["job"]:
+        mine = both.filter(pl.col("query_id") == one.query_id)
+        assert set(list(one.ids)[:20]) <= set(mine["id"].to_list())
+
+
+def test_equal_prints_are_equal_questions(snapshot, single):
+    ids = [one.query_id for one in single["job"]]
+    policy = POLICY.effective()
+
+    def prints(day, rules=policy):
+        return prepare_block(snapshot, "job", ids, rules, day).print_qb.tobytes()
+
+    assert prints(AS_OF) == prints(AS_OF)
+    assert prints(AS_OF) != prints(AS_OF + 30)
+    stricter = Policy.parse("[rules.same_category]\nenabled = true\n").effective()
+    other = prints(AS_OF, stricter)
+    assert other != prints(AS_OF)
+
+
+def test_keys_find_their_rows(snapshot):
+    corpus = snapshot.corpus("freelancer")
+    who = asking(snapshot, "freelancer")
+    shuffled = np.random.default_rng(0).permutation(who.key_n.size)
+    assert (rows_with_keys(corpus, who.key_n[shuffled]) == who.row_n[shuffled]).all()
+    with pytest.raises(KeyError, match="1 keys are not"):
+        rows_with_keys(corpus, np.array([1], dtype=np.uint64))
+    dead = snapshot.keys(["f-0000000"])
+    with pytest.raises(KeyError):
+        rows_with_keys(corpus, dead)
+
+
+# ── Plans ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_plan_survives_its_file(snapshot):
+    plan = make_plan(
+        snapshot, options(slack=3, count=True, policy=heavier()), store="/a b", created="now"
+    )
+    again = Plan.from_json(plan.to_json())
+    assert dataclasses.replace(again, options=plan.options) == plan
+    assert again.options.policy == plan.options.policy
+    assert again.options == dataclasses.replace(plan.options, block=None)
+
+
+def test_the_run_id_names_what_determines_the_run(snapshot):
+    base = make_plan(snapshot, options()).run_id
+    assert len(base) == 16
+    same = [{"block": 7}, {"policy": Policy.load()}]
+    assert {make_plan(snapshot, options(**asked)).run_id for asked in same} == {base}
+    others = [
+        {"k": 21},
+        {"as_of": AS_OF + 1},
+        {"slack": 1},
+        {"contributions": True},
+        {"count": True},
+        {"kinds": ("job",)},
+        {"base": "0" * 16},
+        {"policy": heavier()},
+    ]
+    ids = {make_plan(snapshot, options(**asked)).run_id for asked in others}
+    assert len(ids | {base}) == len(others) + 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "what"),
+    [
+        ({"k": 0}, "k is 0"),
+        ({"k": 1_001}, "1..1,000"),
+        ({"slack": 981}, "slack"),
+        ({"slack": -1}, "slack"),
+        ({"kinds": ()}, "kinds"),
+        ({"kinds": ("freelancer", "job")}, "in order"),
+        ({"as_of": -1}, "as_of"),
+        ({"block": 0}, "block"),
+    ],
+)
+def test_wrong_options_are_refused(snapshot, asked, what):
+    with pytest.raises(InvalidArgument, match=what):
+        make_plan(snapshot, options(**asked))
+
+
+def test_damaged_plans_are_named(snapshot):
+    data = make_plan(snapshot, options()).to_json()
+    document = json.loads(data)
+    with pytest.raises(StoreFormat, match="newer"):
+        Plan.from_json(json.dumps({**document, "format": 99}).encode())
+    document["determinants"]["k"] = 21
+    with pytest.raises(StoreDamaged, match="does not have its run id"):
+        Plan.from_json(json.dumps(document).encode())
+    rng = random.Random(3)
+    for _ in range(40):
+        cut = data[: rng.randrange(len(data))]
+        with pytest.raises(StoreDamaged, match="is no plan"):
+            Plan.from_json(cut, "plan.json")
+
+
+def test_units_cover_every_query_once(snapshot):
+    plan = make_plan(snapshot, options(block=33))
+    for kind in KINDS:
+        units = plan.units_of(kind)
+        assert [unit.start for unit in units] == list(range(0, plan.counts[kind], 33))
+        assert units[-1].stop == plan.counts[kind]
+    assert len({unit.key for unit in plan.units}) == len(plan.units)
+
+
+def test_another_store_has_other_queries(snapshot, tmp_path):
+    plan = make_plan(snapshot, options())
+    with Store.open(cases.make_store(tmp_path / "store", 60, 30)) as other:
+        with pytest.raises(StoreDamaged, match="does not hold the queries"):
+            execute.Questions(other.snapshot(), plan)
+
+
+def test_blocks_suit_the_corpus():
+    assert [block_size(n) for n in (0, 10_000, 1_000_000, 100_000_000)] == [4096, 4096, 1024, 256]
+    assert kinds_of("both") == KINDS
+    with pytest.raises(InvalidArgument):
+        kinds_of("nobody")
+
+
+# ── Folders ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_that_is_there_is_not_done_again(whole, snapshot):
+    folder, summary = whole
+    plan = folder.plan()
+
+    class Never:
+        about = None
+
+        def answers(self, todo):
+            raise AssertionError("nothing is to be done")
+
+    outcome = execute.run(plan, folder, Never())
+    assert outcome.done_now == 0
+    assert outcome.summary == summary
+
+
+def test_a_run_on_an_object_store(whole, snapshot):
+    url = f"memory://{time.monotonic_ns()}"
+    folder, outcome = do(snapshot, url, block=100)
+    assert outcome.summary["digest"] == whole[1]["digest"]
+    assert Output(url).runs() == [folder.run_id]
+    assert folder.url == f"{url.replace('memory://', 'memory:///')}/{folder.run_id}"
+    assert not folder.exists("LOCK")
+    assert find_run(folder.run_id[:6], url).plan().run_id == folder.run_id
+    assert find_run(folder.url).summary() == outcome.summary
+    Output(url).publish(folder.run_id, {"by": "me"})
+    assert Output(url).published() == {"by": "me", "format": 1, "run_id": folder.run_id}
+    folder.remove_all()
+    assert Output(url).runs() == []
+
+
+def test_a_target_without_atomic_puts_gets_its_files_by_a_move(monkeypatch):
+    target = Target(f"memory://{time.monotonic_ns()}")
+    target._protocols = {"sftp"}
+    written = []
+    put = target.fs.pipe_file
+
+    def watched(path, data, **more):
+        written.append(path)
+        put(path, data, **more)
+
+    monkeypatch.setattr(target.fs, "pipe_file", watched)
+    target.write_atomic("a/b.bin", b"one")
+    target.write_atomic("a/b.bin", b"two")
+    assert target.read_bytes("a/b.bin") == b"two"
+    assert target.files() == ["a/b.bin"]
+    assert len(written) == 2
+    assert all(path.endswith(".part") for path in written)
+
+
+def test_targets_that_cannot_be():
+    with pytest.raises(InvalidArgument, match="no target"):
+        Target("nosuchscheme://x")
+    with pytest.raises((DependencyUnavailable, InvalidArgument)):
+        Target("oss://bucket/x")
+
+
+def test_runs_are_found(whole, tmp_path):
+    folder, _ = whole
+    output = folder.url.rsplit("/", 1)[0]
+    assert find_run(folder.run_id, output).url == folder.url
+    assert find_run(folder.url, tmp_path).url == folder.url
+    with pytest.raises(NotFound, match="there is no run 'ffff'"):
+        find_run("ffff", output)
+    with pytest.raises(NotFound):
+        find_run("ffff")
+    with pytest.raises(NotFound, match="there is no file"):
+        RunFolder(tmp_path / "0123456789abcdef").plan()
+
+
+def test_summaries_that_cannot_be_used(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folder.summary() is None
+    for text, error in (("[]", StoreDamaged), ("{", StoreDamaged), ('{"format": 9}', StoreFormat)):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(error, match=r"run\.json"):
+            folder.summary()
+
+
+def test_metrics_are_what_a_node_exporter_reads(whole):
+    folder, summary = whole
+    lines = folder.read_bytes("metrics.prom").decode().splitlines()
+    values = {}
+    for line in lines:
+        if not line.startswith("#"):
+            name, value = line.rsplit(" ", 1)
+            values[name] = float(value)
+    run = f'run="{summary["run_id"]}"'
+    for kind, counts in summary["counts"].items():
+        assert values[f'matchwright_run_rows{{{run},for="{kind}"}}'] == counts["rows"]
+        for outcome in ("full", "few", "none", "errors"):
+            name = f'matchwright_run_queries{{{run},for="{kind}",outcome="{outcome}"}}'
+            assert values[name] == counts[outcome]
+    ended = values[f"matchwright_run_ended_timestamp_seconds{{{run}}}"]
+    assert datetime.fromtimestamp(ended, UTC).isoformat()[:19] == summary["ended"][:19]
+    assert len({line.split("{")[0] for line in lines if not line.startswith("#")}) == 6
+
+
+# ── Locks ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("scheme", ["local", "memory"])
+def test_one_writer_at_a_time(whole, snapshot, tmp_path, scheme):
+    output = tmp_path if scheme == "local" else f"memory://{time.monotonic_ns()}"
+    plan = make_plan(snapshot, options())
+    folder = Output(output).folder(plan.run_id)
+    worker = execute.LocalExecutor(Ops(threads=1), snapshot, plan)
+    with folder.lock():
+        with pytest.raises(StoreLocked, match=r"process \d+ on .* is writing it"):
+            execute.run(plan, Output(output).folder(plan.run_id), worker)
+    assert execute.run(plan, folder, worker).summary["digest"] == whole[1]["digest"]
+
+
+def test_a_stale_lock_object_is_taken_over_and_a_young_one_is_not():
+    fs = fsspec.filesystem("memory")
+    path = f"/{time.monotonic_ns()}/LOCK"
+    old = {"holder": "x", "pid": 1, "host": "gone", "heartbeat": time.time() - 500}
+    fs.pipe_file(path, json.dumps(old).encode())
+    with lock.object_lock(fs, path, "the run"):
+        assert json.loads(fs.cat_file(path))["pid"] != 1
+    assert not fs.exists(path)
+    fs.pipe_file(path, json.dumps({**old, "heartbeat": time.time() - 50}).encode())
+    with pytest.raises(StoreLocked, match="process 1 on gone"):
+        with lock.object_lock(fs, path, "the run"):
+            pass
+    assert json.loads(fs.cat_file(path))["pid"] == 1
+
+
+def test_the_holder_of_a_lock_object_says_that_it_is_there():
+    fs = fsspec.filesystem("memory")
+    path = f"/{time.monotonic_ns()}/LOCK"
+    with lock.object_lock(fs, path, "the run", heartbeat_s=0.01):
+        first = json.loads(fs.cat_file(path))["heartbeat"]
+        until = time.monotonic() + 10
+        while json.loads(fs.cat_file(path))["heartbeat"] == first:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
+def test_losing_a_lock_is_noticed():
+    fs = fsspec.filesystem("memory")
+    path = f"/{time.monotonic_ns()}/LOCK"
+    other = json.dumps({"holder": "other", "host": "elsewhere", "heartbeat": time.time()}).encode()
+    held = lock.object_lock(fs, path, "the run", heartbeat_s=0.01)
+    held.__enter__()
+    fs.pipe_file(path, other)
+    time.sleep(0.3)
+    with pytest.raises(StoreLocked, match="names elsewhere now"):
+        held.__exit__(None, None, None)
+    assert fs.cat_file(path) == other
+
+
+# ── Stopping ──────────────────────────────────────────────────────────────────────────────────
+
+
+NOW = datetime(2026, 1, 31, 22, 15, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("23:00", NOW.replace(hour=23, minute=0)),
+        ("06:30", datetime(2026, 2, 1, 6, 30, tzinfo=UTC)),
+        ("22:15", datetime(2026, 2, 1, 22, 15, tzinfo=UTC)),
+        ("2h", NOW + timedelta(hours=2)),
+        ("1h30m", NOW + timedelta(minutes=90)),
+        ("0.5h", NOW + timedelta(minutes=30)),
+        ("45s", NOW + timedelta(seconds=45)),
+        ("2026-02-01T05:00", datetime(2026, 2, 1, 5, tzinfo=UTC)),
+        ("2026-02-01T05:00+02:00", datetime(2026, 2, 1, 3, tzinfo=UTC)),
+    ],
+)
+def test_finish_by_takes_times_and_spans(text, wanted):
+    assert parse_finish_by(text, NOW) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "soon", "25:00", "12:60", "2x", "-2h", "h"])
+def test_finish_by_refuses_the_rest(text):
+    with pytest.raises(InvalidArgument, match="--finish-by takes"):
+        parse_finish_by(text, NOW)
+
+
+def test_a_deadline_warns_once_and_early_and_then_stops():
+    clock = [1_000.0]
+    said = []
+    deadline = Deadline(datetime.fromtimestamp(1_100, UTC), said.append, lambda: clock[0])
+    assert deadline.stop(0, 100) is None
+    clock[0] = 1_010.0
+    assert deadline.stop(20, 100) is None
+    assert said == []  # 50 s in all are expected
+    clock[0] = 1_040.0
+    assert deadline.stop(30, 100) is None
+    clock[0] = 1_050.0
+    assert deadline.stop(31, 100) is None
+    assert len(said) == 1
+    assert "stop then in good order" in said[0]
+    clock[0] = 1_100.0
+    assert "had to be done by" in deadline.stop(60, 100)
+
+
+def test_a_stop_ends_in_good_order_and_goes_on(whole, snapshot, tmp_path):
+    """Stopped after every unit, the run ends with the same digest."""
+    events = []
+
+    def begin():
+        calls = []
+
+        def stop(done, total):
+            calls.append(done)
+            return "it is time" if len(calls) > 1 else None
+
+        return do(snapshot, tmp_path, block=200, stop=stop, progress=events.append)
+
+    for _ in range(2):
+        with pytest.raises(DeadlineExceeded, match="it is time"):
+            begin()
+    _, outcome = begin()
+    assert outcome.summary["digest"] == whole[1]["digest"]
+    assert [event.name for event in events].count("unit") == 3
+
+
+def test_no_thread_is_left_behind(snapshot, tmp_path):
+    before = threading.active_count()
+    do(snapshot, tmp_path)
+    with pytest.raises(MatchwrightError):
+        do(snapshot, tmp_path / "other", block=50, stop=lambda done, total: "now" if done else None)
+    until = time.monotonic() + 10
+    while threading.active_count() > before:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_run_options_are_checked_against_the_policy(snapshot):
+    small = Policy.parse("[budgets]\nk_max = 15\n")
+    with pytest.raises(InvalidArgument, match=r"1\.\.15"):
+        make_plan(snapshot, options(policy=small))
+    assert isinstance(options(), RunOptions)
+    assert OTHER["job"] == "freelancer"
