@@ -27,7 +27,7 @@ def make_store(folder, freelancers=FREELANCERS, jobs=JOBS):
     """A store of synthetic people with a fixed salt; sealed in two segments, some rows dead."""
     with Store.open(folder, mode="w", create=True, salt=bytes(16)) as store:
         for kind, n in (("freelancer", freelancers), ("job", jobs)):
-            records = synthetic.frame(kind, n)
+            records = synthetic.frame(kind, n, block=n)  # a block is drawn whole
             for half in (records[: n // 2], records[n // 2 :]):
                 with store.bulk(kind) as sink:
                     sink.write(half)

@@ -214,7 +214,7 @@ def test_without_counting_eligible_is_unknown(snapshot, tmp_path):
 
 def test_an_empty_other_side(tmp_path):
     with Store.open(tmp_path / "store", mode="w", create=True) as store:
-        store.upsert("job", synthetic.frame("job", 5))
+        store.upsert("job", synthetic.frame("job", 5, block=5))
         folder, outcome = do(store.snapshot(), tmp_path / "runs", count=True)
     assert outcome.summary["counts"]["job"]["none"] == 5
     assert outcome.summary["counts"]["freelancer"]["queries"] == 0
