@@ -210,10 +210,10 @@ class Catalog(Connections):
             )
         rows = [SegmentRow(*row) for row in found]
         for row in rows:
-            types = (int, str, str, str, int, int, bytes, int, (int, type(None)))
+            types = (int, str, str, str, int, int, bytes, int)
             values = [getattr(row, name) for name in SegmentRow.__slots__]
-            fit = [isinstance(one, type_) for one, type_ in zip(values, types, strict=True)]
-            if row.kind not in KINDS or not all(fit):
+            fit = all(isinstance(one, type_) for one, type_ in zip(values, types, strict=False))
+            if row.kind not in KINDS or not fit or not isinstance(row.gone, int | None):
                 raise self._damaged(f"segment {row.segment!r} of the manifest makes no sense")
         return rows
 

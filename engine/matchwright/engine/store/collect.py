@@ -14,12 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from matchwright.engine.errors import StoreError
 from matchwright.engine.store import blobs, history, schema
 from matchwright.engine.store.leases import LeaseFolder
+
+if TYPE_CHECKING:
+    from matchwright.engine.store.catalog import Catalog
 
 RECORDS_AT_ONCE = 10_000
 """Old records that one transaction removes at most, so that no write waits for long."""
@@ -68,6 +72,19 @@ class Collector:
     def pending(self) -> bool:
         """Whether the last sweep left something for the next."""
         return self._pending
+
+    def is_due(self, catalog: Catalog) -> bool:
+        """Whether there is something to remove without anything being written."""
+        with self._leases.closing() as allowed:
+            leased = self._leased() if allowed else None
+        if leased is None:
+            return False
+        with catalog.look() as connection:
+            due = connection.execute(
+                "SELECT number FROM epoch WHERE open = 1 AND until <= ?",
+                (time.time() - self.retain_s,),
+            ).fetchall()
+        return self._pending or any(number not in leased for (number,) in due)
 
     @contextmanager
     def sweeping(self) -> Iterator[Sweep]:

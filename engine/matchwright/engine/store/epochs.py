@@ -23,7 +23,7 @@ class KeptEpoch:
         since: seconds since 1970 when it came in force; None where the format does not tell.
         until: when the next one did; None for the newest.
         newest: whether it is in force.
-        retained: whether it is kept because its time is not over, or no writer has looked yet.
+        retained: neither newest nor leased: its time is not over, or no writer has looked yet.
         leases: names of the leases that keep it, ended ones excluded.
     """
 
@@ -44,7 +44,7 @@ class KeptEpoch:
         return said + list(self.leases)
 
 
-def kept_epochs(catalog: Catalog, leases: LeaseFolder, retain_s: float) -> list[KeptEpoch]:
+def kept_epochs(catalog: Catalog, leases: LeaseFolder) -> list[KeptEpoch]:
     """The epochs that can be opened, oldest first.
 
     Raises:
@@ -72,8 +72,7 @@ def kept_epochs(catalog: Catalog, leases: LeaseFolder, retain_s: float) -> list[
             row.since,
             row.until,
             newest=row.until is None,
-            retained=row.until is not None
-            and (row.until > now - retain_s or row.number not in names),
+            retained=row.until is not None and row.number not in names,
             leases=tuple(names.get(row.number, ())),
         )
         for row in rows

@@ -36,6 +36,7 @@ class Refit:
         self._writer = writer
         self._chunk_rows = chunk_rows
         self._built: list[tuple[SegmentRow, Int64]] = []
+        self._entered = False
 
     def run(self, *, seed: int, sample: int, as_of: int) -> Any:
         """Returns the generation, in force.
@@ -60,7 +61,8 @@ class Refit:
             with writer.lock:
                 self._switch(generation)
         except BaseException:
-            self._remove([row.file for row, _ in self._built])
+            if not self._entered:
+                self._remove([row.file for row, _ in self._built])
             raise
         finally:
             writer.collector.building.discard(generation.id)
@@ -136,6 +138,7 @@ class Refit:
                     first += rows.n
                 self._adopt(connection, kind, state.number + 1)
             writer.step(connection, state, "refit", ())
+            self._entered = True  # from here on the files may be in the manifest
         writer.loader.keep(generation)
         writer.newest()
 

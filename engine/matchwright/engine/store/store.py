@@ -11,9 +11,8 @@
 from __future__ import annotations
 
 import os
-import uuid as uuids
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -26,11 +25,12 @@ from matchwright.engine.errors import (
     NotFound,
     StoreError,
 )
-from matchwright.engine.store import blobs, catalog, files, leases, migrate, refit, replica
+from matchwright.engine.store import catalog, creation, files, leases, migrate, refit, replica
 from matchwright.engine.store.bulk import BulkWriter
-from matchwright.engine.store.catalog import KINDS, Catalog, Kind, State
+from matchwright.engine.store.catalog import KINDS, Catalog, Kind
 from matchwright.engine.store.check import damages
 from matchwright.engine.store.collect import Collector
+from matchwright.engine.store.compact import PACE, Compactor, Figures, vacuum
 from matchwright.engine.store.encode import Neighbours, default_neighbours
 from matchwright.engine.store.epochs import KeptEpoch, kept_epochs
 from matchwright.engine.store.leases import Lease, LeaseFolder
@@ -44,8 +44,11 @@ if TYPE_CHECKING:
     import polars as pl
 
     from matchwright.engine.erasure import Erasure
+    from matchwright.engine.store.backup import Backup
+    from matchwright.engine.store.publish import Published
+    from matchwright.engine.store.pull import Pulled
+    from matchwright.engine.store.restore import Restored
 
-SALT_BYTES = 16
 SEAL_ROWS = 65_536
 """Live rows at which they are sealed: bounds what is scanned without an index."""
 CHUNK_ROWS = 131_072
@@ -72,6 +75,7 @@ class Store:
         seal_rows: int,
         chunk_rows: int,
         retain_s: float,
+        compact: Literal["background", "off"],
     ) -> None:
         self.root = root
         self._file_lock = lock
@@ -81,8 +85,8 @@ class Store:
         opened = Catalog(root / catalog.FILE, write=lock is not None)
         self._held: weakref.WeakValueDictionary[int, Snapshot] = weakref.WeakValueDictionary()
         self._leases = LeaseFolder(root)
-        self._retain_s = retain_s
         self._writer = None
+        self._compactor: Compactor | None = None
         with ExitStack() as undo:
             undo.callback(opened.close)
             version = opened.check()
@@ -98,7 +102,10 @@ class Store:
                 self._writer.collect()
                 with opened.look() as connection:
                     collector.remove_orphans(connection)
+                self._compactor = Compactor(self._writer, chunk_rows, PACE)
             self._closing = undo.pop_all()
+        if self._compactor is not None and compact == "background":
+            self._compactor.start()
 
     @classmethod
     def open(
@@ -113,6 +120,7 @@ class Store:
         seal_rows: int = SEAL_ROWS,
         chunk_rows: int = CHUNK_ROWS,
         retain_s: float = RETAIN_S,
+        compact: Literal["background", "off"] = "off",
     ) -> Self:
         """Opens the store in a folder.
 
@@ -128,6 +136,8 @@ class Store:
             chunk_rows: rows of a bulk chunk and of its segment.
             retain_s: seconds that an epoch can be opened for after the next one came in force;
                 longer ones take a lease. The writer's counts.
+            compact: "background" merges segments in a thread while the store is open for writing;
+                for processes that stay.
 
         Raises:
             NotFound: there is no store, and ``create`` was not asked for.
@@ -143,11 +153,11 @@ class Store:
         if mode == "w":
             replica.refuse_writer(root)
         if create:
-            _make_folders(root)
+            creation.make_folders(root)
         lock = files.WriterLock(root / "LOCK") if mode == "w" else None
         try:
             if create:
-                _create(root, neighbours, keep_text, salt)
+                creation.create(root, neighbours, keep_text, salt)
             while True:
                 with suppress(EpochGone):  # a pull put another catalog in place just now
                     return cls(
@@ -157,6 +167,7 @@ class Store:
                         seal_rows=seal_rows,
                         chunk_rows=chunk_rows,
                         retain_s=retain_s,
+                        compact=compact,
                     )
         except BaseException:
             if lock is not None:
@@ -176,6 +187,8 @@ class Store:
 
     def close(self) -> None:
         """Seals many live rows, lets the next writer in. Snapshots keep their corpora."""
+        if self._compactor is not None:
+            self._compactor.stop()
         writer, self._writer = self._writer, None
         try:
             if writer is not None:
@@ -255,7 +268,7 @@ class Store:
 
     def epochs(self) -> list[KeptEpoch]:
         """The epochs that can be opened, oldest first, and why each is kept."""
-        return kept_epochs(self._catalog, self._leases, self._retain_s)
+        return kept_epochs(self._catalog, self._leases)
 
     # ── Leases ────────────────────────────────────────────────────────────────────────────────
 
@@ -313,7 +326,37 @@ class Store:
 
     def verify(self) -> list[StoreError]:
         """Reads and checks everything; one error per damaged thing, none when all is well."""
-        return damages(self.root, self._catalog, self._loader)
+        return damages(self.root, self._neighbours)
+
+    # ── Copies ────────────────────────────────────────────────────────────────────────────────
+
+    def publish(self, url: str | os.PathLike[str], **options: Any) -> Published:
+        """Puts the newest epoch where replicas pull it from. See ``publish.publish``."""
+        from matchwright.engine.store.publish import publish
+
+        return publish(self.root, url, **options)
+
+    @staticmethod
+    def pull(url: str | os.PathLike[str], path: str | os.PathLike[str], **options: Any) -> Pulled:
+        """Makes or updates a replica of a published store in a folder. See ``pull.pull``."""
+        from matchwright.engine.store.pull import pull
+
+        return pull(url, path, **options)
+
+    def backup(self, to: str | os.PathLike[str], **options: Any) -> Backup:
+        """Writes one file with everything of the store. See ``backup.backup``."""
+        from matchwright.engine.store.backup import backup
+
+        return backup(self.root, to, neighbours=self._neighbours, **options)
+
+    @staticmethod
+    def restore(
+        source: str | os.PathLike[str], path: str | os.PathLike[str], **options: Any
+    ) -> Restored:
+        """Makes a store in a folder from a backup. See ``restore.restore``."""
+        from matchwright.engine.store.restore import restore
+
+        return restore(source, path, **options)
 
     # ── Changing ──────────────────────────────────────────────────────────────────────────────
 
@@ -370,6 +413,31 @@ class Store:
         for kind in KINDS:
             self._writing().seal(kind)
 
+    def compact(
+        self, *, everything: bool = False, told: Callable[[Figures], None] | None = None
+    ) -> Figures:
+        """Merges segments until nothing is worth it; reads and writes go on.
+
+        Content and generation stay what they are.
+
+        Args:
+            everything: leave no dead row and no two segments that would fit into one.
+            told: hears of every merge.
+
+        Returns:
+            What was done.
+
+        Raises:
+            StoreDamaged: a segment does not match its checksums; nothing is lost.
+            StoreFull: no room for a copy; nothing is lost.
+        """
+        writer = self._writing()
+        compactor = Compactor(writer, self._chunk_rows)
+        figures = compactor.run(everything=everything, told=told)
+        writer.collect()
+        vacuum(writer)
+        return figures
+
     def refit(self, *, seed: int, sample: int, as_of: int) -> Any:
         """Fits a generation on a sample of each kind, encodes everything again, switches.
 
@@ -394,6 +462,7 @@ class Store:
         *,
         runs: Sequence[str | os.PathLike[str]] = (),
         quarantine: Sequence[str | os.PathLike[str]] = (),
+        step: Callable[[str], None] = lambda what: None,
     ) -> Erasure:
         """Erases entities for good: here, in every kept epoch, in runs and quarantine files.
 
@@ -406,6 +475,7 @@ class Store:
             ids: those that are not there are erased from history all the same.
             runs: further paths and URLs that hold runs.
             quarantine: further quarantine files.
+            step: told what is being erased.
 
         Returns:
             What was done, and what could not be reached.
@@ -416,7 +486,9 @@ class Store:
         """
         from matchwright.engine.erasure import erase_entities
 
-        return erase_entities(self._writing(), kind, ids, runs=runs, quarantine=quarantine)
+        return erase_entities(
+            self._writing(), kind, ids, runs=runs, quarantine=quarantine, step=step
+        )
 
     def _writing(self) -> Writer:
         if self._writer is None:
@@ -426,31 +498,3 @@ class Store:
     def _seal_if_large(self, kind: Kind) -> None:
         if self._loader.live(kind).n >= self._seal_rows:
             self._writing().seal(kind)
-
-
-def _make_folders(root: Path) -> None:
-    try:
-        (root / "segments").mkdir(parents=True, exist_ok=True)
-        (root / "generations").mkdir(exist_ok=True)
-        files.sync_folder(root)
-    except OSError as error:
-        raise files.failure(root, error)
-
-
-def _create(root: Path, neighbours: Neighbours, keep_text: bool, salt: bytes | None) -> None:
-    """Makes the catalog, unless it is there. Killed in between, the next creation goes on."""
-    salt = os.urandom(SALT_BYTES) if salt is None else salt
-    if len(salt) != SALT_BYTES:
-        raise InvalidArgument(f"got a salt of {len(salt)} bytes, expected {SALT_BYTES}")
-    made = Catalog(root / catalog.FILE, write=True)
-    try:
-        made.check()
-    except NotFound:
-        generation = neighbours.starter()
-        refit.save_generation(root, generation)
-        name = str(uuids.uuid4())
-        digest = blobs.digest(name.encode(), salt)
-        made.create(State(name, salt, keep_text, 0, digest, generation.id, 3, 1, 1, 2))
-        files.sync_folder(root)
-    finally:
-        made.close()
