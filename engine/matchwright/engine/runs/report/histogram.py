@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,12 +39,18 @@ class Bins:
 
     def coarser(self, bins_max: int) -> Bins:
         """The same values in at most ``bins_max`` bins of a width that is a power of two."""
-        first, counts, width = round(self.low / self.width), list(self.counts), self.width
-        while len(counts) > bins_max:
+        bins = self
+        while len(bins.counts) > bins_max:
+            bins = bins.at_width(2 * bins.width)
+        return bins
+
+    def at_width(self, width: float) -> Bins:
+        """The same values in bins of that width; finer ones than these there are not."""
+        first, counts, own = round(self.low / self.width), list(self.counts), self.width
+        while counts and own < width:
             first, counts = _halved(first, counts)
-            width *= 2
-        rest = (self.n, self.mean, self.least, self.most, self.quantiles)
-        return Bins(first * width, width, tuple(counts), *rest)
+            own *= 2
+        return replace(self, low=first * own, width=own, counts=tuple(counts))
 
 
 def _halved(first: int, counts: list[int]) -> tuple[int, list[int]]:

@@ -43,8 +43,9 @@ class Shown:
         id: None where the person was erased.
         title: None where not known.
         shares: facet by facet; empty when neither the run nor the store can tell.
-        skills_asked, skills_matched, skills_missing: of the job; ``asked`` is -1 when a side does
-            not tell its skills.
+        skills_asked, skills_held: how many the job asks for, and of these how many are there; -1
+            when a side does not tell its skills.
+        skills_matched, skills_missing: the first of both, by name.
         money: rate and budget in words; empty when neither is stated.
         moved, first_rank: of the exposure pass, else None.
     """
@@ -56,6 +57,7 @@ class Shown:
     score: float
     shares: tuple[Share, ...] = ()
     skills_asked: int = -1
+    skills_held: int = -1
     skills_matched: tuple[str, ...] = ()
     skills_missing: tuple[str, ...] = ()
     money: str = ""
@@ -235,6 +237,7 @@ class _Pairs:
             title=self.title(OTHER[self._kind], match.id),
             shares=self._shares(query, match, row),
             skills_asked=len(found.matched) + len(found.missing) if found.known else -1,
+            skills_held=len(found.matched) if found.known else -1,
             skills_matched=tuple(skill.name for skill in found.matched[:SKILLS_NAMED]),
             skills_missing=tuple(skill.name for skill in found.missing[:SKILLS_NAMED]),
             money=money(both["job"], both["freelancer"]),
