@@ -135,6 +135,8 @@ def test_composite_ids():
         ('kind = "job"\n[fields]\nid = "a"\nfixed_cents = "b"', "unit = one of 'cents', 'money'"),
         ('kind = "job"\n[fields]\nid = "a"\nfixed_cents = { from = "b", unit = "mony" }', "money"),
         ('kind = "job"\n[fields]\nid = "a"\nposted = { from = "b", formats = "dmy" }', "strptime"),
+        ('kind = "job"\n[fields]\nid = "a"\nposted = { from = "b", formats = "%d %b" }', "year"),
+        ('kind = "job"\n[fields]\nid = "a"\nposted = { from = "b", formats = "%%Y %d" }', "year"),
         ('kind = "job"\n[fields]\nid = "a"\nposted = { from = "b", when = {} }', "a table such as"),
         ('kind = "job"\n[fields]\nid = "a"\ntext = { from = "b", when = { c = { abve = 1 } } }',
          "did you mean 'above'"),

@@ -159,7 +159,7 @@ def test_any_text_is_money_or_refused(text):
 def test_days(date):
     expected = (date - dt.date(1970, 1, 1)).days
     assert dates.day(date.isoformat()) == expected
-    assert dates.day(date.strftime("%d/%m/%Y"), ("%m-%d", "%d/%m/%Y")) == expected
+    assert dates.day(date.strftime("%d/%m/%Y"), ("%Y-%m-%d", "%d/%m/%Y")) == expected
     assert dates.day(expected, ("days",)) == dates.day(str(expected), ("native",)) == expected
     assert dates.day(expected * 86_400 + 86_399, ("epoch_s",)) == expected
     assert dates.day(dt.datetime.combine(date, dt.time(12))) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
@@ -48,6 +49,9 @@ BY_TYPE: Mapping[Type, tuple[str, ...]] = {
 """The options of ``[fields]`` entries by the type of the field, beside ``COMMON``."""
 MONEY = ("currency", "currency_from", "other_period", "take")
 DATE = ("formats",)
+_DIRECTIVE = re.compile(r"%(.)")
+_YEARS = frozenset("YyGcx")
+"""Directives of strptime that hold a year."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +285,8 @@ def _formats(entry: Mapping[str, Any], unit: str | None, where: str) -> tuple[st
                 f"{where}: formats: {form!r} is neither a strptime format such as '%d/%m/%Y' "
                 "nor one of 'epoch_s', 'epoch_ms', 'days'"
             )
+        if "%" in form and not _YEARS & set(_DIRECTIVE.findall(form)):
+            raise InvalidArgument(f"{where}: formats: {form!r} has no year, such as '%Y'")
     return formats
 
 
