@@ -1,8 +1,8 @@
 """A process that changes a store until it is killed, saying before and after what it does.
 
-Usage: store_crash_child.py FOLDER SEED [step]. With ``step`` it waits for a line before each
-operation. Lines on stdout: ``do JSON`` before an operation,
-``done`` after it was acknowledged.
+Usage: store_crash_child.py FOLDER SEED [run|step|compact]. With ``step`` it waits for a line before
+each operation; with ``compact`` the store compacts in the background all the time. Lines on
+stdout: ``do JSON`` before an operation, ``done`` after it was acknowledged.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 
 from store_fakes import frame, neighbours, record
 
-from matchwright.engine.store import Store
+from matchwright.engine.store import Store, compact
 
 
 def operations(rng):
@@ -50,11 +50,15 @@ def perform(store, operation):
         store.refit(seed=arguments[0], sample=100, as_of=0)
 
 
-def main(folder, seed, step=""):
-    store = Store.open(folder, mode="w", create=True, seal_rows=100, neighbours=neighbours())
+def main(folder, seed, how="run"):
+    options = {"seal_rows": 100, "neighbours": neighbours()}
+    if how == "compact":
+        compact.IDLE_S, compact.PACE = 0.001, 0.0
+        options |= {"seal_rows": 15, "chunk_rows": 200, "retain_s": 0.3, "compact": "background"}
+    store = Store.open(folder, mode="w", create=True, **options)
     print("open", flush=True)
     for operation in operations(random.Random(seed)):
-        if step:
+        if how == "step":
             sys.stdin.readline()
         print("do", json.dumps(operation), flush=True)
         perform(store, operation)

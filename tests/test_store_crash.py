@@ -42,9 +42,9 @@ def applied(model, operation):
     return model
 
 
-def run_and_kill(folder, seed, rng, model):
+def run_and_kill(folder, seed, rng, model, how="run"):
     """Lets a child work for a while; (acknowledged model, the operation in flight or None)."""
-    command = [sys.executable, str(CHILD), str(folder), str(seed)]
+    command = [sys.executable, str(CHILD), str(folder), str(seed), how]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         try:
             assert child.stdout.readline() == "open\n"

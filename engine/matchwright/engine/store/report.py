@@ -11,7 +11,10 @@ import msgspec
 from matchwright.engine.store import catalog as catalogs
 from matchwright.engine.store import segment_file
 from matchwright.engine.store.catalog import KINDS, Catalog, Kind, SegmentRow
+from matchwright.engine.store.compact import Figures
 from matchwright.engine.store.encode import Neighbours
+from matchwright.engine.store.epochs import kept_epochs
+from matchwright.engine.store.leases import LeaseFolder
 from matchwright.engine.store.snapshot import Snapshot, frame, stored_record
 
 if TYPE_CHECKING:
@@ -22,18 +25,25 @@ DRIFT_SAMPLE = 2_000
 
 
 def report(
-    root: Path, catalog: Catalog, snapshot: Snapshot, neighbours: Neighbours, drift: bool
+    root: Path,
+    catalog: Catalog,
+    snapshot: Snapshot,
+    neighbours: Neighbours,
+    drift: bool,
+    figures: Figures | None,
 ) -> dict[str, Any]:
     """The document of ``Store.info``."""
     with catalog.look() as connection:
-        manifest = catalog.segments(connection)
+        everything = catalog.all_segments(connection)
         keep_text, version = catalog.state(connection).keep_text, catalog.version(connection)
+    manifest = [row for row in everything if row.gone is None]
+    epochs = kept_epochs(catalog, LeaseFolder(root))
     kinds = {kind: _kind(snapshot, kind, manifest) for kind in KINDS}
     if drift and hasattr(snapshot.generation, "drift"):
         for kind in KINDS:
             newest = _newest(catalog, neighbours, kind)
-            figures = snapshot.generation.drift(kind, newest)
-            kinds[kind]["drift"] = msgspec.to_builtins(figures)
+            drifted = snapshot.generation.drift(kind, newest)
+            kinds[kind]["drift"] = msgspec.to_builtins(drifted)
     return {
         "path": str(root),
         "uuid": snapshot.epoch.uuid,
@@ -43,9 +53,16 @@ def report(
         "dimensions": snapshot.generation.d,
         "keep_text": keep_text,
         "kinds": kinds,
+        "epochs": {
+            "open": len(epochs),
+            "oldest": epochs[0].number,
+            "oldest_since": epochs[0].since,
+            "leases": {name: epoch.number for epoch in epochs for name in epoch.leases},
+        },
+        "compaction": _compaction(everything, snapshot, figures),
         "bytes": {
             "catalog": sum(_size(root / (catalogs.FILE + end)) for end in ("", "-wal")),
-            "segments": sum(row.size for row in manifest),
+            "segments": sum(row.size for row in everything),
             "generations": _tree_size(root / "generations"),
         },
     }
@@ -58,9 +75,30 @@ def _kind(snapshot: Snapshot, kind: Kind, manifest: list[SegmentRow]) -> dict[st
     return {
         "records": living,
         "dead_rows": rows - living,
+        "dead_share": round((rows - living) / rows, 4) if rows else 0.0,
         "live_rows": rows - sum(row.n for row in sealed),
         "segments": len(sealed),
         "segment_bytes": sum(row.size for row in sealed),
+    }
+
+
+def _compaction(
+    everything: list[SegmentRow], snapshot: Snapshot, figures: Figures | None
+) -> dict[str, Any]:
+    """What compaction would free, what kept epochs hold, and what the writer here has done.
+
+    ``reclaimable_bytes``: dead rows' share of the segments in force (``store compact --all`` drops
+    them). ``held_bytes``: segments that only earlier epochs need; they go when those have gone.
+    """
+    sizes = {row.segment: row.size for row in everything if row.gone is None}
+    sealed = [
+        part for kind in KINDS for part in snapshot.parts[kind] if part.source.number in sizes
+    ]
+    dead = sum(sizes[part.source.number] * (1 - part.living / part.source.n) for part in sealed)
+    return {
+        "reclaimable_bytes": round(dead),
+        "held_bytes": sum(row.size for row in everything if row.gone is not None),
+        **(figures.document() if figures is not None else {}),
     }
 
 

@@ -322,7 +322,9 @@ class Store:
             drift: with the drift figures, for which the newest 2,000 records of each kind are
                 encoded again (a quarter of a second).
         """
-        return report(self.root, self._catalog, self.snapshot(), self._neighbours, drift)
+        figures = self._compactor.figures if self._compactor is not None else None
+        snapshot = self.snapshot()
+        return report(self.root, self._catalog, snapshot, self._neighbours, drift, figures)
 
     def verify(self) -> list[StoreError]:
         """Reads and checks everything; one error per damaged thing, none when all is well."""
@@ -432,8 +434,7 @@ class Store:
             StoreFull: no room for a copy; nothing is lost.
         """
         writer = self._writing()
-        compactor = Compactor(writer, self._chunk_rows)
-        figures = compactor.run(everything=everything, told=told)
+        figures = Compactor(writer, self._chunk_rows).run(everything=everything, told=told)
         writer.collect()
         vacuum(writer)
         return figures
