@@ -491,3 +491,62 @@ def test_rows_of_a_quarantine(tmp_path):
     assert quarantines.erase(target, ["ann"]) == 0
     assert quarantines.erase(target, ["annabel", "bob"]) == 2
     assert not target.exists()
+
+
+# ── The command line ──────────────────────────────────────────────────────────────────────────
+
+
+def _answer(capsys, *words):
+    code = main(["store", "erase", *map(str, words), "-f", "json"])
+    out = capsys.readouterr()
+    return code, (json.loads(out.out) if out.out else out.err)
+
+
+def test_store_erase(shop, capsys):
+    victims = shop.victims["freelancer"]
+    names = shop.elsewhere.parent / "names"
+    names.write_text("\n".join(victims))
+    line = (f"@{names}", "--store", shop.root, "--kind", "freelancer")
+    code, told = _answer(capsys, *line, "--dry-run")
+    assert code == 0
+    # Two were deleted, and of the others one was not replaced a second time.
+    assert told["would_erase"]["living"] == len(victims) - 2
+    assert told["would_erase"]["mentions"] == 3
+    assert told["runs"] == [str(shop.root / "runs")]
+    assert len(told["quarantine"]) == 2
+    code, told = _answer(capsys, *line)
+    assert (code, "--yes" in told) == (2, True)
+    assert shop.search()
+    code, told = _answer(capsys, *line, "--yes", "--runs", shop.elsewhere / "runs")
+    assert (code, told["incomplete"], told["not_reached"]) == (0, False, [])
+    assert [run["outcome"] for run in told["runs"]] == ["redacted", "redacted"]
+    assert sum(told["quarantine"].values()) >= 2
+    line = (*shop.victims["job"], "--store", shop.root, "--kind", "job", "--yes")
+    assert _answer(capsys, *line, "--runs", shop.elsewhere / "runs")[0] == 0
+    assert shop.search() == {}
+
+
+def test_run_erase_reaches_copies_that_nobody_knew(shop, capsys):
+    names = [url.rsplit("/", 1)[-1] for url in shop.runs]
+    erase_all(shop, runs=[])
+    assert {path for paths in shop.search().values() for path in paths}
+    line = ["run", "erase", "--store", str(shop.root), "-o", str(shop.elsewhere / "runs")]
+    assert main([*line, "-f", "json"]) == 2
+    capsys.readouterr()
+    assert main([*line, names[1][:6], "-f", "json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)["runs"]
+    assert told["outcome"] == "redacted"
+    assert shop.search() == {}
+    assert main([*line, "--all", "-f", "json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)["runs"]
+    assert told["outcome"] == "untouched"
+
+
+def test_runs_elsewhere_are_remembered(shop, capsys):
+    line = ["run", "start", "--store", str(shop.root), "--for", "jobs", "-k", "3"]
+    target = shop.elsewhere / "more"
+    assert main([*line, "--output", str(target), "--as-of", "2026-01-01", "-f", "json"]) == 0
+    assert places.known(shop.root, "runs") == [str(target)]
+    with Store.open(shop.root, mode="w") as store:
+        done = store.erase("job", shop.victims["job"])
+    assert [run.run for run in done.runs if str(target) in run.run]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,11 +24,12 @@ from matchwright.engine.store import erase, places
 from matchwright.engine.store.catalog import KINDS, Catalog, Kind
 
 if TYPE_CHECKING:
+    from matchwright.engine.store.store import Store
     from matchwright.engine.store.writer import Writer
 
 RUNS = "runs"
 QUARANTINE = "quarantine"
-_OUT_OF_REACH = {
+_OUT_OF_REACH: Mapping[places.What, str] = {
     "published": "a published copy of the store; publish again, then remove the older epochs there",
     "backup": "a backup; make a new one and destroy this one",
 }
@@ -88,7 +89,7 @@ def places_of(
     quarantine: Sequence[str | os.PathLike[str]] = (),
 ) -> Places:
     """The places that are known of, and those that were given."""
-    outputs = [str(root / RUNS), *places.known(root, "runs"), *map(os.fspath, runs)]
+    outputs = [str(root / RUNS), *places.known(root, "runs"), *(os.fspath(url) for url in runs)]
     files = sorted((root / QUARANTINE).glob("*.parquet"))
     files += map(Path, places.known(root, "quarantine"))
     given = [Path(path) for path in quarantine]
@@ -135,14 +136,23 @@ def erase_entities(
         )
     _quarantine(done, where.quarantine, names, step)
     _runs(done, where.runs, gone_from(writer.catalog), step)
-    for what in ("published", "backup"):
-        found = places.known(writer.root, what)  # type: ignore[arg-type]
-        done.not_reached += [f"{place}: {_OUT_OF_REACH[what]}" for place in found]
+    for what, why in _OUT_OF_REACH.items():
+        done.not_reached += [f"{place}: {why}" for place in places.known(writer.root, what)]
     if not done.incomplete:
         erase.finish(writer.catalog, kind, writer.newest().keys(names))
         erase.scrub(writer.catalog)
     done.seconds = round(time.monotonic() - began, 3)
     return done
+
+
+def survey(store: Store, kind: Kind, ids: Sequence[str]) -> dict[str, int]:
+    """What erasing would find in the store itself; nothing is changed."""
+    return erase.count(store._catalog, kind, checked_ids(ids))
+
+
+def gone_from_store(store: Store) -> Gone:
+    """Everybody who was erased from a store so far."""
+    return gone_from(store._catalog)
 
 
 def gone_from(catalog: Catalog) -> Gone:

@@ -322,6 +322,19 @@ def lease_of(store: Store, plan: Plan, folder: RunFolder) -> Any:
         return None
 
 
+def note_output(store: Path, folder: RunFolder) -> None:
+    """Lets the store know of runs elsewhere, so that erasing somebody goes there too."""
+    from matchwright.engine.store import places
+
+    try:
+        places.note(store, "runs", folder.url.rsplit("/", 1)[0])
+    except StoreError as error:
+        say(
+            f"the store cannot remember where this run is ({harmless(error)}): name it with "
+            "--runs when somebody is erased"
+        )
+
+
 def write(view: View, format_: Format | None) -> None:
     """The answer on stdout."""
     if format_ is Format.PARQUET:

@@ -234,6 +234,8 @@ def resume(
 def _go(ready: _Ready, how: _run.How, format_: Any) -> int:
     fresh = ready.folder.summary() is None
     lease = _run.lease_of(ready.store, ready.plan, ready.folder) if fresh else None
+    if fresh:
+        _run.note_output(ready.path, ready.folder)
     summary = _run.do(ready.plan, ready.folder, ready.snapshot, ready.path, lease, how)
     if lease is not None:
         lease.release()

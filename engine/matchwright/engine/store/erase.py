@@ -83,7 +83,7 @@ def count(catalog: Catalog, kind: Kind, ids: Sequence[str]) -> dict[str, int]:
     """What ``erase_rows`` would find: records, earlier forms, records of others that list them."""
     with catalog.look() as connection:
         return {
-            "records": _count(connection, kind, ids),
+            "living": _count(connection, kind, ids),
             "earlier": _count(connection, f"{kind}_old", ids),
             "mentions": len(_mentions(connection, catalog, kind, ids)),
         }
@@ -141,16 +141,16 @@ def _mentions(
     if kind not in LISTED:
         return []
     other, field = LISTED[kind]
-    listed = msgspec.msgpack.Decoder(
+    decode = msgspec.msgpack.Decoder(
         msgspec.defstruct("Listed", [("ids", list[str] | None, None)], rename={"ids": field})
-    )
+    ).decode
     wanted, found, where = frozenset(ids), [], str(catalog.path)
     for table in (other, f"{other}_old"):
         cursor = connection.execute(f"SELECT seq, hash, body FROM {table}")
         while rows := cursor.fetchmany(_ROWS_AT_ONCE):
             for seq, content, body in rows:
                 try:
-                    names = listed.decode(blobs.inflate(body)).ids
+                    names = getattr(decode(blobs.inflate(body)), "ids")  # noqa: B009
                 except (msgspec.MsgspecError, zlib.error):
                     raise StoreDamaged(f"{where}: a record cannot be read", file=where) from None
                 if names and not wanted.isdisjoint(names):
