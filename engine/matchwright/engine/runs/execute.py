@@ -196,6 +196,7 @@ def run(
             plan = folder.plan()
         else:
             folder.write_atomic(PLAN, plan.to_json())
+        units.sweep(folder, plan)
         looked = units.look(folder, plan)
         for unit, why in looked.damaged.items():
             progress(Event("redo", {"unit": str(unit), "why": why}))

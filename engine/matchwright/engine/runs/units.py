@@ -92,6 +92,14 @@ def _known_sum(eligible_q: Any) -> int | None:
     return None if (eligible_q < 0).any() else int(eligible_q.sum())
 
 
+def sweep(folder: RunFolder, plan: Plan) -> None:
+    """Remove what a killed writer was in the middle of; the caller holds the lock."""
+    for where in ("", *(f"for={kind}" for kind in plan.options.kinds)):
+        for name in folder.list(where):
+            if name.endswith(".part"):
+                folder.remove(f"{where}/{name}" if where else name)
+
+
 @dataclass(frozen=True)
 class Looked:
     """What a run's folder holds.
