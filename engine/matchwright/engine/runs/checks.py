@@ -13,10 +13,10 @@ import polars as pl
 
 from matchwright.engine.results import Shortfall
 from matchwright.engine.runs.findings import Findings
-from matchwright.engine.runs.merge import Hits, Horizons, order_words, reaches
+from matchwright.engine.runs.merge import Hits, Horizons, order_words, reaches, starts_of
 from matchwright.engine.runs.plan import Plan, Unit, unit_key
 from matchwright.kernels.order import hash_keys
-from matchwright.kernels.types import Bool, Float64, Int32, Int64, UInt64
+from matchwright.kernels.types import Bool, Float64, Int32, UInt64
 
 ROWS = {
     "query_id": pl.String,
@@ -248,6 +248,12 @@ def check_ranks(findings: Findings, plan: Plan, data: UnitArrays) -> None:
         if what == "part":
             bad |= rows.rank_m > plan.options.k
         _fail_first(findings, "ranks", where, bad, rows.rank_m, "a rank out of place:")
+    if not data.redacted:
+        hits, first_m = together(data)
+        place = np.arange(first_m.size) - starts_of(hits.query_m, data.key_q.size)[hits.query_m]
+        bad = first_m != place + 1
+        where = data.unit.file("part")
+        _fail_first(findings, "ranks", where, bad, first_m, "ranks before the exposure pass, at")
 
 
 def _rises(values: Int32) -> Bool:
@@ -413,8 +419,3 @@ def facts(data: UnitArrays, plan: Plan) -> dict[str, int]:
         "errors": int(data.error_q.sum()),
         "rows": int(data.part.hits.query_m.size),
     }
-
-
-def int64s(values: Any) -> Int64:
-    """A list of integers as int64."""
-    return np.asarray(values, dtype=np.int64)

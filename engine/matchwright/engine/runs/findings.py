@@ -22,6 +22,7 @@ CHECKS: dict[str, str] = {
     "horizon": "stored rows reach as far as the horizon says",
     "counts": "the counts in run.json are those of the files",
     "digest": "the digest over all rows is the one in run.json",
+    "corpus": "fingerprints are those of everybody who was searched",
     "questions": "each query is asked as its record, day and policy say",
     "points": "points are the inner product of the stored vectors",
     "rules": "every returned pair passes every rule",

@@ -60,6 +60,14 @@ class Prints:
         at = np.minimum(np.searchsorted(self.key_n, key_m), len(self) - 1)
         return np.where(self.key_n[at] == key_m, at, -1).astype(np.int64)
 
+    def agreeing(self, other: Prints) -> int:
+        """How many of these rows are there in the other, with the same print."""
+        if self.layout != other.layout:
+            return 0
+        at = other.find(self.key_n)
+        there = at >= 0
+        return int((self.print_n2[there] == other.print_n2[at[there]]).all(axis=1).sum())
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Changes:

@@ -6,6 +6,7 @@ bitmap), and the order is sorted here. Nothing of ``Ops.topk`` takes part.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,11 @@ from matchwright.engine.runs.checks import UnitArrays, UnitFrames
 from matchwright.engine.runs.findings import Findings
 from matchwright.engine.runs.merge import LOW, Hits, Horizons, reaches
 from matchwright.engine.runs.plan import Plan
+from matchwright.engine.runs.prepare_block import (
+    PRINT_BYTES,
+    PRINT_PERSON,
+    canonical_predicate,
+)
 from matchwright.engine.runs.subcorpus import gather
 from matchwright.kernels import rules as row_rules
 from matchwright.kernels.order import mix32
@@ -86,15 +92,15 @@ class Referee:
     ) -> None:
         """t, attainable, resolution and errors as the records give them."""
         where = frames.unit.file("queries")
-        columns = ("query_id", "t", "attainable", "resolution", "error")
+        columns = ("query_id", "t", "attainable", "resolution", "error", "print")
         for row, query in zip(frames.queries.select(columns).iter_rows(), asked, strict=True):
-            name, t, attainable, resolution, error = row
+            name, *facts, error, stored = row
             if isinstance(query, MatchwrightError):
                 told, good = f"error {query.reason}, stored {error}", error == query.reason
             else:
-                expected = (query.t, query.attainable, query.resolution, None)
-                told = f"(t, attainable, resolution, error) {expected}, stored {row[1:]}"
-                good = (t, attainable, resolution, error) == expected
+                expected = [query.t, query.attainable, query.resolution]
+                told = f"{expected}, stored {facts}, error {error}; or another print"
+                good = facts == expected and error is None and stored == question_print(query)
             findings.expect("questions", good, where, f"{name!r}: made anew it gives {told}")
 
     def check_pairs(
@@ -206,6 +212,17 @@ class Referee:
                     f"{row['eligible']} and {row['unverified']}"
                 )
         return found
+
+
+def question_print(query: Prepared) -> bytes:
+    """The print of a question, from the query as a single request would ask it."""
+    state = hashlib.blake2b(digest_size=PRINT_BYTES, person=PRINT_PERSON)
+    state.update(np.uint64(query.key).astype("<u8").tobytes())
+    state.update(np.float64(query.t).astype("<f8").tobytes())
+    state.update(query.q_d.astype("<i2").tobytes())
+    for predicate in query.rules:
+        state.update(canonical_predicate(predicate))
+    return state.digest()
 
 
 def _stored(data: UnitArrays, position: int) -> Hits:

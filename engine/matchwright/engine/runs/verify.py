@@ -17,17 +17,20 @@ import numpy as np
 import polars as pl
 
 from matchwright.engine.errors import FailedPrecondition, NotFound, StoreError
+from matchwright.engine.matcher import OTHER
 from matchwright.engine.prepare import SnapshotLike
 from matchwright.engine.runs import checks
+from matchwright.engine.runs.base import corpus_file
 from matchwright.engine.runs.digest import unit_bytes
 from matchwright.engine.runs.findings import Findings
+from matchwright.engine.runs.fingerprint import from_parquet, prints_of
 from matchwright.engine.runs.folder import RunFolder, sha256
 from matchwright.engine.runs.plan import Plan, Unit
 from matchwright.engine.runs.referee import Referee
 
 SAMPLE = 100
 SOUND, REDACTED, FAILED = "SOUND", "REDACTED", "FAILED"
-NEEDS_STORE = ("keys", "questions", "points", "rules", "sample")
+NEEDS_STORE = ("keys", "corpus", "questions", "points", "rules", "sample")
 
 Advance = Callable[[int], None]
 
@@ -147,6 +150,7 @@ class _Verification:
             self._check_unit(unit, picked.get(unit.key, ()))
             advance(unit.queries)
         self._check_totals()
+        self._check_corpora()
         digest = self._check_digest()
         failed = self.findings.failed
         return Verdict(
@@ -245,6 +249,24 @@ class _Verification:
                     "run.json",
                     f"{kind}.{name} is {told.get(name)}, the files hold {count[name]:,}",
                 )
+
+    def _check_corpora(self) -> None:
+        """What an incremental run will go by: who was there, and what they were."""
+        if self.snapshot is None or not self.plan.options.slack:
+            return
+        for kind in self.plan.options.kinds:
+            name = corpus_file(OTHER[kind])
+            expected = prints_of(self.snapshot.corpus(OTHER[kind]))
+            try:
+                stored = from_parquet(self.folder.read_bytes(name), name)
+            except (NotFound, StoreError, pl.exceptions.PolarsError) as error:
+                self.findings.expect("corpus", False, name, str(error))
+                continue
+            wrong = len(stored) - stored.agreeing(expected)
+            absent = int((stored.find(expected.key_n) < 0).sum())
+            self.findings.looked("corpus", len(stored))
+            self.findings.fail("corpus", name, "a print is another one", wrong)
+            self.findings.fail("corpus", name, "somebody is missing", absent)
 
     def _check_digest(self) -> str:
         """Of a run from which people were erased, the digest that it has now."""
