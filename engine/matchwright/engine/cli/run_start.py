@@ -12,6 +12,7 @@ import typer
 
 from matchwright.engine.cli import _run, _source
 from matchwright.engine.cli._options import AsOfOption, FormatOption, PolicyOption, date_of, day_of
+from matchwright.engine.cli._progress import say
 from matchwright.engine.errors import FailedPrecondition, InvalidArgument, PartlyDone
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ BlockOption = Annotated[
 ]
 ChangedOption = Annotated[
     str | None,
-    typer.Option("--changed-since", metavar="RUN", help="Score only what changed since this run."),
+    typer.Option(
+        "--changed-since", metavar="RUN", help="Score only what changed since it; or: published."
+    ),
 ]
 
 
@@ -105,8 +108,11 @@ def _base(reference: str | None, output: Output) -> tuple[str | None, str]:
     """(run id, URL) of the run that an incremental one starts from."""
     if reference is None:
         return None, ""
-    from matchwright.engine.runs.folder import find_run
+    from matchwright.engine.runs.folder import PUBLISHED_RUN, find_run
 
+    if reference == PUBLISHED_RUN and output.published() is None:
+        say(f"nothing is published in {output.url} yet: everything is scored")
+        return None, ""
     folder = find_run(reference, output.url)
     if folder.summary() is None:
         raise FailedPrecondition(f"run {folder.run_id} is not complete; resume it first")

@@ -38,6 +38,8 @@ from matchwright.engine.runs import lock
 from matchwright.engine.runs.plan import RUN_ID_DIGITS, Plan, Unit
 
 PLAN, SUMMARY, METRICS, PUBLISHED = "plan.json", "run.json", "metrics.prom", "PUBLISHED.json"
+PUBLISHED_RUN = "published"
+"""What stands for the published run where a run is named."""
 FILE_FORMAT = 1
 """Version of the Parquet files of a unit, of run.json and of PUBLISHED.json."""
 WHATS = ("part", "slack", "queries")
@@ -334,11 +336,18 @@ class Output(Target):
 def find_run(reference: str, output: str | os.PathLike[str] | None = None) -> RunFolder:
     """The run that is meant: an id (or the beginning of one) in an output, or a run's folder.
 
+    "published" in an output is the run that is published there.
+
     Raises:
         NotFound: there is no such run.
         InvalidArgument: the beginning of an id that several have.
     """
     if output is not None:
+        if reference == PUBLISHED_RUN:
+            document = Output(output).published()
+            if document is None:
+                raise NotFound(f"nothing is published in {Output(output).url}", run=reference)
+            return Output(output).folder(document["run_id"])
         found = [name for name in Output(output).runs() if name.startswith(reference)]
         if len(found) == 1:
             return Output(output).folder(found[0])
