@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from matchwright.engine.cli import store_copies
+from matchwright.engine.cli import store_copies, store_epochs, store_erase
 from matchwright.engine.cli._failures import Interrupted, harmless
 from matchwright.engine.cli._options import (
     AsOfOption,
@@ -38,7 +38,7 @@ def info(store: StoreOption, format_: FormatOption = None, output: OutputOption 
     with Store.open(store) as opened:
         document = opened.info()
     with Writer(format_, output) as writer:
-        writer.add(_view(document))
+        writer.add(view(document))
 
 
 @group.command()
@@ -78,10 +78,11 @@ def refit(
         "seconds": round(time.monotonic() - began, 1),
     }
     with Writer(format_, output) as writer:
-        writer.add(_view(document))
+        writer.add(view(document))
 
 
-def _view(document: dict[str, Any]) -> View:
+def view(document: dict[str, Any]) -> View:
+    """Names and values, in every format."""
     flat = dict(flatten(plainly(document)))
 
     def draw(console: Console) -> None:
@@ -110,4 +111,6 @@ def flatten(document: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     store_copies.add_to(group)
+    store_epochs.add_to(group)
+    store_erase.register(group)
     app.add_typer(group, name="store")
