@@ -59,7 +59,7 @@ def exposure(place_n: Int64, rows: int) -> Exposure:
 
     Args:
         place_n: int64 (N,), places of each one that could be shown, zeros included.
-        rows: of the run; what ``place_n`` does not hold is elsewhere.
+        rows: of the run's files; what ``place_n`` does not hold is elsewhere.
     """
     ranked = np.sort(place_n)
     total = int(ranked.sum())

@@ -63,7 +63,8 @@ class Head:
         living: kind -> rows in the run's epoch.
         state: "complete", or "incomplete" while run.json is not there.
         verdict: of a verification, "" when none is known.
-        redacted: people who were erased from the run since.
+        redacted_rows, redacted_queries: what was taken out of the files since, because people were
+            erased.
         summary: run.json's started, ended, seconds, device, versions, digest.
     """
 
@@ -81,7 +82,8 @@ class Head:
     state: str
     verdict: str
     published: bool
-    redacted: int
+    redacted_rows: int
+    redacted_queries: int
     summary: Mapping[str, Any]
 
 
@@ -211,7 +213,8 @@ def _head(run: Run, snapshot: SnapshotLike | None) -> Head:
         state="incomplete" if run.summary is None else "complete",
         verdict=run.verdict,
         published=run.published,
-        redacted=len(summary.get("redacted") or ()),
+        redacted_rows=sum(int(one["rows"]) for one in summary.get("redacted") or ()),
+        redacted_queries=sum(int(one["queries"]) for one in summary.get("redacted") or ()),
         summary={name: summary[name] for name in told if name in summary},
     )
 
@@ -273,7 +276,7 @@ class _Store:
         return dataclasses.replace(
             way,
             causes=counted,
-            exposure=exposure(place_n[able], read.outcome.rows),
+            exposure=exposure(place_n[able], int(read.shown[1].sum())),
             newcomers=self._newcomers(place_n) if kind == "job" else None,
         )
 

@@ -85,9 +85,8 @@ def _outcome(way: Way, k: int) -> Iterator[str]:
     if way.causes is not None and way.causes.rules and way.causes.rules[0].freed:
         first = way.causes.rules[0]
         yield (
-            f"What most often stands alone between {asking} and {k} matches: "
-            f"{words.veto(first.veto)[0].lower()}{words.veto(first.veto)[1:]} "
-            f"({of(first.freed, way.causes.sampled)} of those that are short)."
+            f"{of(first.freed, way.causes.sampled)} of the {asking} that are short would have {k} "
+            f"but for one rule: {words.veto(first.veto)[0].lower()}{words.veto(first.veto)[1:]}."
         )
 
 
@@ -116,10 +115,10 @@ def notices(figures: Figures) -> list[str]:
     found = []
     if head.state != "complete":
         found.append("This run is not complete: the figures are about the units that are done.")
-    if head.redacted:
+    if head.redacted_rows or head.redacted_queries:
         found.append(
-            f"{whole(head.redacted)} people were erased from this run since; their rows are not "
-            "counted as people."
+            f"People were erased since: {whole(head.redacted_rows)} matches and "
+            f"{whole(head.redacted_queries)} queries were taken out of this run's files."
         )
     if head.seen is None:
         found.append(

@@ -113,7 +113,7 @@ def _rounded(value: Any) -> Any:
 def _verdict(figures: Figures) -> str:
     if not figures.head.verdict:
         return "not verified"
-    return f"verified: {figures.head.verdict.lower()}"
+    return "verified" if figures.head.verdict == "SOUND" else figures.head.verdict.lower()
 
 
 def _facts(figures: Figures) -> list[tuple[str, str, bool]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from matchwright.engine.matcher import OTHER
+from matchwright.engine.results import Shortfall
 from matchwright.engine.runs.report import charts, words
 from matchwright.engine.runs.report.blocks import Block, Table, drawn
 from matchwright.engine.runs.report.charts import Band, Bar
@@ -36,6 +37,16 @@ def outcome(way: Way, k: int) -> Block:
         (text.format(k=k).capitalize(), whole(counts[name]), of(counts[name], total))
         for name, _, text in OUTCOMES
     ]
+    note = (
+        f"Each was matched with every one of the {words.PLURAL[OTHER[way.kind]]} stored, under "
+        f"every rule of the policy. {whole(way.outcome.rows)} matches in all."
+    )
+    vetoed = way.outcome.shortfalls.get(Shortfall.QUERY_VETOED, 0)
+    if vetoed:
+        note += (
+            f" {whole(vetoed)} {asking} rule out every answer by themselves: by their own status, "
+            "or by a value that they do not tell."
+        )
     reasons = [
         (words.SHORTFALL.get(name, name).capitalize(), whole(n), of(n, total))
         for name, n in way.outcome.shortfalls.items()
@@ -45,8 +56,7 @@ def outcome(way: Way, k: int) -> Block:
         tables.append(Table("Why fewer than K", ("Reason", asking.capitalize(), "Share"), reasons))
     return Block(
         title=f"{whole(total)} {asking} asked",
-        note=f"Each was matched with every one of the {words.PLURAL[OTHER[way.kind]]} stored, "
-        f"under every rule of the policy. {whole(way.outcome.rows)} matches in all.",
+        note=note,
         chart=drawn(lambda w: charts.stacked(w, parts, f"Outcome of {total:,} {asking}: {said}"))
         if total
         else None,
@@ -70,7 +80,7 @@ def eligible(way: Way) -> Block | None:
     return Block(
         title=f"Eligible {other} for each query",
         note=f"Who passes every rule, before any score is looked at; the axis is logarithmic. Half "
-        f"of the queries have at least about {words.short(half)}, the least has "
+        f"of the queries have at least about {whole(half)}, the least has "
         f"{whole(2**bins.least - 1)}, the most {whole(2**bins.most - 1)}.",
         chart=drawn(
             lambda w: charts.histogram(
@@ -95,7 +105,7 @@ def rules(way: Way, k: int) -> Block:
         Bar(
             words.veto(one.veto),
             one.freed,
-            whole(one.freed),
+            f"{whole(one.freed)} ({of(one.freed, counted.sampled)})",
             f"rules out {whole(one.pairs)} pairs, {whole(one.alone)} of them alone",
         )
         for one in counted.rules[:RULES_DRAWN]
@@ -144,7 +154,7 @@ def scores(way: Way, k: int) -> Block:
                 y_name="queries",
             )
         ),
-        legend=[("a", "best match"), *([("line b", f"{words.ordinal(k)} match")] if last.n and k > 1 else [])],
+        legend=[("a", "best match"), ("line b", f"{words.ordinal(k)} match")][: 1 + bool(last.n)],
         tables=[
             Table("Share of the attainable score", _QUANTILES, _spread(first, last, k, percent)),
             Table("Score", _QUANTILES, _spread(way.first, way.last, k, lambda v: f"{v:.3f}")),
