@@ -86,6 +86,16 @@ WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", help="Threads of this process, or processes of Ray; all cores."),
 ]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address", metavar="HOST:PORT", help="A Ray cluster, in place of this machine."
+    ),
+]
+RayStoreOption = Annotated[
+    str | None,
+    typer.Option("--ray-store", metavar="DIR", help="The store's folder on the cluster's nodes."),
+]
 FinishByOption = Annotated[
     str | None,
     typer.Option(
@@ -102,6 +112,8 @@ class How:
     executor: ExecutorOption
     workers: int | None
     finish_by: str | None
+    ray_address: str | None = None
+    ray_store: str | None = None
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -111,8 +123,13 @@ class How:
         """
         if self.workers is not None and not 1 <= self.workers <= 1024:
             raise InvalidArgument(f"--workers takes 1 to 1,024, got {self.workers}")
+        if (self.ray_address or self.ray_store) and self.executor is not ExecutorOption.RAY:
+            raise InvalidArgument("--ray-address and --ray-store go with --executor ray")
+        if self.ray_address is not None and self.workers is None:
+            raise InvalidArgument("--ray-address needs --workers: how many shards there are")
         self.deadline(lambda line: None)
-        _source.need_device(self.device)
+        if self.ray_address is None:  # else the devices are the nodes'
+            _source.need_device(self.device)
 
     def arguments(self) -> list[str]:
         """The options that a resume needs again."""
@@ -123,6 +140,10 @@ class How:
             words += ["--executor", self.executor.value]
         if self.workers is not None:
             words += ["--workers", str(self.workers)]
+        if self.ray_address is not None:
+            words += ["--ray-address", self.ray_address]
+        if self.ray_store is not None:
+            words += ["--ray-store", self.ray_store]
         return words
 
     def deadline(self, warn: Any) -> Any:
@@ -164,7 +185,13 @@ def _ray(plan: Plan, snapshot: Snapshot, store: Path, how: How) -> Executor:
             f"--executor ray: {error.name!r} is not installed; pip install 'matchwright[ray]'"
         ) from None
     made: Executor = module.RayExecutor(
-        plan, snapshot, store, workers=how.workers, device=how.device.value
+        plan,
+        snapshot,
+        store,
+        workers=how.workers,
+        device=how.device.value,
+        address=how.ray_address,
+        store_on_nodes=how.ray_store,
     )
     return made
 

@@ -198,6 +198,8 @@ def start(
     executor: _run.ExecutorOpt = _run.ExecutorOption.LOCAL,
     workers: _run.WorkersOption = None,
     finish_by: _run.FinishByOption = None,
+    ray_address: _run.RayAddressOption = None,
+    ray_store: _run.RayStoreOption = None,
     format_: FormatOption = None,
 ) -> int:
     """Match everybody who is stored, and write it; the same inputs do not run twice."""
@@ -205,7 +207,7 @@ def start(
         store, jobs, freelancers, map_, work, for_, k, policy, as_of, output,
         contributions, count, slack, block, changed_since,
     )  # fmt: skip
-    how = _run.How(device, executor, workers, finish_by)
+    how = _run.How(device, executor, workers, finish_by, ray_address, ray_store)
     how.check()
     with _planned(asked) as ready:
         return _go(ready, how, format_)
@@ -219,12 +221,14 @@ def resume(
     executor: _run.ExecutorOpt = _run.ExecutorOption.LOCAL,
     workers: _run.WorkersOption = None,
     finish_by: _run.FinishByOption = None,
+    ray_address: _run.RayAddressOption = None,
+    ray_store: _run.RayStoreOption = None,
     format_: FormatOption = None,
 ) -> int:
     """Go on with a run that did not end, to the same digest."""
     from matchwright.engine.runs.folder import find_run
 
-    how = _run.How(device, executor, workers, finish_by)
+    how = _run.How(device, executor, workers, finish_by, ray_address, ray_store)
     how.check()
     where = str(store / "runs") if output is None and store is not None else output
     folder = find_run(run, where)

@@ -313,7 +313,7 @@ def _cluster(address: str | None, workers: int) -> Iterator[Any]:
         import ray
 
         if address is None:
-            folder = tempfile.mkdtemp(prefix="mw-ray-", dir=_short_temp())
+            folder = _own_folder()
         try:
             ray.init(**_settings(address, workers, folder))
         except (ray.exceptions.RayError, ConnectionError, TimeoutError, RuntimeError) as error:
@@ -342,9 +342,16 @@ def _settings(address: str | None, workers: int, folder: str | None) -> dict[str
     }
 
 
-def _short_temp() -> str | None:
-    """A folder for Ray's sockets, whose paths hold some 107 characters; None for the usual."""
-    return "/tmp" if len(tempfile.gettempdir()) > 30 and Path("/tmp").is_dir() else None
+def _own_folder() -> str:
+    """A folder for Ray's sockets and logs; those of drivers that were killed are removed."""
+    usual = Path(tempfile.gettempdir())
+    # The path of a socket holds some 107 characters, most of which Ray needs itself.
+    parent = Path("/tmp") if len(str(usual)) > 30 and Path("/tmp").is_dir() else usual
+    for left in parent.glob("mw-ray-*-*"):
+        pid = left.name.split("-")[2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"mw-ray-{os.getpid()}-", dir=parent)
 
 
 def _sigterm() -> Any:
