@@ -39,7 +39,7 @@ from matchwright.engine.store.published import (
     file_name,
     in_parallel,
 )
-from matchwright.engine.store.remote import Entry, Target, copy_all, pieces_of
+from matchwright.engine.store.remote import PART, Entry, Target, copy_all, pieces_of
 from matchwright.engine.store.segment_file import SegmentFile
 
 KEEP = 3
@@ -318,7 +318,7 @@ def collect(target: Target, keep: int, grace_s: float) -> int:
     current = published.pointer(target)
     if current is None:
         return 0
-    manifests = [name for name in there if name.startswith(f"{published.MANIFESTS}/")]
+    manifests = [name for name in there if published.is_manifest(name)]
     manifests.sort(key=lambda name: (there[name].written or 0.0, name), reverse=True)
     others = [name for name in manifests if name != current.manifest]
     kept, dropped = [current.manifest, *others[: keep - 1]], others[keep - 1 :]
@@ -328,8 +328,8 @@ def collect(target: Target, keep: int, grace_s: float) -> int:
     for name in dropped:
         target.remove(name)
     now = time.time()
-    prefixes = (f"{published.BLOCKS}/", f"{published.FILES}/")
-    garbage = {name for name in there if name.startswith(prefixes)} - needed
+    ours = (f"{published.BLOCKS}/", f"{published.FILES}/")
+    garbage = {name for name in there if name.startswith(ours) or name.endswith(PART)} - needed
     marked = {name: since for name, since in _marked(target).items() if name in garbage}
     expired = [
         name

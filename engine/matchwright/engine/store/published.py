@@ -114,6 +114,12 @@ def manifest_name(number: int, sha256: str) -> str:
     return f"{MANIFESTS}/{number:012d}-{sha256[:16]}.json"
 
 
+def is_manifest(name: str) -> bool:
+    """Whether a file of a target is a manifest; parts of one are not."""
+    folder, _, file = name.rpartition("/")
+    return folder == MANIFESTS and file.endswith(".json") and not file.startswith(".")
+
+
 def pack_block(data: bytes) -> bytes:
     """A block as it is stored."""
     packed = zlib.compress(data, 1)
@@ -221,7 +227,7 @@ def choose(target: Target, epoch: str | None) -> Manifest:
     number = epoch.split(":")[1] if epoch.count(":") == 2 else epoch
     if not number.isdecimal():
         raise InvalidArgument(f"got the epoch {epoch!r}, expected a number or uuid:number:digest")
-    names = target.list(MANIFESTS)
+    names = [name for name in target.list(MANIFESTS) if is_manifest(name)]
     for name in sorted(names, reverse=True):
         if name.startswith(f"{MANIFESTS}/{int(number):012d}-"):
             manifest = manifest_at(target, name)

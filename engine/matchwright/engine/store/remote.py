@@ -7,6 +7,8 @@ object store's own upload is atomic; elsewhere they are written beside, then mov
 from __future__ import annotations
 
 import datetime
+import fcntl
+import glob
 import hashlib
 import os
 import shutil
@@ -31,7 +33,8 @@ COPY_BYTES = 1 << 20
 _LOCAL = {"file", "local"}
 _PUT_IS_ATOMIC = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "memory"}
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
-_PART = ".part"
+PART = ".part"
+"""Ends the names of files that are being written, or were when their writer was killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class Target:
         return f"{self.url}/{name}" if name else self.url
 
     def list(self, folder: str = "") -> dict[str, Entry]:
-        """Every finished file below a folder: name -> entry. None when it is not there."""
+        """Every file below a folder: name -> entry. None when the folder is not there."""
         with self._naming(folder, "read"):
             self._fs.invalidate_cache()
             try:
@@ -91,12 +94,7 @@ class Target:
             except FileNotFoundError:
                 return {}
         skip = len(self._root.rstrip("/")) + 1
-        named = {path[skip:]: info for path, info in found.items()}
-        return {
-            name: Entry(int(info["size"]), _time(info))
-            for name, info in named.items()
-            if not name.endswith(_PART)
-        }
+        return {path[skip:]: Entry(int(info["size"]), _time(info)) for path, info in found.items()}
 
     def read(self, name: str) -> bytes:
         """A whole file.
@@ -161,7 +159,7 @@ class Target:
                 yield from self._writing_there(self._path(name))
 
     def _writing_there(self, path: str) -> Iterator[IO[bytes]]:
-        under = path if self._atomic else f"{path}.{uuid.uuid4().hex}{_PART}"
+        under = path if self._atomic else f"{path}.{uuid.uuid4().hex}{PART}"
         self._fs.makedirs(self._fs._parent(path), exist_ok=True)
         file = self._fs.open(under, "wb")
         try:
@@ -206,10 +204,12 @@ class Target:
 
 
 def _writing_here(path: Path) -> Iterator[IO[bytes]]:
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PART}")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PART}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
     try:
         with part.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -219,6 +219,14 @@ def _writing_here(path: Path) -> Iterator[IO[bytes]]:
             part.unlink(missing_ok=True)
         raise
     files.sync_folder(path.parent)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes what killed processes began to write in the place of ``path``."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PART}"):
+        with suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 def _abandon(fs: Any, file: Any, path: str) -> None:
