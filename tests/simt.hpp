@@ -2,8 +2,9 @@
 //
 // Blocks run one after another. The threads of a block are fibers that take turns; they switch
 // only where threads of a device wait for one another: __syncthreads and the warp's collectives,
-// which all 32 lanes must reach. Every other block runs its threads from the last to the first, so
-// that a missing barrier shows. A kernel in which some thread waits for ever is reported.
+// which all 32 lanes must reach. Every other block runs its threads from the last to the first, and
+// of every four blocks two let one warp run as far as it can before the next one, so that a
+// missing barrier shows. A kernel in which some thread waits for ever is reported.
 #pragma once
 
 #include <ucontext.h>
@@ -53,6 +54,7 @@ inline Fiber* self = nullptr;
 inline ucontext_t scheduler;
 inline bool progress = false;
 inline bool backwards = false;
+inline bool warpwise = false;
 
 inline void wait(Meeting& meeting) {
     progress = true;
@@ -90,19 +92,34 @@ struct Call {
     }
 };
 
-// Runs one block; false when it cannot finish.
-inline bool block(std::vector<std::unique_ptr<Fiber>>& fibers) {
+// Lets some of the fibers go on until they wait; how many are not done.
+inline size_t turn(std::vector<std::unique_ptr<Fiber>>& fibers, size_t begin, size_t end) {
+    size_t left = 0;
+    for (size_t t = begin; t < end; ++t) {
+        Fiber& fiber = *fibers[backwards ? fibers.size() - 1 - t : t];
+        if (fiber.done) continue;
+        self = &fiber;
+        swapcontext(&scheduler, &fiber.context);
+        left += fiber.done ? 0 : 1;
+    }
+    return left;
+}
+
+// Runs one block, `together` fibers at a time as far as they can go; false when it cannot finish.
+inline bool block(std::vector<std::unique_ptr<Fiber>>& fibers, size_t together) {
     for (size_t left = fibers.size(); left != 0;) {
-        progress = false;
+        bool any = false;
         left = 0;
-        for (size_t t = 0; t < fibers.size(); ++t) {
-            Fiber& fiber = *fibers[backwards ? fibers.size() - 1 - t : t];
-            if (fiber.done) continue;
-            self = &fiber;
-            swapcontext(&scheduler, &fiber.context);
-            left += fiber.done ? 0 : 1;
+        for (size_t begin = 0; begin < fibers.size(); begin += together) {
+            size_t waiting = 0;
+            do {
+                progress = false;
+                waiting = turn(fibers, begin, begin + together);
+                any |= progress;
+            } while (progress && waiting != 0 && together < fibers.size());
+            left += waiting;
         }
-        if (left != 0 && !progress) return false;
+        if (left != 0 && !any) return false;
     }
     return true;
 }
@@ -139,7 +156,8 @@ bool launch(void (*kernel)(Parameters...), Index grid, unsigned threads, void** 
             fiber.context.uc_stack.ss_size = fiber.stack.size();
             makecontext(&fiber.context, &Caller::run, 0);
         }
-        if (!block(fibers)) return false;
+        if (!block(fibers, warpwise ? 32 : threads)) return false;
+        if (backwards) warpwise = !warpwise;
         backwards = !backwards;
     }
     return true;

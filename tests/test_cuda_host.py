@@ -365,8 +365,8 @@ def sieved(q: int, n: int, d: int, capacity: int) -> tuple[QueryBlock, Tile]:
     rng = np.random.default_rng(n + d)
     block = a_block(rng, q=q, k=1, capacity=capacity, d=d)
     block = replace(block, high_qd=rng.integers(-127, 128, (q, d), dtype=np.int8))
-    x_nd = rng.integers(-127, 128, (n, d)) // rng.integers(1, 100, (n, 1))
-    x_nd[rng.random(n) < 0.3] = rng.choice([-127, 127], d)
+    shrink = np.repeat(rng.integers(1, 100, -(-n // 32)), 32)[:n]  # a warp's rows are alike
+    x_nd = rng.integers(-127, 128, (n, d)) // shrink[:, None]
     rows = NumpyDevice().segment(x_nd.astype(np.int8), some_keys(rng, n))
     bits = pack_bits(list(rng.random((3, n)) < np.array([[0.02], [0.5], [1.0]])))
     first = block.high_qd.astype(np.int64) @ rows.x_nd.astype(np.int64).T
@@ -402,6 +402,22 @@ def test_sieve_counts_on_when_the_buffer_is_full(host):
     assert block.count_q.tolist() == [300]
     assert np.unique(guarded[0, :40, 3]).size == 40
     assert (guarded[0, 40:] == 77).all()
+
+
+@pytest.mark.parametrize("row", [0, 40, 127, 128])
+def test_the_second_limb_alone_can_reach_the_bound(host, row):
+    block, tile = sieved(q=1, n=150, d=16, capacity=256)
+    x_nd = np.zeros((150, 16), np.int8)
+    x_nd[row] = 127  # the only row of its tile that has a norm
+    tile = replace(tile, rows=NumpyDevice().segment(x_nd, some_keys(np.random.default_rng(0), 150)))
+    low_qd = np.full((1, 16), 63, np.int8)
+    block = replace(block, high_qd=np.zeros((1, 16), np.int8), low_qd=low_qd)
+    block = replace(block, low_norm_q=NumpyDevice().norms(low_qd))
+    block.group_q[:] = 2
+    block.bound_q4[0] = (63 * 127 * 16 - 1, 0, 0, -1)
+    host.sieve(block, tile, np.zeros(1, np.int32), 0, 150)
+    assert block.count_q.tolist() == [1]
+    assert block.found_qc4[0, 0, 0] == 63 * 127 * 16
 
 
 def test_a_tile_without_an_eligible_row_is_left_out(host):

@@ -149,7 +149,7 @@ extern "C" __global__ void __launch_bounds__(MW_THREADS, 2) sieve(
         bool any = false;
 #pragma unroll
         for (int j = 0; j < 16; ++j) any |= sum[i / 2][j / 2][i % 2 * 2 + j % 2] >= least;
-        if (any && query_s[line] >= 0) {
+        if (any) {  // so there is a query: nothing reaches the least of none
             const int q = query_s[line];
             const i32 bound_points = bound_q[q].points;
             const i32 low_norm = low_norm_q[q];
