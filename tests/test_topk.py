@@ -397,6 +397,29 @@ def test_rank_over_blocks(make, rate):
             assert (rank.mix << 32) | rank.low == mine[1]
 
 
+@pytest.mark.parametrize("rate", [1.0, 0.3, 0.01])
+@pytest.mark.parametrize("most", [127, 16_255])
+def test_rank_where_first_limbs_decide(make, rate, most):
+    """Many different points; two parts whose rows differ in length; rows all over the ranking."""
+    rng = np.random.default_rng(22)
+    long, short = a_corpus(rng, (17_000,), 40), a_corpus(rng, (9_000, 1), 40, spread=9)
+    corpus = Corpus((*long.parts, *short.parts))
+    group = Bitmap(rng.random(corpus.n) < rate)
+    queries = some_queries(rng, 1, 40, [group], most=most)
+    keys, points = cases.keys_of(corpus), cases.points_of(corpus, queries.q_qd[0])
+    rows, _ = cases.eligible_rows(corpus, group)
+    key_q = int(queries.key_q[0])
+    ties = np.array([cases.tie_of(key_q, key) for key in keys], dtype=np.uint64)
+    ranked = sorted(rows, key=lambda n: (-points[n], int(ties[n])))
+    ops = make()
+    for k, row in zip((1, 37, 100, None), (*ranked[:: len(ranked) // 3][:3], 0), strict=True):
+        rank = ops.rank(corpus, queries, row, k=k)
+        before = [n for n in ranked if (-points[n], ties[n]) < (-points[row], ties[row])]
+        assert (rank.rank, rank.eligible) == (len(before) + 1, len(rows))
+        assert rank.points == points[row]
+        assert rank.kth_points == (None if k is None else points[ranked[k - 1]])
+
+
 @pytest.mark.parametrize("row", [-1, 10])
 def test_rank_of_no_row(ops, row):
     corpus, queries = good()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from matchwright.kernels.types import D_MAX, Int8, Int16, Int32, Int64
+from matchwright.kernels.types import D_MAX, Int8, Int16, Int32, Int64, Segment
 
 SHIFT_MAX = 7
 EXACT_FLOAT32 = 1 << 24
@@ -47,6 +47,12 @@ class Split:
 def norm2_max(d: int) -> int:
     """The largest squared norm that a row of D entries can have."""
     return X_MAX * X_MAX * d
+
+
+def norm2_of(segment: Segment, d: int) -> int:
+    """An upper bound of the squared norms of a segment's rows of D entries: its own, if stored."""
+    stored = segment.index.get("x.norm2")
+    return norm2_max(d) if stored is None else int(stored[0])
 
 
 def split(q_qd: Int16, norm2: int, dtype: Any) -> Split:

@@ -20,7 +20,7 @@ from matchwright.kernels.best import ANY_TIE, POINTS_MAX, POINTS_MIN, Best, Boun
 from matchwright.kernels.checks import empty_topk
 from matchwright.kernels.eligible import Eligibility
 from matchwright.kernels.gather import Few, Gather
-from matchwright.kernels.limbs import norm2_max
+from matchwright.kernels.limbs import norm2_of
 from matchwright.kernels.planner import Load, Plan, gathered
 from matchwright.kernels.topk import Mask, Scan, unpack_lines
 from matchwright.kernels.types import (
@@ -92,7 +92,7 @@ class Search:
         self.eligibility = Eligibility(self.layout, queries.groups, ops.memory_bytes // 8)
         self.result = empty_topk(queries.q, k, Counted.EXACT if count else Counted.NOT_COUNTED)
         self.tally: Counter[str] = Counter()
-        self.norm2 = max((_norm2(segment, self.d) for segment, _ in corpus.parts), default=0)
+        self.norm2 = max((norm2_of(segment, self.d) for segment, _ in corpus.parts), default=0)
 
     def run(self) -> TopK:
         """The answer."""
@@ -359,11 +359,6 @@ def likely_rank(expected: float) -> int:
     more than this is about 1 in 4,000, and then the query scans again.
     """
     return math.ceil(expected + 3.5 * math.sqrt(expected) + 2)
-
-
-def _norm2(segment: Segment, d: int) -> int:
-    stored = segment.index.get("x.norm2")
-    return norm2_max(d) if stored is None else int(stored[0])
 
 
 def _second(ops: Ops, corpus: Corpus, rest_qd: Any) -> Any:
