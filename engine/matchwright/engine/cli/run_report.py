@@ -24,6 +24,11 @@ ToOption = Annotated[
     typer.Option("--to", metavar="FILE", help="Write it here too, beside the run's own copy."),
 ]
 
+ReportOption = Annotated[
+    bool,
+    typer.Option("--report/--no-report", help="Write report.html into the run when it is done."),
+]
+
 
 def report(
     run: _runs.RunArgument,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from matchwright.engine.cli import _run, _source
+from matchwright.engine.cli import _run, _source, run_report
 from matchwright.engine.cli._options import AsOfOption, FormatOption, PolicyOption, date_of, day_of
 from matchwright.engine.cli._progress import say
 from matchwright.engine.errors import FailedPrecondition, InvalidArgument, PartlyDone
@@ -198,6 +198,7 @@ def start(
     executor: _run.ExecutorOpt = _run.ExecutorOption.LOCAL,
     workers: _run.WorkersOption = None,
     finish_by: _run.FinishByOption = None,
+    report: run_report.ReportOption = True,
     ray_address: _run.RayAddressOption = None,
     ray_store: _run.RayStoreOption = None,
     format_: FormatOption = None,
@@ -210,7 +211,7 @@ def start(
     how = _run.How(device, executor, workers, finish_by, ray_address, ray_store)
     how.check()
     with _planned(asked) as ready:
-        return _go(ready, how, format_)
+        return _go(ready, how, format_, report)
 
 
 def resume(
@@ -221,6 +222,7 @@ def resume(
     executor: _run.ExecutorOpt = _run.ExecutorOption.LOCAL,
     workers: _run.WorkersOption = None,
     finish_by: _run.FinishByOption = None,
+    report: run_report.ReportOption = True,
     ray_address: _run.RayAddressOption = None,
     ray_store: _run.RayStoreOption = None,
     format_: FormatOption = None,
@@ -238,15 +240,17 @@ def resume(
         opened = contextlib.ExitStack()
         held, snapshot = opened.enter_context(_run.epoch_of(path, planned))
     with opened:
-        return _go(_Ready(held, path, snapshot, planned, folder), how, format_)
+        return _go(_Ready(held, path, snapshot, planned, folder), how, format_, report)
 
 
-def _go(ready: _Ready, how: _run.How, format_: Any) -> int:
+def _go(ready: _Ready, how: _run.How, format_: Any, report: bool) -> int:
     fresh = ready.folder.summary() is None
     lease = _run.lease_of(ready.store, ready.plan, ready.folder) if fresh else None
     if fresh:
         _run.note_output(ready.path, ready.folder)
     summary = _run.do(ready.plan, ready.folder, ready.snapshot, ready.path, lease, how)
+    if fresh and report:
+        run_report.write_or_say(ready.folder, ready.snapshot)
     if lease is not None:
         lease.release()
     _run.write(_run.summary_view(ready.folder, summary), format_)

@@ -19,7 +19,7 @@ from matchwright.engine.request import Request
 from matchwright.kernels.ops import Ops
 from matchwright.kernels.types import Corpus, Rules
 
-PAIRS_MAX = 400_000_000
+PAIRS_MAX = 100_000_000
 """Sampled queries times rows of the corpus, at most; a smaller sample beyond."""
 LEAST = 20
 
@@ -113,9 +113,9 @@ class Counter:
         found = []
         for veto in dict.fromkeys(rule.veto for rule in rules):
             mine = [tuple(rule for rule in rules if (rule.veto == veto) == side) for side in (1, 0)]
-            without = self(mine[1])
             vetoed = self.living - self(mine[0])
             if vetoed:
+                without = self(mine[1])
                 found.append(Blocked(veto, vetoed, without - eligible, without))
         return eligible, found
 
