@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import random
 import subprocess
@@ -13,9 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from matchwright.engine import synthetic
 from matchwright.engine.errors import FailedPrecondition, StoreDamaged, StoreFull
+from matchwright.engine.matcher import Matcher, Request
+from matchwright.engine.policy import Policy
 from matchwright.engine.store import Store, compact
 from matchwright.engine.store.compact import FANOUT, Size, choose, tier
+from matchwright.kernels.ops import get_ops
 
 HERE = Path(__file__).parent
 
@@ -424,3 +429,43 @@ def test_killed_while_compacting_nothing_is_lost(tmp_path, count):
                 assert store.snapshot(epoch=epoch.number).count("job") >= 0
         model = seen
     assert merges
+
+
+# ── Answers ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_answers_are_the_same_before_and_after(tmp_path):
+    """The engine's own records and matcher: equal results, but for the epoch's name."""
+    options = {"mode": "w", "create": True, "seal_rows": 100, "chunk_rows": 300}
+    with Store.open(tmp_path / "store", **options) as store:
+        for kind, n in (("freelancer", 500), ("job", 40)):
+            for block in synthetic.blocks(kind, n, block=60):
+                store.upsert(kind, block)
+        freelancers = synthetic.frame("freelancer", 500)["id"].to_list()
+        store.delete("freelancer", freelancers[::7])
+        jobs = synthetic.frame("job", 40)["id"].to_list()
+        requests = [Request(kind="job", id=name, as_of=synthetic.AS_OF) for name in jobs]
+        matcher = Matcher(store, get_ops("cpu"), Policy.load(None))
+        before = matcher.match_many(requests)
+        store.seal()
+        sealed, segments_before = (
+            matcher.match_many(requests),
+            len(store.snapshot().parts["freelancer"]),
+        )
+        assert store.compact(everything=True).merges
+        after = matcher.match_many(requests)
+        assert len(store.snapshot().parts["freelancer"]) < segments_before
+    assert sum(len(result) for result in before) > 100
+    for one, two, three in zip(before, sealed, after, strict=True):
+        assert len({result.epoch for result in (one, two, three)}) == 3
+        assert as_bytes(one) == as_bytes(two) == as_bytes(three)
+
+
+def as_bytes(result):
+    """Everything that the contract covers, the epoch's name taken out."""
+    fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+    del fields["epoch"], fields["telemetry"]
+    return {
+        name: value.tobytes() if isinstance(value, np.ndarray) else value
+        for name, value in fields.items()
+    }

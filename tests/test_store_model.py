@@ -1,4 +1,6 @@
-"""The store against a dictionary: any sequence of changes, seals, refits and reopenings."""
+"""The store against dictionaries: any sequence of changes, seals, refits, compactions, leases and
+reopenings; the newest epoch and every kept one.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -18,7 +21,9 @@ from hypothesis.stateful import (
     rule,
 )
 
+from matchwright.engine.errors import AlreadyExists, EpochGone
 from matchwright.engine.store import Store
+from matchwright.engine.store.sources import LiveView
 
 
 def _load(name):
@@ -37,7 +42,8 @@ kinds = st.sampled_from(["job", "freelancer"])
 names = st.sampled_from([f"é{n}" for n in range(12)])
 versions = st.integers(0, 3)
 batches = st.lists(st.tuples(names, versions), min_size=1, max_size=8)
-OPTIONS = {"seal_rows": 12, "chunk_rows": 5}
+OPTIONS = {"seal_rows": 12, "chunk_rows": 5, "retain_s": 0.0}
+leases = st.sampled_from(["one", "two", "three"])
 
 
 def counted(model, batch):
@@ -56,6 +62,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="mw-store-"))
         self.model = {"job": {}, "freelancer": {}}
         self.held = []
+        self.kept = {}
+        self.gone = []
 
     @initialize(keep_text=st.just(True))
     def create(self, keep_text):
@@ -107,6 +115,56 @@ class StoreMachine(RuleBasedStateMachine):
     def refit(self, seed):
         self.store.refit(seed=seed, sample=7, as_of=1)
         assert self.store.generation.seed == seed
+
+    @rule(everything=st.booleans())
+    def compact(self, everything):
+        generation = self.store.generation
+        self.store.compact(everything=everything)
+        assert self.store.generation == generation
+        if everything:
+            for part in self.store.snapshot().parts["job"]:
+                assert part.living == part.source.n or isinstance(part.source, LiveView)
+
+    @rule(name=leases, by_reader=st.booleans())
+    def keep(self, name, by_reader):
+        number = self.store.snapshot().epoch.number
+        before = self.kept.get(name)
+        self.reader.snapshot(min_epoch=number)
+        keeper = self.reader if by_reader else self.store
+        if before is not None and before[0] != number:
+            with pytest.raises(AlreadyExists, match=f"keeps epoch {before[0]}"):
+                keeper.keep(name)
+            return
+        assert keeper.keep(name, seconds=None if by_reader else 1e6).epoch == number
+        self.kept[name] = number, dict(self.model)
+
+    @precondition(lambda self: self.kept)
+    @rule(data=st.data())
+    def release(self, data):
+        name = data.draw(st.sampled_from(sorted(self.kept)))
+        number, _ = self.kept.pop(name)
+        assert self.store.release(name) == number
+        if all(number != kept for kept, _ in self.kept.values()):
+            self.gone.append(number)
+
+    @rule(data=st.data())
+    def look_back(self, data):
+        """Every kept epoch shows what it showed; the others are gone after the next change."""
+        changed = record("changed", data.draw(st.integers(5, 9)))
+        self.store.upsert("job", frame(changed))
+        self.model["job"] = self.model["job"] | {"changed": changed}
+        self.store.seal()
+        kept = {number for number, _ in self.kept.values()}
+        newest = self.store.snapshot().epoch.number
+        assert {epoch.number for epoch in self.store.epochs()} - {newest} <= kept | {newest - 1}
+        for number, model in self.kept.values():
+            for kind in ("job", "freelancer"):
+                assert contents(self.reader.snapshot(epoch=number), kind) == model[kind]
+        self.held = []
+        for number in self.gone:
+            if number not in kept and number < newest - 1:
+                with pytest.raises(EpochGone):
+                    self.reader._loader.at(number)
 
     @rule()
     def reopen(self):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matchwright.engine.store.epochs import KeptEpoch
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?([smhd]?)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([smhd]?)")
 
 
 def seconds_of(duration: str) -> float:
@@ -50,9 +50,7 @@ def compact(
     from matchwright.engine.store.compact import Figures
 
     def told(done: Figures) -> None:
-        say(
-            f"merge {figures.merges}: {figures.rows:,} rows, {figures.bytes_written:,} bytes so far"
-        )
+        say(f"merge {done.merges}: {done.rows:,} rows, {done.bytes_written:,} bytes so far")
 
     try:
         with Store.open(store, mode="w") as opened:
