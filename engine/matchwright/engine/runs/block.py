@@ -64,6 +64,8 @@ class Found:
         points_m: int32 (M,).
         eligible_q, unverified_q: int64 (Q,), -1 when not counted.
         seconds: in the kernels.
+        row_m: int64 (M,), global rows of the snapshot's own corpus; None where another one was
+            searched.
     """
 
     depth: int
@@ -73,6 +75,7 @@ class Found:
     eligible_q: Int64
     unverified_q: Int64
     seconds: float
+    row_m: Int64 | None = None
 
     @property
     def query_m(self) -> Int64:
@@ -192,6 +195,7 @@ def search(
     corpus: Corpus | None = None,
 ) -> Found:
     """One kernel call for all queries of a block that can be asked."""
+    own = corpus is None
     corpus = snapshot.corpus(OTHER[prepared.kind]) if corpus is None else corpus
     depth = options.k + options.slack
     ok = np.ones(prepared.q, dtype=np.bool_)
@@ -200,7 +204,7 @@ def search(
     returned_q = np.zeros(prepared.q, dtype=np.int64)
     eligible_q = np.where(ok, NOT_COUNTED, 0).astype(np.int64)
     unverified_q = eligible_q.copy()
-    key_m, points_m = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int32)
+    row_m, points_m = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int32)
     began = time.perf_counter()
     if at.size and corpus.parts:
         top = ops.topk(corpus, prepared.queries(at), depth, count=options.count)
@@ -209,13 +213,22 @@ def search(
         eligible_q[at] = top.eligible_q
         unverified_q[at] = np.where(prepared.unsure_q[at], top.eligible_q, top.unverified_q)
         there = np.arange(depth) < top.returned_q[:, None]
-        key_m, points_m = keys_of(corpus, top.row_qk[there]), top.points_qk[there]
+        row_m, points_m = top.row_qk[there], top.points_qk[there]
     else:
         seconds = time.perf_counter() - began
         if options.count:
             eligible_q[:] = unverified_q[:] = 0
     start_q = np.concatenate([[0], np.cumsum(returned_q)]).astype(np.int64)
-    return Found(depth, start_q, key_m, points_m, eligible_q, unverified_q, seconds)
+    return Found(
+        depth,
+        start_q,
+        keys_of(corpus, row_m),
+        points_m,
+        eligible_q,
+        unverified_q,
+        seconds,
+        row_m if own else None,
+    )
 
 
 def answer(
@@ -234,8 +247,11 @@ def answer(
     corpus = snapshot.corpus(OTHER[prepared.kind])
     count_q = np.diff(found.start_q)
     query_m = found.query_m
-    unique, place_m = np.unique(found.key_m, return_inverse=True)
-    row_u = rows_with_keys(corpus, unique)
+    if found.row_m is None:
+        unique, place_m = np.unique(found.key_m, return_inverse=True)
+        row_u = rows_with_keys(corpus, unique)
+    else:
+        row_u, place_m = np.unique(found.row_m, return_inverse=True)
     ids = pl.Series("id", snapshot.ids_of(OTHER[prepared.kind], row_u), dtype=pl.String)
     horizon = _horizon(prepared, found)
     facets = facet_names(snapshot)
