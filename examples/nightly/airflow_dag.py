@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 from airflow.sdk import DAG, task
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
@@ -45,7 +45,7 @@ with DAG(
     dag_id="matchwright_nightly",
     description="Match every open job with every available freelancer",
     schedule="0 1 * * *",
-    start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
     # A night that was missed is not made up for: the next one covers it.
     catchup=False,
     # Never two runs at once.
