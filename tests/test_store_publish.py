@@ -15,9 +15,12 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from matchwright.engine import synthetic
+from matchwright.engine.cli._output import plainly
 from matchwright.engine.errors import (
     DependencyUnavailable,
     EpochGone,
@@ -28,11 +31,15 @@ from matchwright.engine.errors import (
     StoreFormat,
     StoreLocked,
 )
+from matchwright.engine.matcher import Matcher
+from matchwright.engine.policy import Policy
+from matchwright.engine.request import Request
 from matchwright.engine.store import Store, files, published, replica
 from matchwright.engine.store.check import damages
 from matchwright.engine.store.publish import collect, publish
 from matchwright.engine.store.pull import pull
 from matchwright.engine.store.remote import Target
+from matchwright.kernels.ops import get_ops
 
 HERE = Path(__file__).parent
 CHILD = HERE / "store_copies_child.py"
@@ -723,3 +730,42 @@ def test_the_catalog_of_a_replica_needs_no_log(root, tmp_path):
     connection.close()
     assert seen(tmp_path / "replica") == seen(root)
     assert not list((tmp_path / "replica").glob("catalog.sqlite-*"))
+
+
+# ── With the engine's own records and generation ──────────────────────────────────────────────
+
+
+def answers(folder, jobs):
+    """What a server says of stored and inline queries, and why."""
+    with Store.open(folder) as store:
+        snapshot = store.snapshot()
+        matcher = Matcher(snapshot, get_ops("cpu"), Policy.load(None))
+        requests = [Request(kind="job", id=row["id"], k=15, as_of=20_500) for row in jobs]
+        requests += [Request(kind="job", record=jobs[0] | {"id": "new"}, k=15, as_of=20_500)]
+        found = [(one.ids, one.points.tolist()) for one in matcher.match_many(requests)]
+        pairs = [
+            matcher.explain(row["id"], name, as_of=20_500)
+            for row, (ids, _) in zip(jobs, found, strict=False)
+            for name in ids[:2]
+        ]
+        return found, [plainly(msgspec.to_builtins(pair, enc_hook=plainly)) for pair in pairs]
+
+
+@pytest.mark.parametrize("keep_text", [True, False])
+def test_a_replica_answers_as_the_store_does(tmp_path, keep_text):
+    jobs, people = (synthetic.frame(kind, n) for kind, n in (("job", 40), ("freelancer", 200)))
+    with Store.open(tmp_path / "store", mode="w", create=True, chunk_rows=150) as store:
+        for kind, rows in (("job", jobs), ("freelancer", people)):
+            with store.bulk(kind) as sink:
+                sink.write(rows)
+        store.refit(seed=1, sample=200, as_of=20_500)
+        store.delete("freelancer", people["id"].to_list()[:5])
+    publish(tmp_path / "store", tmp_path / "target", keep_text=keep_text)
+    pull(tmp_path / "target", tmp_path / "replica")
+    some = jobs.head(12).to_dicts()
+    found, pairs = answers(tmp_path / "store", some)
+    assert len(pairs) > 3
+    if keep_text:
+        assert answers(tmp_path / "replica", some) == (found, pairs)
+    else:  # who asks inline brings the text along; a stored one asks without
+        assert answers(tmp_path / "replica", some)[0][-1] == found[-1] != ((), [])
