@@ -17,7 +17,7 @@ from matchwright.engine.cli._app import app
 COMMAND = (sys.executable, "-m", "matchwright.engine.cli")
 COMMANDS = (
     *("demo", "ingest", "validate", "match", "explain"),
-    *("serve", "policy", "store", "doctor", "bench"),
+    *("serve", "policy", "store", "run", "doctor", "bench"),
 )
 
 
