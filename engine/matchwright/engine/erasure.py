@@ -9,6 +9,7 @@ same ids again completes it. See docs/erasure.md.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 from matchwright.engine.errors import InvalidArgument, MatchwrightError
 from matchwright.engine.records import quarantine as quarantines
 from matchwright.engine.runs.redact import Gone, Redaction, redact_output
-from matchwright.engine.store import erase, places
+from matchwright.engine.store import erase, migrate, places
 from matchwright.engine.store.catalog import KINDS, Catalog, Kind
+from matchwright.engine.store.hold import scratch_folder
 
 if TYPE_CHECKING:
     from matchwright.engine.store.store import Store
@@ -128,6 +130,8 @@ def erase_entities(
     step(f"records and rows of {len(names):,} {kind}s")
     for name, figure in asdict(erase.erase_rows(writer, kind, names)).items():
         setattr(done, name, figure)
+    migrate.drop_copies(writer.root)
+    _remove_copies(writer.root)
     step("pages and log of the catalog")
     if not erase.scrub(writer.catalog):
         done.incomplete = True
@@ -143,6 +147,17 @@ def erase_entities(
         erase.scrub(writer.catalog)
     done.seconds = round(time.monotonic() - began, 3)
     return done
+
+
+def _remove_copies(root: Path) -> None:
+    """Copies of the catalog: what a migration kept, what a killed publish or backup left behind."""
+    for pattern in ("catalog.format-*", ".catalog.format-*"):
+        for path in root.glob(pattern):
+            path.unlink()
+    for what in ("publish", "backup"):
+        for parent in (Path(tempfile.gettempdir()), root):
+            with scratch_folder(parent, what):
+                pass  # entering it sweeps what nobody holds
 
 
 def survey(store: Store, kind: Kind, ids: Sequence[str]) -> dict[str, int]:

@@ -69,6 +69,7 @@ class LeaseFolder:
 
     def __init__(self, root: Path) -> None:
         self.folder = root / FOLDER
+        self._known: dict[str, tuple[tuple[int, int, int], LeaseNote]] = {}
 
     def notes(self) -> list[LeaseNote]:
         """Every lease, ended ones included, by name.
@@ -148,11 +149,24 @@ class LeaseFolder:
         return self.folder / f"{name}{SUFFIX}"
 
     def _read(self, path: Path) -> LeaseNote | None:
+        """What a file says; read again only when it was replaced: writers ask at every write."""
         with files.naming(path, "read"):
             try:
+                found = path.stat()
+                mark = found.st_ino, found.st_mtime_ns, found.st_size
+                known = self._known.get(path.name)
+                if known is not None and known[0] == mark:
+                    return known[1]
                 data = path.read_bytes()
             except FileNotFoundError:
+                self._known.pop(path.name, None)
                 return None
+        note = self._parsed(path, data)
+        self._known[path.name] = mark, note
+        return note
+
+    @staticmethod
+    def _parsed(path: Path, data: bytes) -> LeaseNote:
         try:
             document: dict[str, Any] = json.loads(data)
             version = document.pop("format")

@@ -92,6 +92,15 @@ def _upgrade(opened: Catalog) -> None:
         connection.execute(f"PRAGMA user_version = {schema.FORMAT}")
 
 
+def drop_copies(root: Path) -> list[Path]:
+    """Removes the catalogs that migrations left; they hold what was erased since."""
+    copies = sorted(root.glob("catalog.format-*.sqlite"))
+    for path in copies:
+        with files.naming(path):
+            path.unlink(missing_ok=True)
+    return copies
+
+
 def refuse_older(path: Path, version: int) -> None:
     """Stops whoever would write to a store of an older format.
 
