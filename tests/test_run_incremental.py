@@ -131,6 +131,25 @@ def test_nothing_changed_scores_nothing(market):
         assert told["merged"] == before["counts"][kind]["queries"]
 
 
+def test_with_exposure_the_digest_is_that_of_a_full_run_too(market):
+    """The pass reads the slack as well, so an answer holds only if all of it is known."""
+    exposure = {"enabled": True, "slack_rows": 6, "shown_max": 1, "newcomers_within": 2}
+    policy = Policy.from_dict({"exposure": exposure})
+    options = {"kinds": ("job",), "policy": policy, "k": 2, "slack": 6}
+    base, before = market.run(**options)
+    assert before["moved"]["kinds"]["job"]["rows_moved"]
+    rng = np.random.default_rng(6)
+    merged = 0
+    for share in (0.01, 0.05, 0.2):
+        market.change(rng, share)
+        base, summary = market.run(base, **options)
+        _, full = market.run(**options)
+        assert summary["digest"] == full["digest"]
+        assert summary["moved"] == full["moved"]
+        merged += kinds_of(summary)["job"]["merged"]
+    assert merged
+
+
 # ── The cost follows the change ───────────────────────────────────────────────────────────────
 
 

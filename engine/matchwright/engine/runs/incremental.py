@@ -183,10 +183,16 @@ class Incremental:
         kept = Hits(place[kept.query_m], kept.key_m, kept.points_m)
         horizons = stored.horizons.take(at)
         fresh = self._fresh(searched, prepared, at, horizons, depth, tally)
-        merged = merge(prepared.key_q[at], kept, fresh, horizons, k=self.plan.options.k, keep=depth)
+        needed = self._needed(prepared.kind, depth)
+        merged = merge(prepared.key_q[at], kept, fresh, horizons, k=needed, keep=depth)
         tally[MERGED] += int(merged.exact_q.sum())
         tally[USED_UP] += int((~merged.exact_q).sum())
         return at, merged
+
+    def _needed(self, kind: Kind, depth: int) -> int:
+        """Rows that must be known of an answer: K; all, where the exposure pass reads the slack."""
+        ask = self.plan.options.policy.exposure
+        return depth if ask is not None and kind in ask.asking else self.plan.options.k
 
     def _fresh(
         self,
