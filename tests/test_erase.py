@@ -25,8 +25,11 @@ from matchwright.engine.errors import EpochGone, InvalidArgument, NotFound
 from matchwright.engine.policy import Policy
 from matchwright.engine.records import ingest
 from matchwright.engine.records import quarantine as quarantines
+from matchwright.engine.runs.base import Base
 from matchwright.engine.runs.execute import LocalExecutor, run
 from matchwright.engine.runs.folder import Output
+from matchwright.engine.runs.incremental import IncrementalExecutor
+from matchwright.engine.runs.pairing import side
 from matchwright.engine.runs.plan import RunOptions, make_plan
 from matchwright.engine.runs.verify import verify
 from matchwright.engine.store import Store, erase, places
@@ -39,6 +42,18 @@ OPS = Ops(threads=1)
 SALT = bytes(range(16))
 K, SLACK = 12, 6
 LEASE = "nightly"
+POLICY = Policy.parse(
+    "\n".join(
+        f"rules.{rule}.enabled = false"
+        for rule in (
+            "required_skills", "rate_ceiling", "rate_budget", "pay_minimum", "languages",
+            "countries_allowed", "declined_categories", "same_category", "hours_overlap",
+            "experience_minimum", "rating_minimum", "success_minimum", "reviews_minimum",
+            "hours_minimum", "hours_available", "certifications",
+        )
+    )
+)  # fmt: skip
+"""Most pairs are eligible, so that lists are full, slack is kept and horizons are set."""
 
 
 def _load(name):
@@ -151,7 +166,7 @@ def _exclude(store, victims):
         store.patch("job", f"job-{place}", {"excluded_freelancers": listed})
 
 
-def start(snapshot, output, **options):
+def start(snapshot, output, base=None):
     """A run in both directions, with a page that shows it; its folder."""
     asked = RunOptions(
         kinds=KINDS,
@@ -159,13 +174,16 @@ def start(snapshot, output, **options):
         slack=SLACK,
         contributions=True,
         as_of=AS_OF,
-        policy=Policy.load(),
-        block=64,
-        **options,
+        policy=POLICY,
+        block=16,
+        base=None if base is None else base.run_id,
     )
     plan = make_plan(snapshot, asked)
     folder = Output(output).folder(plan.run_id)
-    run(plan, folder, LocalExecutor(OPS, snapshot, plan, prefetch=False), snapshot=snapshot)
+    executor = LocalExecutor(OPS, snapshot, plan, prefetch=False)
+    if base is not None:
+        executor = IncrementalExecutor(OPS, snapshot, plan, Base(side(base)))
+    run(plan, folder, executor, snapshot=snapshot)
     page = [row["id"] for unit in plan.units for row in folder.part(unit).to_dicts()]
     folder.write_atomic("report.html", json.dumps(page).encode())
     return folder.url
@@ -309,6 +327,41 @@ def test_a_run_says_redacted_and_is_equal_otherwise(shop):
     with Store.open(shop.root) as store:
         verdict = verify(folder, store.snapshot(epoch=shop.epoch), sample=200)
     assert verdict.verdict == "REDACTED", verdict.figures()
+    assert verdict.digest == after["digest_redacted"]
+    assert verdict.sampled == sum(
+        f.height for (_, what), f in left_of(folder).items() if what == "queries"
+    )
+
+
+def left_of(folder):
+    """(unit, what) -> frame."""
+    units = folder.plan().units
+    return {
+        (unit, what): folder.frame(unit, what) for unit in units for what in ("part", "queries")
+    }
+
+
+def test_the_next_night_can_start_from_a_redacted_run(shop):
+    erase_all(shop)
+    base = Output(shop.root / "runs").folder(shop.runs[0].rsplit("/", 1)[-1])
+    with Store.open(shop.root, mode="w") as store:
+        # Somebody of the same id is somebody new.
+        store.upsert("freelancer", planted("freelancer", shop.victims["freelancer"][:1], 0))
+        snapshot = store.snapshot()
+        full = Output(shop.root / "runs").folder(start(snapshot, shop.root / "runs")[-16:])
+        after = Output(shop.root / "runs").folder(start(snapshot, shop.root / "runs", base)[-16:])
+        assert full.run_id != after.run_id
+        assert full.summary()["digest"] == after.summary()["digest"]
+        assert verify(after, snapshot).verdict == "SOUND"
+
+
+def test_what_was_tampered_with_beside_is_found(shop):
+    erase_all(shop)
+    folder = Output(shop.root / "runs").folder(shop.runs[0].rsplit("/", 1)[-1])
+    summary = folder.summary()
+    summary["digest_redacted"] = "0" * 64
+    folder.write_atomic("run.json", json.dumps(summary).encode())
+    assert verify(folder, None).verdict == "FAILED"
 
 
 def test_a_run_that_nobody_was_in_is_untouched(shop):

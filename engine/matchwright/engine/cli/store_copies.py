@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,7 +16,7 @@ from matchwright.engine.cli._failures import Interrupted, harmless
 from matchwright.engine.cli._options import FormatOption, OutputOption, StoreOption
 from matchwright.engine.cli._output import View, Writer, plainly
 from matchwright.engine.cli._progress import say
-from matchwright.engine.errors import InvalidArgument, VerificationFailed
+from matchwright.engine.errors import InvalidArgument, StoreError, VerificationFailed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,6 +56,7 @@ def publish(
     """Put the newest epoch of a store where replicas pull it from; upload what is not there yet."""
     from matchwright.engine.store.publish import publish as run
 
+    _remember(store, "published", to)
     with _kept("what was uploaded stays and nothing was switched"), _progress() as progress:
         done = run(
             store,
@@ -119,6 +120,7 @@ def backup(
     """Write one tar file with everything of a store, while a writer goes on."""
     from matchwright.engine.store.backup import backup as run
 
+    _remember(store, "backup", "stream://stdout" if to == _STREAM else to)
     with _kept("no backup was left"), _progress() as progress:
         done = run(store, to, stdout=sys.stdout.buffer, scratch=scratch, progress=progress)
     if to == _STREAM:
@@ -164,6 +166,19 @@ def verify(store: StoreOption, format_: FormatOption = None, output: OutputOptio
     with Writer(format_, output) as writer:
         writer.add(View(document, rows, lambda console: console.print("\n".join(told))))
     return VerificationFailed.exit_code if damages else 0
+
+
+def _remember(store: Path, what: Literal["published", "backup"], where: str) -> None:
+    """Lets the store know of copies, so that erasing somebody names what it cannot reach."""
+    from matchwright.engine.store import places
+    from matchwright.engine.store.catalog import FILE
+
+    if not (store / FILE).is_file():
+        return  # the command says so
+    try:
+        places.note(store, what, where)
+    except StoreError as error:
+        say(f"the store cannot remember this copy ({harmless(error)}): keep track of it yourself")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ What = Literal["quarantine", "runs", "backup", "published"]
 
 
 def note(root: Path, what: What, where: str | os.PathLike[str]) -> None:
-    """Remember a place, unless it is below the store's folder or known already.
+    """Remember a place, unless it is known: because it is in DIR/runs or DIR/quarantine, or listed.
 
     Raises:
         StoreError: it cannot be written down; the caller must not put anything there then.
@@ -26,7 +26,7 @@ def note(root: Path, what: What, where: str | os.PathLike[str]) -> None:
     place = os.fspath(where)
     if "://" not in place:
         absolute = Path(place).absolute()
-        if absolute.is_relative_to(root.absolute()):
+        if absolute.is_relative_to(root.absolute() / what):
             return
         place = str(absolute)
     if place in known(root, what):
