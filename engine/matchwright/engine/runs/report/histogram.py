@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from matchwright.kernels.types import Float64, Int64, UInt64
 
 BINS_MAX = 256
-_FINEST = -20
+FINEST = -20
+"""Exponent of the smallest width of a bin."""
 _PENDING_MAX = 4_000_000
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -68,7 +69,7 @@ class Histogram:
     """
 
     def __init__(self) -> None:
-        self._exponent, self._first = _FINEST, 0
+        self._exponent, self._first = FINEST, 0
         self._counts: list[int] = []
         self._n, self._sum = 0, 0.0
         self._least, self._most = math.inf, -math.inf

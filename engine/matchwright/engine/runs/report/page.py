@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -18,6 +19,7 @@ from matchwright.engine.records import Kind
 from matchwright.engine.runs.report import headlines, market_panels, panels, words
 from matchwright.engine.runs.report.blocks import Block, Panel, Section
 from matchwright.engine.runs.report.figures import Figures, Way
+from matchwright.engine.runs.report.histogram import FINEST
 from matchwright.engine.runs.report.sample import Query, Shown
 
 DIGITS = 9
@@ -99,7 +101,8 @@ def _json(document: Any) -> str:
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
+        edge = math.ldexp(value, -FINEST).is_integer()  # edges of bins stay exact
+        return value if edge else float(f"{value:.{DIGITS}g}")
     if isinstance(value, Mapping):
         return {str(name): _rounded(one) for name, one in value.items()}
     if isinstance(value, list | tuple):

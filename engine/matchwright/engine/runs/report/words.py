@@ -56,6 +56,8 @@ MOVED: Mapping[str, str] = {
     "newcomer": "lifted as a newcomer",
     "alike": "put back: too many of its kind before it",
     "over_cap": "beyond the cap: nobody else was there",
+    "capped": "no longer shown: at the cap",
+    "displaced": "no longer shown: a newcomer took the place",
 }
 _EPOCH = datetime.date(1970, 1, 1)
 
