@@ -60,7 +60,11 @@ def start_words(shop, output, block=8):
 
 def launch(words, **more):
     return subprocess.Popen(
-        [*PROGRAM, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
+        [*PROGRAM, *words, "--no-report"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **more,
     )
 
 
