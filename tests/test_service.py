@@ -269,15 +269,20 @@ def test_scores_and_counts_are_the_same_in_process_and_over_grpc(client, matcher
 def test_a_write_is_read_by_its_epoch(tmp_path):
     folder = tmp_path / "store"
     people = synthetic.frame("freelancer", 60)
-    with Store.open(folder, mode="w", create=True) as store:
+    with Store.open(folder, mode="w", create=True, retain_s=0.0) as store:
         store.upsert("job", synthetic.frame("job", 20))
         first = store.upsert("freelancer", people.head(50)).epoch.number
+        lease = store.keep("test")
         config = ServerConfig(stores={"default": folder}, port=0, limits=LIMITS)
         with running(config) as address, Client(address) as client:
             before = client.count_eligible("job", job_id(2), as_of=AS_OF, epoch=first)
             later = store.upsert("freelancer", people.tail(10)).epoch.number
             after = client.find_freelancers(job_id(2), as_of=AS_OF, min_epoch=later)
             assert after.epoch.number >= later > before.epoch.number
+            again = client.count_eligible("job", job_id(2), as_of=AS_OF, epoch=first)
+            assert (again.epoch, again.eligible) == (before.epoch, before.eligible)
+            lease.release()
+            later = store.upsert("job", synthetic.frame("job", 21).tail(1)).epoch.number
             with pytest.raises(clients.FailedPrecondition) as caught:
                 client.find_freelancers(job_id(2), as_of=AS_OF, epoch=first)
             assert caught.value.reason == "EPOCH_GONE"

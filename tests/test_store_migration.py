@@ -83,13 +83,15 @@ def test_format_1_can_be_read_as_it_is(folder):
         assert [kept.number for kept in store.epochs()] == [epoch.number]
         with pytest.raises(EpochGone):
             store.snapshot(epoch=epoch.number - 1)
-        with pytest.raises(StoreFormat, match="store migrate"):
+        with pytest.raises(StoreFormat, match="store migrate --store"):
             store.keep("x")
     assert user_version(folder / "catalog.sqlite") == 1
 
 
 def test_format_1_is_not_written_to(folder):
-    with pytest.raises(StoreFormat, match=r"catalog\.sqlite: has format 1.*store migrate") as error:
+    with pytest.raises(
+        StoreFormat, match=r"catalog\.sqlite: has format 1.*store migrate --store"
+    ) as error:
         open_store(folder, "w")
     assert error.value.details["file"] == str(folder / "catalog.sqlite")
     check(folder)

@@ -109,7 +109,8 @@ def refuse_older(path: Path, version: int) -> None:
     """
     if version < schema.FORMAT:
         raise StoreFormat(
-            f"{path}: has format {version}, this version writes format {schema.FORMAT}; stop "
-            f"older programs that read it, then run: matchwright store migrate {path.parent}",
+            f"{path}: has format {version}, this version writes format {schema.FORMAT}; "
+            "stop older programs that read it, then run: "
+            f"matchwright store migrate --store {path.parent}",
             file=path,
         )
