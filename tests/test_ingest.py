@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import json
@@ -47,6 +48,13 @@ class Keep(DryRun):
         return super().write(records)
 
 
+@pytest.fixture
+def closed():
+    """``closed(sink)`` is the sink, which is closed after the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda sink: stack.enter_context(contextlib.closing(sink))
+
+
 def raw_rows(path):
     """The rows of a file, read without the engine."""
     if path.suffix == ".jsonl":
@@ -64,11 +72,11 @@ def test_every_map_belongs_to_a_file(repo_root):
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_files_are_accounted_for(name, shared_data, repo_root, tmp_path, count):
+def test_real_files_are_accounted_for(name, shared_data, repo_root, tmp_path, count, closed):
     kind, file = REAL[name]
     path = shared_data / file
     record_map = repo_root / "examples" / "maps" / f"{name}.toml"
-    sink: Sink = DryRun()
+    sink: Sink = closed(DryRun())
     target = tmp_path / "q.parquet"
     report = ingest.read(kind, [path], record_map, sink=sink, quarantine=target)
     (found,) = report.files
@@ -83,9 +91,9 @@ def test_real_files_are_accounted_for(name, shared_data, repo_root, tmp_path, co
     assert (again.duplicate, again.read) == (found.read, found.read)
 
 
-def test_profiles_agree_with_the_raw_file(shared_data, repo_root):
+def test_profiles_agree_with_the_raw_file(shared_data, repo_root, closed):
     path = shared_data / "freelancercom_profiles.csv"
-    sink = Keep()
+    sink = closed(Keep())
     ingest.read(
         "freelancer", [path], repo_root / "examples/maps/freelancercom_profiles.toml", sink=sink
     )
@@ -103,9 +111,9 @@ def test_profiles_agree_with_the_raw_file(shared_data, repo_root):
         assert (got["joined"] is None) == (row["joined"] == "")
 
 
-def test_posts_agree_with_the_raw_file(shared_data, repo_root):
+def test_posts_agree_with_the_raw_file(shared_data, repo_root, closed):
     path = shared_data / "upwork_jobs.jsonl"
-    sink = Keep()
+    sink = closed(Keep())
     report = ingest.read("job", [path], repo_root / "examples/maps/upwork_jobs.toml", sink=sink)
     levels = {"Entry": "ENTRY", "Entry Level": "ENTRY", "Intermediate": "INTERMEDIATE"}
     for row in raw_rows(path):
@@ -126,9 +134,9 @@ def test_posts_agree_with_the_raw_file(shared_data, repo_root):
     assert report.files[0].fields["text"].changed > 1_000
 
 
-def test_merged_rows_agree_with_the_raw_file(shared_data, repo_root):
+def test_merged_rows_agree_with_the_raw_file(shared_data, repo_root, closed):
     path = shared_data / "onet_technology_skills.tsv"
-    sink = Keep()
+    sink = closed(Keep())
     report = ingest.read(
         "job", [path], repo_root / "examples/maps/onet_technology_skills.toml", sink=sink
     )
@@ -147,9 +155,9 @@ def write(path, text, packed=False):
     return path
 
 
-def test_what_becomes_of_rows(tmp_path):
+def test_what_becomes_of_rows(tmp_path, closed):
     path = write(tmp_path / "a.csv", "id,title\n1,a\n2,b\n1,a\n1,c\n,d\n\n2,b\n1,a\n")
-    sink = Keep()
+    sink = closed(Keep())
     report = ingest.read("job", [path], sink=sink, quarantine=tmp_path / "q.parquet")
     (found,) = report.files
     assert (found.read, found.accepted, found.replaced, found.duplicate) == (7, 2, 2, 2)
@@ -165,7 +173,7 @@ def test_what_becomes_of_rows(tmp_path):
     assert json.loads(report.to_json())["read"] == 7
 
 
-def test_the_same_records_in_every_format(tmp_path):
+def test_the_same_records_in_every_format(tmp_path, closed):
     rows = [
         {"id": f"{n}", "title": 'a "b"\n c', "category": "x, y", "rate_max_cents": n or None}
         for n in range(300)
@@ -177,7 +185,7 @@ def test_the_same_records_in_every_format(tmp_path):
     text = "\ufeff" + "".join(json.dumps(row) + "\r\n" for row in rows)
     write(tmp_path / "a.jsonl", text)
     write(tmp_path / "b.jsonl.gz", text, packed=True)
-    sink = Keep()
+    sink = closed(Keep())
     paths = sorted(tmp_path.iterdir())
     seen = []
     report = ingest.read("job", paths, sink=sink, progress=lambda *at: seen.append(at))
@@ -190,10 +198,10 @@ def test_the_same_records_in_every_format(tmp_path):
     assert seen == sorted(seen)
 
 
-def test_strict_is_all_or_nothing(tmp_path):
+def test_strict_is_all_or_nothing(tmp_path, closed):
     good = write(tmp_path / "good.csv", "id,reviews\na,1\nb,2\n")
     bad = write(tmp_path / "bad.csv", "id,reviews\nc,1\nd,many\n")
-    sink = Keep()
+    sink = closed(Keep())
     target = tmp_path / "q.parquet"
     with pytest.raises(InvalidData, match=r"1 of 4 rows .* row 2, field reviews") as error:
         ingest.read("freelancer", [good, bad], sink=sink, strict=True, quarantine=target)
@@ -207,10 +215,10 @@ def test_strict_is_all_or_nothing(tmp_path):
     assert not target.exists()
 
 
-def test_files_are_all_checked_before_the_first_is_read(tmp_path):
+def test_files_are_all_checked_before_the_first_is_read(tmp_path, closed):
     good = write(tmp_path / "good.csv", "id\na\n")
     wrong = write(tmp_path / "wrong.csv", "id,nothing\na,b\n")
-    sink = Keep()
+    sink = closed(Keep())
     for other, error in (
         (wrong, InvalidArgument),
         (tmp_path / "absent.csv", NotFound),
@@ -230,7 +238,7 @@ def test_unknown_fields_without_a_map(tmp_path):
     assert (report.accepted, report.files[0].reasons) == (2, {"unknown_field": 1})
 
 
-def test_merging(tmp_path):
+def test_merging(tmp_path, closed):
     table = "who,skill,seen,level\n" + "".join(
         f"{who},{skill},2024-01-0{day},{level}\n"
         for who, skill, day, level in (
@@ -244,7 +252,7 @@ def test_merging(tmp_path):
         'last_active = "max"\nexperience_level = "last"\n'
     )
     path = write(tmp_path / "a.csv", table)
-    sink = Keep()
+    sink = closed(Keep())
     report = ingest.read("freelancer", [path], checked, sink=sink)
     (found,) = report.files
     assert (found.read, found.accepted, found.quarantined, found.records) == (6, 5, 1, 2)
@@ -264,17 +272,17 @@ def test_a_merged_record_stays_within_its_limits(tmp_path):
     assert (report.accepted, report.files[0].reasons) == (1_000, {"too_many_items": 200})
 
 
-def test_a_sink_that_miscounts_is_found(tmp_path):
+def test_a_sink_that_miscounts_is_found(tmp_path, closed):
     class Wrong(DryRun):
         def write(self, records):
             super().write(records)
             return super().write(records.head(1))
 
     with pytest.raises(Exception, match="accounts for 1 of 2"):
-        ingest.read("job", [write(tmp_path / "a.csv", "id\n1\n2\n")], sink=Wrong())
+        ingest.read("job", [write(tmp_path / "a.csv", "id\n1\n2\n")], sink=closed(Wrong()))
 
 
-def test_an_interrupted_import_is_run_again(tmp_path):
+def test_an_interrupted_import_is_run_again(tmp_path, closed):
     path = write(tmp_path / "a.csv", "id\n" + "\n".join(map(str, range(10_000))))
 
     class Stops(Keep):
@@ -283,7 +291,7 @@ def test_an_interrupted_import_is_run_again(tmp_path):
                 raise KeyboardInterrupt
             return super().write(records)
 
-    sink = Stops()
+    sink = closed(Stops())
     with pytest.raises(KeyboardInterrupt):
         ingest.read("job", [path], sink=sink, quarantine=tmp_path / "q.parquet")
     done = len(sink.by_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -212,9 +213,9 @@ def test_the_example_of_the_page_works(repo_root, tmp_path):
             rows.extend(records.to_dicts())
             return super().write(records)
 
-    report = ingest.read(
-        "freelancer", [tmp_path / "people.csv"], tmp_path / "people.toml", sink=Sink()
-    )
+    files = [tmp_path / "people.csv"]
+    with contextlib.closing(Sink()) as sink:
+        report = ingest.read("freelancer", files, tmp_path / "people.toml", sink=sink)
     assert (report.accepted, report.quarantined) == (2, 0)
     assert [row["rate_cents"] for row in rows] == [3_500, 140_000]
     assert [row["joined"] for row in rows] == [18_720, 18_720]
