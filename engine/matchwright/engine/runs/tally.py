@@ -42,3 +42,21 @@ def told(
             "pairs_full": plan.counts[kind] * plan.counts[OTHER[kind]],
         }
     return {"base": plan.options.base, "kinds": kinds, **about}
+
+
+def lines(incremental: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """(label, text) for a terminal: how much of the base was used, and why not all of it."""
+    if incremental is None:
+        return []
+    found = [("since", f"run {incremental['base']}")]
+    for kind, one in incremental["kinds"].items():
+        because = ", ".join(f"{n:,} {name}" for name, n in one["because"].items() if n)
+        text = f"{one['merged']:,} merged, {one['recomputed']:,} recomputed"
+        found.append((f"{kind}s", f"{text} ({because})" if because else text))
+        share = one["pairs_scored"] / one["pairs_full"] if one["pairs_full"] else 0.0
+        found.append(("", f"{one['pairs_scored']:,} pairs scored, {share:.1%} of a full run's"))
+    for kind, why in incremental.get("unusable", {}).items():
+        found.append(("", f"{kind}s: {why}: everything is recomputed"))
+    if "note" in incremental:
+        found.append(("note", incremental["note"]))
+    return found
