@@ -7,6 +7,7 @@ import enum
 import shlex
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,13 +33,16 @@ from matchwright.engine.errors import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from matchwright.engine.runs.execute import Executor, Progress, Stop
+    from matchwright.engine.runs.execute import Event, Executor, Progress, Stop
     from matchwright.engine.runs.folder import RunFolder
     from matchwright.engine.runs.plan import Plan
     from matchwright.engine.store import Snapshot, Store
+    from matchwright.engine.store.leases import Lease
 
 LEASE_S = 72 * 3600.0
 """How long a run keeps its epoch after it was last heard of: a weekend to resume it."""
+RENEW_S = 1800.0
+"""How often it says that it is still there."""
 
 
 class ExecutorOption(enum.StrEnum):
@@ -197,40 +201,63 @@ def _ray(plan: Plan, snapshot: Snapshot, store: Path, how: How) -> Executor:
 
 
 def do(
-    plan: Plan, folder: RunFolder, snapshot: Snapshot, store: Path, lease: Any, how: How
-) -> dict[str, Any]:
-    """Do what is left of a run; its run.json.
+    plan: Plan, folder: RunFolder, store: Store, snapshot: Snapshot, how: How
+) -> tuple[dict[str, Any], bool]:
+    """(run.json, whether there was something to do) of a run, of which what is left is done.
 
     Raises:
         MatchwrightError: why it did not end; the message says how to go on.
         Interrupted: Ctrl-C.
     """
     from matchwright.engine.cli._run_progress import run_progress
-    from matchwright.engine.runs.execute import Event, run
 
-    with resumable(folder, resume_command(folder, store, how)), run_progress() as progress:
+    with resumable(folder, resume_command(folder, store.root, how)), run_progress() as progress:
         there = folder.summary()
-        if there is not None:
-            say(f"run {folder.run_id} is complete in {folder.url}: nothing to do")
-            return there
+        if there is None:
+            with folder.lock():
+                there = folder.summary()  # somebody else may just have ended it
+                if there is None:
+                    return _do_locked(plan, folder, store, snapshot, how, progress), True
+    say(f"run {folder.run_id} is complete in {folder.url}: nothing to do")
+    return there, False
 
-        def warn(line: str) -> None:
-            progress(Event("late", {"text": line}))
 
-        with terminable(how.deadline(warn)) as stop:
-            executor = executor_of(plan, snapshot, store, how)
-            outcome = run(
-                plan, folder, executor, _renewing(progress, lease), stop, snapshot=snapshot
-            )
+def _do_locked(
+    plan: Plan,
+    folder: RunFolder,
+    store: Store,
+    snapshot: Snapshot,
+    how: How,
+    progress: Progress,
+) -> dict[str, Any]:
+    from matchwright.engine.runs.execute import Event, run_locked
+
+    def warn(line: str) -> None:
+        progress(Event("late", {"text": line}))
+
+    lease = lease_of(store, plan, folder)
+    with terminable(how.deadline(warn)) as stop:
+        executor = executor_of(plan, snapshot, store.root, how)
+        watched = _renewing(progress, lease)
+        outcome = run_locked(plan, folder, executor, watched, stop, snapshot=snapshot)
+    if lease is not None:
+        lease.release()
     return outcome.summary
 
 
-def _renewing(progress: Progress, lease: Any) -> Progress:
+def _renewing(progress: Progress, lease: Lease | None) -> Progress:
     """A progress that keeps the epoch's lease young."""
+    due = [time.monotonic() + RENEW_S]
 
-    def tell(event: Any) -> None:
-        if lease is not None and event.name == "unit":
-            lease.renew(LEASE_S)
+    def tell(event: Event) -> None:
+        if lease is not None and time.monotonic() >= due[0]:
+            due[0] = time.monotonic() + RENEW_S
+            try:
+                lease.renew(LEASE_S)
+            except EpochGone:
+                raise
+            except (StoreError, OSError) as error:
+                say(f"the lease on the epoch could not be renewed ({harmless(error)})")
         progress(event)
 
     return tell
@@ -335,7 +362,7 @@ def _earlier(store: Store, plan: Plan) -> Snapshot:
     return snapshot
 
 
-def lease_of(store: Store, plan: Plan, folder: RunFolder) -> Any:
+def lease_of(store: Store, plan: Plan, folder: RunFolder) -> Lease | None:
     """A lease on the plan's epoch; None, and a line that says so, where none can be written."""
     try:
         return store.keep(folder.lease, epoch=plan.epoch_number, seconds=LEASE_S)
@@ -385,11 +412,14 @@ def summary_view(folder: RunFolder, summary: Mapping[str, Any]) -> View:
 
 
 def _lines(folder: RunFolder, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    from matchwright.engine.runs import tally
+
     lines = [("run", summary["run_id"]), ("in", folder.url)]
     for kind, one in summary["counts"].items():
         words = [f"{one[name]:,} {name}" for name in ("full", "few", "none", "errors")]
         lines.append((f"{kind}s", f"{one['queries']:,} asked: {', '.join(words)}"))
         lines.append(("", f"{one['rows']:,} result rows"))
+    lines += tally.lines(summary.get("incremental"))
     seconds, rates = summary["seconds"], summary["rates"]
     lines.append(("took", f"{seconds['total']:,.1f} s, of which kernels {seconds['kernel']:,.1f}"))
     lines.append(("rate", f"{rates['queries_per_s']:,.0f} queries/s"))

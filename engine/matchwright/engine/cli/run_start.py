@@ -244,15 +244,11 @@ def resume(
 
 
 def _go(ready: _Ready, how: _run.How, format_: Any, report: bool) -> int:
-    fresh = ready.folder.summary() is None
-    lease = _run.lease_of(ready.store, ready.plan, ready.folder) if fresh else None
-    if fresh:
+    if ready.folder.summary() is None:
         _run.note_output(ready.path, ready.folder)
-    summary = _run.do(ready.plan, ready.folder, ready.snapshot, ready.path, lease, how)
+    summary, fresh = _run.do(ready.plan, ready.folder, ready.store, ready.snapshot, how)
     if fresh and report:
         run_report.write_or_say(ready.folder, ready.snapshot)
-    if lease is not None:
-        lease.release()
     _run.write(_run.summary_view(ready.folder, summary), format_)
     failed = sum(int(one["errors"]) for one in summary["counts"].values())
     return PartlyDone.exit_code if failed and fresh else 0

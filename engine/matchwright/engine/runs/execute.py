@@ -192,20 +192,33 @@ def run(
         there = folder.summary()
         if there is not None:
             return Outcome(there, 0)
-        if folder.exists(PLAN):
-            plan = folder.plan()
-        else:
-            folder.write_atomic(PLAN, plan.to_json())
-        units.sweep(folder, plan)
-        looked = units.look(folder, plan)
-        for unit, why in looked.damaged.items():
-            progress(Event("redo", {"unit": str(unit), "why": why}))
-        todo = [unit for unit in plan.units if unit not in looked.done]
-        records = dict(looked.done)
-        _do(plan, folder, executor, todo, records, progress, stop)
-        moved = _expose(plan, folder, snapshot, records, progress)
-        summary = finish(plan, folder, records, executor.about, snapshot, moved=moved)
-        return Outcome(summary, max(len(todo), 1))
+        return run_locked(plan, folder, executor, progress, stop, snapshot=snapshot)
+
+
+def run_locked(
+    plan: Plan,
+    folder: RunFolder,
+    executor: Executor,
+    progress: Progress = quiet,
+    stop: Stop = go_on,
+    *,
+    snapshot: SnapshotLike | None = None,
+) -> Outcome:
+    """``run`` for a caller who holds the lock, of a run that is not complete."""
+    if folder.exists(PLAN):
+        plan = folder.plan()
+    else:
+        folder.write_atomic(PLAN, plan.to_json())
+    units.sweep(folder, plan)
+    looked = units.look(folder, plan)
+    for unit, why in looked.damaged.items():
+        progress(Event("redo", {"unit": str(unit), "why": why}))
+    todo = [unit for unit in plan.units if unit not in looked.done]
+    records = dict(looked.done)
+    _do(plan, folder, executor, todo, records, progress, stop)
+    moved = _expose(plan, folder, snapshot, records, progress)
+    summary = finish(plan, folder, records, executor.about, snapshot, moved=moved)
+    return Outcome(summary, max(len(todo), 1))
 
 
 def _do(
