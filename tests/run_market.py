@@ -9,7 +9,7 @@ import polars as pl
 from matchwright.engine import synthetic
 from matchwright.engine.policy import Policy
 from matchwright.engine.runs.base import Base
-from matchwright.engine.runs.execute import LocalExecutor, run
+from matchwright.engine.runs.execute import LocalExecutor, go_on, run
 from matchwright.engine.runs.folder import Output
 from matchwright.engine.runs.incremental import IncrementalExecutor
 from matchwright.engine.runs.pairing import side
@@ -74,7 +74,7 @@ class Market:
         if rng.random() < 0.3:
             self.store.seal()
 
-    def run(self, base=None, **options):
+    def run(self, base=None, stop=go_on, **options):
         """(folder, run.json) of a run, incremental when there is a base."""
         asked = RunOptions(
             **{
@@ -96,7 +96,7 @@ class Market:
             earlier = Base(side(base))
             executor = IncrementalExecutor(OPS, snapshot, plan, earlier, prefetch=False)
         folder = self.output.folder(plan.run_id)
-        summary = run(plan, folder, executor, snapshot=snapshot).summary
+        summary = run(plan, folder, executor, stop=stop, snapshot=snapshot).summary
         return folder, summary
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import polars as pl
 import pytest
 
 from matchwright.engine import synthetic
+from matchwright.engine.cli import main
+from matchwright.engine.errors import DeadlineExceeded
 from matchwright.engine.policy import Policy
 from matchwright.engine.runs.fingerprint import (
     changes,
@@ -165,8 +168,7 @@ def test_pairs_scored_follow_the_change(market):
     changed, new = told["because"]["changed"], told["because"]["new"]
     assert (changed, new) == (5, 2)
     assert told["because"]["slack_used_up"] == 0
-    rows = people + 9  # the edited rows' earlier forms are dead, and are still scanned
-    assert told["pairs_scored"] == (jobs - 5) * 9 + 7 * rows
+    assert told["pairs_scored"] == (jobs - 5) * 9 + 7 * people
     assert told["pairs_scored"] < told["pairs_full"] / 10
     assert summary["incremental"]["changes"] == {"freelancer": {"new": 0, "edited": 9, "gone": 0}}
 
@@ -182,6 +184,39 @@ def test_slack_that_is_used_up_is_recomputed_and_told(market):
     told = kinds_of(summary)["job"]
     assert told["because"]["slack_used_up"] > 0
     assert told["merged"] + told["recomputed"] == full["counts"]["job"]["queries"]
+
+
+def test_stopped_and_resumed_it_is_the_same_run(market):
+    """What the units that were done before took is told as well."""
+    base, _ = market.run(kinds=("job",), block=25)
+    market.change(np.random.default_rng(8), 0.05)
+    with pytest.raises(DeadlineExceeded):
+        market.run(base, kinds=("job",), block=25, stop=lambda done, total: "time is up")
+    _, summary = market.run(base, kinds=("job",), block=25)
+    _, full = market.run(kinds=("job",))
+    assert summary["digest"] == full["digest"]
+    told = kinds_of(summary)["job"]
+    assert told["merged"] + told["recomputed"] == full["counts"]["job"]["queries"]
+
+
+def test_the_command_starts_from_a_run_and_says_what_it_took(market, capsys):
+    where = ["--store", str(market.store.root), "--output", market.output.url, "--for", "jobs"]
+    start = ["run", "start", *where, "-k", "6", "--as-of", "2026-01-01", "-f", "json"]
+    base = json.loads(command(capsys, [*start, "--slack", "4"]))
+    market.change(np.random.default_rng(9), 0.03)
+    mine = json.loads(command(capsys, [*start, "--slack", "4", "--changed-since", base["run_id"]]))
+    full = json.loads(command(capsys, start))
+    assert mine["digest"] == full["digest"]
+    assert mine["incremental"]["base"] == base["run_id"]
+    assert kinds_of(mine)["job"]["merged"] > 0
+    again = [*start[:-1], "table", "--slack", "4", "--changed-since", base["run_id"]]
+    assert "merged" in command(capsys, again)
+
+
+def command(capsys, words):
+    """What a command that succeeds writes to stdout."""
+    assert main(words) == 0
+    return capsys.readouterr().out
 
 
 # ── Bases that help little, or not at all ─────────────────────────────────────────────────────

@@ -225,7 +225,7 @@ class Incremental:
         options = self.plan.options
         if not at.size or not corpus.parts:
             return NO_HITS
-        tally[PAIRS] += at.size * corpus.n
+        tally[PAIRS] += at.size * self.plan.counts[OTHER[prepared.kind]]
         depth = options.k + options.slack
         top = self.ops.topk(corpus, prepared.queries(at), depth, count=options.count)
         eligible_q[at] = top.eligible_q
