@@ -345,6 +345,15 @@ def test_the_next_night_can_start_from_a_redacted_run(shop):
         assert verify(after, snapshot).verdict == "SOUND"
 
 
+def test_a_report_of_what_is_left(shop, capsys):
+    erase_all(shop)
+    folder = Output(shop.root / "runs").folder(shop.runs[0].rsplit("/", 1)[-1])
+    assert not folder.exists("report.html")
+    assert main(["run", "report", folder.url, "--store", str(shop.root)]) == 0
+    assert folder.exists("report.html")
+    assert shop.search() == {}
+
+
 def test_what_was_tampered_with_beside_is_found(shop):
     erase_all(shop)
     folder = Output(shop.root / "runs").folder(shop.runs[0].rsplit("/", 1)[-1])
