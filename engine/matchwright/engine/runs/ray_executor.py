@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -48,8 +49,13 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
 }
-_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Without the support for clusters, Ray's servers listen on 127.0.0.1 alone."""
+_PRIVATE = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+}
+"""For actors of this machine: Ray's servers listen on 127.0.0.1 alone and want a token that only
+this process and its actors have; Ray would else write one into the home folder."""
 
 
 class RayExecutor:
@@ -307,7 +313,7 @@ def _cluster(address: str | None, workers: int) -> Iterator[Any]:
         yield sys.modules["ray"]
         return
     before = (dict(os.environ), sys.excepthook, _sigterm())
-    os.environ.update(_QUIET if address is not None else _QUIET | _LOOPBACK)
+    os.environ.update(_QUIET if address is not None else _QUIET | _PRIVATE)
     folder = None
     try:
         import ray
@@ -363,7 +369,7 @@ def _sigterm() -> Any:
 def _restore(before: tuple[dict[str, str], Any, Any]) -> None:
     """Ray puts its own handlers of SIGTERM and of exceptions, and variables; put ours back."""
     environment, hook, handler = before
-    for name in (*_QUIET, *_LOOPBACK):
+    for name in (*_QUIET, *_PRIVATE):
         if name in environment:
             os.environ[name] = environment[name]
         else:
