@@ -154,9 +154,9 @@ def test_leases_keep_epochs_and_only_those(open_store):
         assert store.upsert("job", frame(record("x", number))).epoch
         with pytest.raises(EpochGone):
             open_store("r").snapshot(epoch=number)
-        for other in kept:
+        for other, model in kept.items():
             if other > number:
-                assert contents(store.snapshot(epoch=other), "job") == kept[other]
+                assert contents(store.snapshot(epoch=other), "job") == model
     store.seal()
     store.seal()
     assert table_sizes(store)["job_old"] == 0
@@ -352,6 +352,25 @@ def test_a_lease_that_cannot_be_read_stops_nothing_but_the_going_of_epochs(open_
     store.upsert("job", frame(record("a", 3)))
     with pytest.raises(EpochGone):
         open_store("r").snapshot(epoch=first)
+
+
+def test_what_kept_epochs_need_is_verified_too(open_store):
+    store = open_store()
+    store.upsert("job", frame(record("a"), record("b")))
+    store.seal()
+    store.keep("nightly")
+    store.upsert("job", frame(record("a", 1)))
+    store.seal()
+    assert store.verify() == []
+    for damage, said in (
+        ("DELETE FROM job_old", "lacks 1 job records of epoch 2"),
+        ("UPDATE epoch SET n_job = 1 WHERE number = 2", "row of epoch 2 does not match"),
+    ):
+        with store._catalog.change() as connection:
+            connection.execute(damage)
+        (error,) = store.verify()
+        assert said in str(error)
+        assert error.details["file"].endswith("catalog.sqlite")
 
 
 def test_many_old_records_go_in_steps(open_store, monkeypatch):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
-from matchwright.engine.errors import NotFound, StoreDamaged, StoreError, StoreFormat
+from matchwright.engine.errors import EpochGone, NotFound, StoreDamaged, StoreError, StoreFormat
 from matchwright.engine.store import blobs, files, history, published, schema
 from matchwright.engine.store.catalog import FILE, KINDS, Catalog, Kind, SegmentRow
 from matchwright.engine.store.encode import Neighbours
@@ -68,6 +68,8 @@ class _Check:
         if not self._found:
             with self._noting():
                 self._rows()
+            with self._noting():
+                self._kept()
         return self._found
 
     @contextmanager
@@ -230,15 +232,49 @@ class _Check:
             with self._noting():
                 self._compare(snapshot, kind, np.array(stored[kind], np.int64).reshape(-1))
 
+    def _kept(self) -> None:
+        """Every living row of a leased epoch, and of the oldest open one, has its record still."""
+        catalog = Catalog(self._catalog.path, write=False)
+        with closing(Loader(self._root, catalog, self._neighbours, poll=False)) as loader:
+            with catalog.look() as connection:
+                known = catalog.version(connection) >= schema.FORMAT
+                opened = history.numbers(connection) if known else []
+            leased = {note.epoch for note in LeaseFolder(self._root).notes()}
+            for number in opened[:-1]:
+                if number == opened[0] or number in leased:
+                    with suppress(EpochGone), self._noting():
+                        self._kept_epoch(catalog, loader.at(number))
+
+    def _kept_epoch(self, catalog: Catalog, snapshot: Snapshot) -> None:
+        number = snapshot.epoch.number
+        for kind in KINDS:
+            both = f"SELECT seq FROM {kind} UNION ALL SELECT seq FROM {kind}_old"
+            with catalog.look() as connection:
+                if not history.is_open(connection, number):
+                    return
+                stored = np.array(connection.execute(both).fetchall(), np.int64).reshape(-1)
+            missing = np.setdiff1d(_living(snapshot, kind), stored)
+            if len(missing):
+                raise StoreDamaged(
+                    f"{self._catalog.path}: lacks {len(missing)} {kind} records of epoch {number}, "
+                    "which is kept; restore it from a copy, or release the epoch's leases",
+                    file=self._catalog.path,
+                )
+
     def _compare(self, snapshot: Snapshot, kind: Kind, stored: Int64) -> None:
-        alive = [np.zeros(0, dtype=np.int64)]
-        for part in snapshot.parts[kind]:
-            rows = np.arange(part.source.n) if part.alive is None else np.flatnonzero(part.alive)
-            alive.append(part.source.seqs(rows))
-        seqs = np.sort(np.concatenate(alive))
+        seqs = _living(snapshot, kind)
         if not np.array_equal(seqs, stored):
             raise StoreDamaged(
                 f"{self._catalog.path}: has {len(stored)} {kind} records, but {len(seqs)} living "
                 "rows, or others; restore it from a copy, or import again",
                 file=self._catalog.path,
             )
+
+
+def _living(snapshot: Snapshot, kind: Kind) -> Int64:
+    """Numbers of the living rows' records, in ascending order."""
+    alive = [np.zeros(0, dtype=np.int64)]
+    for part in snapshot.parts[kind]:
+        rows = np.arange(part.source.n) if part.alive is None else np.flatnonzero(part.alive)
+        alive.append(part.source.seqs(rows))
+    return np.sort(np.concatenate(alive))
