@@ -70,7 +70,7 @@ def test_epochs_are_listed_kept_and_released(run, shop):
         "epoch": earlier,
         "expires": None,
     }
-    code, out, _ = run("store", "epochs", "--store", shop, "--format", "csv")
+    code, out, err = run("store", "epochs", "--store", shop, "--format", "csv")
     assert code == 0, err
     assert "early x" in out
     assert answer(run, "store", "info", "--store", shop)["epochs"]["leases"] == {

@@ -1,4 +1,4 @@
-"""Made ``store_format_1.tar.gz`` with the last version that wrote format 1. Kept to tell what is in it.
+"""Made ``store_format_1.tar.gz`` with the last version of format 1. Kept to tell what is in it.
 
 Versions that write format 2 cannot make it again.
 """
