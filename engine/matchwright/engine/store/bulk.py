@@ -68,5 +68,5 @@ class BulkWriter:
                 self.epoch = epoch
                 break
             # A refit came in between: the file belongs to no generation in force.
-            (writer.root / "segments" / written.file).unlink()
+            writer.discard([written.file])
         return self.epoch

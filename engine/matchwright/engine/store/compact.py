@@ -25,7 +25,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,7 +152,6 @@ class _Merge:
     parts: list[Part]
     made: tuple[int, Written] | None = None
     kept: list[Bool] = field(default_factory=list)
-    entered: bool = False
 
 
 class Stopped(Exception):
@@ -216,9 +214,8 @@ class Compactor:
                 with writer.lock:
                     self._commit(merge)
             except BaseException:
-                if merge.made is not None and not merge.entered:
-                    with suppress(OSError):
-                        (writer.root / "segments" / merge.made[1].file).unlink()
+                if merge.made is not None:
+                    writer.discard([merge.made[1].file])
                 raise
             finally:
                 self.figures.running = False
@@ -284,7 +281,6 @@ class Compactor:
                 if len(dead):
                     catalog.add_dead(connection, row.segment, number, np.sort(dead))
             writer.step(connection, state, "compact", (merge.kind.encode(),))
-            merge.entered = True  # from here on the file may be in the manifest
         writer.newest()
         self._count(merge, base)
 

@@ -45,6 +45,9 @@ class Connections:
         self._free: list[sqlite3.Connection] = []
         self._lock = threading.Condition()
         self._closed = False
+        self.doubtful = False
+        """A commit failed on its way to the disk. The log may hold all of it, so a crash now could
+        bring it back; the next commit that succeeds writes over it."""
         self._file: tuple[int, int] | None = None
         weakref.finalize(self, _close_all, self._free)
 
@@ -207,10 +210,14 @@ class Connections:
         """One write transaction; durable when the block ends without an error."""
         with self.guard(), self.lend() as connection:
             connection.execute("BEGIN IMMEDIATE")
+            committing = False
             try:
                 yield connection
+                committing = True
                 connection.execute("COMMIT")
+                self.doubtful = False
             except BaseException:
+                self.doubtful |= committing
                 with suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
                 raise

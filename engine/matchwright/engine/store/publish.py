@@ -285,6 +285,7 @@ class _Upload:
 
 def _sha256(file: IO[bytes], where: Path) -> str:
     state = hashlib.sha256()
+    file.seek(0)
     for piece in pieces_of(file, where):
         state.update(piece)
     return state.hexdigest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,6 @@ class Refit:
         self._writer = writer
         self._chunk_rows = chunk_rows
         self._built: list[tuple[SegmentRow, Int64]] = []
-        self._entered = False
 
     def run(self, *, seed: int, sample: int, as_of: int) -> Any:
         """Returns the generation, in force.
@@ -61,8 +59,7 @@ class Refit:
             with writer.lock:
                 self._switch(generation)
         except BaseException:
-            if not self._entered:
-                self._remove([row.file for row, _ in self._built])
+            writer.discard([row.file for row, _ in self._built])
             raise
         finally:
             writer.collector.building.discard(generation.id)
@@ -138,7 +135,6 @@ class Refit:
                     first += rows.n
                 self._adopt(connection, kind, state.number + 1)
             writer.step(connection, state, "refit", ())
-            self._entered = True  # from here on the files may be in the manifest
         writer.loader.keep(generation)
         writer.newest()
 
@@ -180,11 +176,6 @@ class Refit:
             if len(gone):
                 catalog.add_dead(connection, row.segment, number, gone)
 
-    def _remove(self, names: list[str]) -> None:
-        for name in names:
-            with suppress(OSError):
-                (self._writer.root / "segments" / name).unlink()
-
 
 def save_generation(root: Path, generation: Any) -> None:
     """Saves a generation under its id, whole or not at all."""
@@ -193,8 +184,12 @@ def save_generation(root: Path, generation: Any) -> None:
         return
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    generation.save(temporary)
-    files.sync_tree(temporary)
-    temporary.rename(folder)
-    files.sync_folder(folder.parent)
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        generation.save(temporary)
+        files.sync_tree(temporary)
+        temporary.rename(folder)
+        files.sync_folder(folder.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise files.failure(folder, error)

@@ -24,7 +24,6 @@ from matchwright.engine.errors import (
     InvalidArgument,
     MatchwrightError,
     NotFound,
-    StoreDamaged,
     StoreReadOnly,
 )
 from matchwright.engine.store import files
@@ -263,6 +262,7 @@ def copy_all(source: IO[bytes], into: IO[bytes], where: object) -> str:
         StoreError: the source cannot be read.
     """
     state = hashlib.sha256()
+    source.seek(0)
     for piece in pieces_of(source, where):
         state.update(piece)
         into.write(piece)
@@ -270,8 +270,7 @@ def copy_all(source: IO[bytes], into: IO[bytes], where: object) -> str:
 
 
 def pieces_of(source: IO[bytes], where: object) -> Iterator[bytes]:
-    """The bytes of an open file from its start, a piece at a time."""
-    source.seek(0)
+    """The bytes of an open file from where it is, a piece at a time."""
     while True:
         with files.naming(where, "read"):
             piece = source.read(COPY_BYTES)
@@ -288,25 +287,6 @@ def sha256_of(path: Path) -> str:
     """
     with files.naming(path, "read"), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def checked_json(where: str, data: bytes, sha256: str | None = None) -> dict[str, Any]:
-    """A JSON object, its checksum compared when it is known.
-
-    Raises:
-        StoreDamaged: another checksum, or no JSON object.
-    """
-    import json
-
-    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise StoreDamaged(f"{where}: does not match its checksum; publish it again", file=where)
-    try:
-        document = json.loads(data)
-    except ValueError as error:
-        raise StoreDamaged(f"{where}: is not JSON: {error}", file=where)
-    if not isinstance(document, dict):
-        raise StoreDamaged(f"{where}: is not a JSON object", file=where)
-    return document
 
 
 def remove_tree(folder: Path) -> None:

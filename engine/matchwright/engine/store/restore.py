@@ -36,7 +36,7 @@ from matchwright.engine.store.catalog import FILE
 from matchwright.engine.store.check import damages
 from matchwright.engine.store.encode import Neighbours, default_neighbours
 from matchwright.engine.store.hold import GENERATIONS, SEGMENTS, Progress, silent
-from matchwright.engine.store.remote import COPY_BYTES, remove_tree
+from matchwright.engine.store.remote import pieces_of, remove_tree
 
 _NAMES = re.compile(
     r"catalog\.sqlite|segments/(?!\.)[^/]+\.mwseg|generations/[0-9A-Za-z]+/(?!\.)[^/]+"
@@ -176,7 +176,7 @@ def _unpack_all(
             _compare(file.read(), sums, source)
             return about, len(sums) - 1
         elif _NAMES.fullmatch(member.name) and member.name not in sums:
-            sums[member.name] = _write_member(file, folder / member.name)
+            sums[member.name] = _write_member(file, folder / member.name, source)
             done += member.size
             progress("restore", done, about.bytes)
         else:
@@ -203,17 +203,14 @@ def _read_about(name: str, data: bytes, source: str, sums: dict[str, str]) -> Ab
     return about
 
 
-def _write_member(file: IO[bytes], path: Path) -> str:
+def _write_member(file: IO[bytes], path: Path, source: str) -> str:
     state = hashlib.sha256()
     with files.naming(path):
         path.parent.mkdir(exist_ok=True)
-        into = path.open("xb")
-    with into:
-        while piece := file.read(COPY_BYTES):
-            state.update(piece)
-            with files.naming(path):
+        with path.open("xb") as into:
+            for piece in pieces_of(file, source):
+                state.update(piece)
                 into.write(piece)
-        with files.naming(path):
             into.flush()
             os.fsync(into.fileno())
     return state.hexdigest()

@@ -68,7 +68,6 @@ class Rewrite:
         self._change = change
         self._seen: set[int] = set()
         self._copies: list[_Copy] = []
-        self._entered = False
 
     def run(self) -> Rewritten:
         writer = self._writer
@@ -86,8 +85,7 @@ class Rewrite:
                     self._copy_all()
                     done = self._commit()
             except BaseException:
-                if not self._entered:
-                    _unlink(writer, [copy.made[1].file for copy in self._copies if copy.made])
+                writer.discard([copy.made[1].file for copy in self._copies if copy.made])
                 raise
         return done
 
@@ -138,7 +136,6 @@ class Rewrite:
                 part for kind, m in self._drop.items() for part in (kind.encode(), m.tobytes())
             ]
             writer.step(connection, state, "rewrite", content)
-            self._entered = True  # from here on the files may be in the manifest
         epoch = writer.newest().epoch
         names = [there[segment].file for segment in segments]
         _unlink(writer, names + unused)

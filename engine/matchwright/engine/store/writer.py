@@ -9,13 +9,14 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from matchwright.engine.errors import StoreError
 from matchwright.engine.store import blobs
 from matchwright.engine.store.catalog import Catalog, Kind, SegmentRow, State
 from matchwright.engine.store.collect import Collector, merge_dead
@@ -75,6 +76,7 @@ class Writer:
         self.catalog = catalog
         self.loader = loader
         self.neighbours = neighbours
+        self._left: set[str] = set()
         self.lock = threading.RLock()
         self.structure = threading.Lock()
         self.collector = collector
@@ -88,6 +90,37 @@ class Writer:
         with self.collector.sweeping() as sweep, self.catalog.change() as connection:
             self.collector.run(connection, sweep)
             yield connection
+        self._remove_left()
+
+    def discard(self, names: Sequence[str]) -> None:
+        """Removes segment files that were to be named by a commit that failed.
+
+        Where it cannot be known that it has failed for good, they stay until the next commit.
+        """
+        with self.lock:
+            self._left.update(names)
+            with suppress(StoreError):  # the caller has an error of its own to tell
+                self._remove_left()
+
+    @contextmanager
+    def _or_discard(self, made: tuple[int, Written] | None) -> Iterator[None]:
+        """Around a commit that is to name a file."""
+        try:
+            yield
+        except BaseException:
+            if made is not None:
+                self.discard([made[1].file])
+            raise
+
+    def _remove_left(self) -> None:
+        if not self._left or self.catalog.doubtful:
+            return
+        with self.catalog.look() as connection:
+            named = {row.file for row in self.catalog.all_segments(connection)}
+        for name in self._left - named:
+            with suppress(OSError):
+                (self.root / "segments" / name).unlink()
+        self._left.clear()
 
     def collect(self) -> None:
         """Removes all that no open epoch needs any more: rows, records, files, generations."""
@@ -197,8 +230,8 @@ class Writer:
             snapshot = self.newest()
             if snapshot.generation.id != generation:
                 return None
-            pending.check_collisions()
-            with self.change() as connection:
+            with self._or_discard((segment, written)), self.change() as connection:
+                pending.check_collisions()
                 state = self.catalog.state(connection)
                 self._replace_records(connection, snapshot, state, pending, rows)
                 row = manifest_row(pending.kind, generation, segment, written, state.number + 1)
@@ -238,7 +271,7 @@ class Writer:
                 rows = take(rows, np.flatnonzero(part.alive))
             generation = snapshot.generation.id
             sealed = self.write_file(kind, generation, rows) if rows.n else None
-            with self.change() as connection:
+            with self._or_discard(sealed), self.change() as connection:
                 state = self.catalog.state(connection)
                 if sealed is not None:
                     row = manifest_row(kind, generation, *sealed, state.number + 1)
