@@ -491,6 +491,34 @@ def test_a_run_that_was_not_complete_is_removed(shop):
     assert shop.search() == {}
 
 
+def test_what_is_no_run_is_left_alone(shop, tmp_path):
+    folder = Output(shop.root / "runs").folder(shop.runs[0].rsplit("/", 1)[-1])
+    folder.write_atomic("mine.csv", b"Frl0003")
+    other = tmp_path / "elsewhere" / "runs" / "0123456789abcdef"
+    (other / "segments").mkdir(parents=True)
+    (other / "segments" / "x").write_bytes(b"of a store")
+    emptied = tmp_path / "elsewhere" / "runs" / "00000000000000aa" / "for=job"
+    emptied.mkdir(parents=True)
+    (emptied / "part-00000.parquet").write_bytes(b"Frl0003")
+    (tmp_path / "elsewhere" / "runs" / "their.part").write_bytes(b"")
+    done = erase_all(shop)
+    assert not done.incomplete
+    assert [line for line in done.not_reached if "mine.csv" in line]
+    assert (other / "segments" / "x").exists()
+    assert (tmp_path / "elsewhere" / "runs" / "their.part").exists()
+    assert not emptied.exists()
+    assert set(shop.search()) == {("raw utf-8", "Frl0003")}
+
+
+def test_an_output_that_does_not_answer(shop):
+    places.note(shop.root, "runs", "http://127.0.0.1:1/runs")
+    with Store.open(shop.root, mode="w") as store:
+        done = store.erase("freelancer", shop.victims["freelancer"])
+        assert done.incomplete
+        assert "127.0.0.1" in done.not_reached[0]
+        assert erase.unfinished(store._catalog) == len(shop.victims["freelancer"])
+
+
 def test_what_cannot_be_erased(shop):
     with Store.open(shop.root, mode="w") as store:
         with pytest.raises(InvalidArgument, match="ids"):

@@ -202,7 +202,7 @@ def _runs(done: Erasure, outputs: Sequence[str], gone: Gone, step: Step) -> None
         step(f"runs in {url}")
         try:
             redacted = redact_output(url, gone, now())
-        except (MatchwrightError, OSError) as error:
+        except Exception as error:  # file systems have errors of their own
             done.incomplete = True
             done.not_reached.append(f"{url}: {error}")
             continue
@@ -210,6 +210,11 @@ def _runs(done: Erasure, outputs: Sequence[str], gone: Gone, step: Step) -> None
         missed = [run for run in redacted if run.outcome == "not reached"]
         done.incomplete |= bool(missed)
         done.not_reached += [f"{run.run}: {run.why}" for run in missed]
+        done.not_reached += [
+            f"{run.run}/{name}: is no file of a run; look at it yourself"
+            for run in redacted
+            for name in run.strange
+        ]
 
 
 def now() -> str:

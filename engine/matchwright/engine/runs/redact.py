@@ -14,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,10 @@ import polars as pl
 from matchwright.engine.errors import NotFound, StoreError, StoreLocked
 from matchwright.engine.matcher import OTHER
 from matchwright.engine.records import KINDS, Kind
-from matchwright.engine.runs import lock
 from matchwright.engine.runs.digest import unit_bytes
 from matchwright.engine.runs.folder import (
     PLAN,
+    PUBLISHED,
     SUMMARY,
     WHATS,
     Output,
@@ -35,12 +36,16 @@ from matchwright.engine.runs.folder import (
     encoded,
     sha256,
 )
-from matchwright.engine.runs.plan import Plan, Unit
+from matchwright.engine.runs.plan import RUN_ID_DIGITS, Plan, Unit
 from matchwright.kernels.types import UInt64
 
 REPORT = "report.html"
-_KEPT = frozenset({PLAN, SUMMARY, REPORT, lock.FILE, "metrics.prom"})
-"""Files of a run beside those of its units."""
+_OURS = re.compile(
+    r"(plan\.json|run\.json|report\.html|metrics\.prom|LOCK|corpus-(job|freelancer)\.parquet"
+    r"|for=(job|freelancer)/(part|slack|queries|unit)-\d+\.(parquet|json))(\.[0-9a-f]+\.part)?"
+)
+"""Names of a run's files, parts that a killed writer left included."""
+_RUN_ID = re.compile(rf"[0-9a-f]{{{RUN_ID_DIGITS}}}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +77,7 @@ class Redaction:
             "not reached".
         rows, queries: how many were taken out.
         why: for what was not reached, or removed.
+        strange: files in the run's folder that are no run's, and were left as they are.
     """
 
     run: str
@@ -79,6 +85,7 @@ class Redaction:
     rows: int = 0
     queries: int = 0
     why: str = ""
+    strange: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -98,7 +105,7 @@ def redact_output(url: str, gone: Gone, when: str, run: str | None = None) -> li
     names = [name for name in _run_folders(output) if run in (None, name)]
     done = [_guarded(output.folder(name), gone, when) for name in names]
     for name in output.list():
-        if name.endswith(".part"):
+        if re.fullmatch(rf"{re.escape(PUBLISHED)}\.[0-9a-f]+\.part", name):
             output.remove(name)
     return done
 
@@ -106,11 +113,7 @@ def redact_output(url: str, gone: Gone, when: str, run: str | None = None) -> li
 def _run_folders(output: Output) -> list[str]:
     """Runs, and what is left of runs whose plan is gone."""
     names = {name.split("/", 1)[0] for name in output.files() if "/" in name}
-    return sorted(set(output.runs()) | {name for name in names if _is_run_id(name)})
-
-
-def _is_run_id(name: str) -> bool:
-    return len(name) == 16 and set(name) <= set("0123456789abcdef")
+    return sorted(set(output.runs()) | {name for name in names if _RUN_ID.fullmatch(name)})
 
 
 def _guarded(folder: RunFolder, gone: Gone, when: str) -> Redaction:
@@ -129,7 +132,11 @@ def redact(folder: RunFolder, gone: Gone, when: str) -> Redaction:
     Raises:
         StoreDamaged, StoreFormat: a file that cannot be read; nothing says then that it is done.
     """
-    if not folder.exists(PLAN):
+    names = folder.files()
+    strange = tuple(name for name in names if not _OURS.fullmatch(name))
+    if PLAN not in names:
+        if strange:
+            return Redaction(folder.url, "untouched", why="it is no run")
         folder.remove_all()
         return Redaction(folder.url, "removed", why="it has no plan")
     plan = folder.plan()
@@ -138,20 +145,15 @@ def redact(folder: RunFolder, gone: Gone, when: str) -> Redaction:
     keys = gone.before(plan.epoch_number)
     if not any(keys[kind].size for kind in KINDS):
         return Redaction(folder.url, "untouched")
-    _remove_leftovers(folder)
+    for name in names:
+        if name.endswith(".part") and name not in strange:
+            folder.remove(name)
     summary = folder.summary()
     if summary is None:
         # Its epoch no longer holds what its plan names, so nobody can go on with it.
         folder.remove_all()
         return Redaction(folder.url, "removed", why="it was not complete; start it again")
-    return _Redactor(folder, plan, dict(summary), keys, when).run()
-
-
-def _remove_leftovers(folder: RunFolder) -> None:
-    """Parts of files that a killed writer left behind."""
-    for name in folder.files():
-        if name.endswith(".part"):
-            folder.remove(name)
+    return replace(_Redactor(folder, plan, dict(summary), keys, when).run(), strange=strange)
 
 
 def digest_of_rest(folder: RunFolder) -> str:
