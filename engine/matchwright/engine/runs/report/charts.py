@@ -13,7 +13,7 @@ from matchwright.engine.runs.report import words
 from matchwright.engine.runs.report.histogram import Bins
 from matchwright.engine.runs.report.svg import FONT, Svg, nice_ticks, text_width
 
-WIDE, NARROW = 520, 326
+WIDE, NARROW = 520, 300
 """Widths at which every chart is drawn, CSS pixels; the page shows the one that fits."""
 
 Number = Callable[[float], str]

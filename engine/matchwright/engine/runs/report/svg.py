@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from html import escape
 
 FONT = 12
 """Size of text in a chart, CSS pixels; the style sheet sets the same."""
-_NARROW, _WIDE = 0.62, 1.05
-"""Widths of a character in em that no usual font exceeds on average, and of a full-width one."""
+_THIN, _BROAD = frozenset("ijlft.,:;'|!()[]-/ "), frozenset("mwMW%@×&")
+"""Characters of less and of more width than others."""
 
 
 class Svg:
@@ -109,9 +110,20 @@ def _n(value: float) -> str:
 
 
 def text_width(text: str) -> float:
-    """Pixels that a text takes at most, about."""
-    wide = sum(unicodedata.east_asian_width(one) in "WF" for one in text)
-    return FONT * (wide * _WIDE + (len(text) - wide) * _NARROW)
+    """Pixels that a text takes at most, about, in the widest of the usual fonts."""
+    return FONT * sum(map(_em, text))
+
+
+@cache
+def _em(one: str) -> float:
+    """Width of a character, in em."""
+    if one in _THIN:
+        return 0.46
+    if one in _BROAD:
+        return 1.0
+    if one.isascii() or one in "–…":
+        return 0.76 if one.isupper() else 0.65
+    return 1.05 if unicodedata.east_asian_width(one) in "WF" else 0.85
 
 
 def fitted(text: str, room: float) -> str:
