@@ -19,7 +19,6 @@ ALLOWED = {
     "grpc": (f"{ENGINE}.service", CLIENTS, STUBS),
     "grpc_health": (f"{ENGINE}.service", CLIENTS),
     "grpc_reflection": (f"{ENGINE}.service",),
-    "grpc_status": (f"{ENGINE}.service", CLIENTS),
     "matchwright.v1": (f"{ENGINE}.service", CLIENTS, STUBS),
     "asyncio": (f"{ENGINE}.batcher", f"{ENGINE}.service", CLIENTS),
     "cupy": (KERNELS,),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _REQUIRED = (
     *("numpy", "polars", "scipy", "scikit-learn", "threadpoolctl", "msgspec", "typer", "rich"),
-    *("ftfy", "selectolax", "pycountry", "tzdata", "grpcio", "protobuf", "grpcio-status"),
+    *("ftfy", "selectolax", "pycountry", "tzdata", "grpcio", "protobuf"),
     *("googleapis-common-protos", "grpcio-health-checking", "grpcio-reflection"),
 )
 _OPTIONAL = ("numkong", "cupy-cuda13x", "faiss-cpu")
