@@ -13,6 +13,9 @@ the page cache (as far as the system lets us), then three times with them in it.
 the kernel says the reading process has resident, mapped pages included, after every array was
 read. Visibility is the time from the start of an upsert in one process to the first snapshot in
 another that shows it.
+
+A store that the bench made itself is compacted at the end, by a process of its own: a third of the
+rows is deleted, scattered, then everything is merged while another thread writes.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +47,7 @@ VISIBLE_S_MAX = 1.0
 D = 384
 _WARM_OPENS = 3
 _CHANGES = 20
+_WRITE_EVERY_S = 0.02
 _READ_STRIDE = 512  # touches every page and every cache line that a scan would
 
 
@@ -223,13 +228,61 @@ def visibility(folder: Path, random: bool, itself: list[str]) -> dict[str, float
     }
 
 
+def child_compact(folder: Path, random: bool) -> None:
+    """Deletes a third of the rows and compacts; prints what it took."""
+    from matchwright.engine import synthetic
+
+    row, stop = synthetic.frame("freelancer", 1), threading.Event()
+    waits: list[float] = []
+    with Store.open(folder, mode="w", neighbours=neighbours(random)) as store:
+        snapshot = store.snapshot()
+        chosen = np.random.default_rng(1).permutation(snapshot.corpus("freelancer").n)
+        for rows in np.array_split(chosen[: len(chosen) // 3], -(-len(chosen) // 100_000)):
+            store.delete("freelancer", snapshot.ids_of("freelancer", np.sort(rows)))
+
+        def write() -> None:
+            while not stop.is_set():
+                start = time.monotonic()
+                store.upsert("freelancer", row.with_columns(id=pl.lit(f"w{len(waits)}")))
+                waits.append(time.monotonic() - start)
+                time.sleep(_WRITE_EVERY_S)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        figures = store.compact(everything=True)
+        stop.set()
+        thread.join()
+    report = {
+        "compact_s": round(figures.seconds, 2),
+        "compact_rows": figures.rows,
+        "compact_dropped": figures.dropped,
+        "compact_bytes": figures.bytes_written,
+        "compact_peak_gb": resident_gb()["peak_gb"],
+        "compact_write_median_s": round(statistics.median(waits), 4),
+        "compact_write_max_s": round(max(waits), 4),
+    }
+    print(json.dumps(report), flush=True)
+
+
+def command(folder: Path, random: bool) -> list[str]:
+    """What starts this file again on a store."""
+    return [sys.executable, __file__, "--store", str(folder), *(["--random"] if random else [])]
+
+
+def compaction(folder: Path, random: bool) -> dict[str, Any]:
+    itself = [*command(folder, random), "--child", "compact"]
+    done = subprocess.run(itself, check=True, capture_output=True, text=True)
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
 def measure(folder: Path, random: bool) -> dict[str, Any]:
-    itself = [sys.executable, __file__, "--store", str(folder), *(["--random"] if random else [])]
+    itself = command(folder, random)
     opens = []
     drop_from_cache(folder)
     for _ in range(1 + _WARM_OPENS):
-        command = [*itself, "--child", "open"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        started = [*itself, "--child", "open"]
+        done = subprocess.run(started, check=True, capture_output=True, text=True)
         opens.append(json.loads(done.stdout))
     cold, warm = opens[0], opens[1:]
     return {
@@ -242,6 +295,9 @@ def measure(folder: Path, random: bool) -> dict[str, Any]:
         "peak_gb": max(one["peak_gb"] for one in opens),
         **visibility(folder, random, itself),
     }
+
+
+CHILDREN = {"open": child_open, "read": child_read, "compact": child_compact}
 
 
 @contextmanager
@@ -259,18 +315,20 @@ def main() -> int:
     parser.add_argument("--store", type=Path, help="use this store; made if it is not there")
     parser.add_argument("--random", action="store_true", help="random vectors, not encoded ones")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--child", choices=("open", "read"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=tuple(CHILDREN), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child = child_open if options.child == "open" else child_read
-        child(options.store, options.random)
+        CHILDREN[options.child](options.store, options.random)
         return 0
     with _folder(options.store) as folder:
         vectors = "random" if options.random else "encoded"
         report: dict[str, Any] = {"rows": options.rows, "vectors": vectors}
-        if not folder.exists():
+        made = not folder.exists()
+        if made:
             report.update(build(folder, options.rows, options.random))
         report.update(measure(folder, options.random))
+        if made:
+            report.update(compaction(folder, options.random))
     report["passed"] = bool(
         max(report["open_cold_s"], report["open_warm_s"]) < OPEN_S_MAX
         and report["peak_gb"] <= RESIDENT_GB_MAX

@@ -13,5 +13,6 @@ def test_the_bench_runs_and_holds(repo_root):
     report = json.loads(done.stdout)
     assert report["passed"]
     assert report["rows"] == 2000
+    assert report["compact_dropped"] >= 600
     # x alone is 384 bytes a row; everything a kernel reads must have been counted.
     assert report["scanned_bytes"] > 2000 * 384
