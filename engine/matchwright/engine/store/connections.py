@@ -133,6 +133,8 @@ class Connections:
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             if self._write:
                 connection.execute("PRAGMA synchronous = FULL")
+                # Copies of the file hold nothing that was deleted, whatever SQLite was built with.
+                connection.execute("PRAGMA secure_delete = ON")
                 connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
             else:
                 connection.execute("PRAGMA query_only = ON")
