@@ -20,7 +20,7 @@ import polars as pl
 import pytest
 
 from matchwright.engine.cli import main
-from matchwright.engine.errors import FailedPrecondition, StoreLocked, VerificationFailed
+from matchwright.engine.errors import FailedPrecondition, StoreLocked
 from matchwright.engine.runs.folder import PLAN, PUBLISHED, SUMMARY, Output, RunFolder
 from matchwright.engine.runs.gc import ABANDONED_DAYS, collect
 from matchwright.engine.runs.pairing import side, windows
@@ -213,12 +213,22 @@ def test_scores_of_another_policy_do_not_compare_and_that_is_told(output):
     assert "do not compare" in drift.note
 
 
-def test_a_published_run_that_is_gone_is_named(output):
+@pytest.mark.parametrize("how", ["gone", "damaged", "incomplete"])
+def test_a_published_run_that_cannot_be_read_refuses_and_force_overrules(output, how):
     output, runs = output
     put(output, runs[0])
-    output.folder(runs[0]).remove_all()
-    with pytest.raises(VerificationFailed, match=runs[0]):
-        put(output, runs[1])
+    folder = output.folder(runs[0])
+    if how == "gone":
+        folder.remove_all()
+    elif how == "damaged":
+        folder.write_atomic(folder.plan().units[0].file("part"), b"PAR1")
+    else:
+        folder.remove(SUMMARY)
+    done = put(output, runs[1])
+    assert [line.split(" ")[0] for line in done.refused] == ["published_unreadable"]
+    assert runs[0] in done.refused[0]
+    assert output.published()["run_id"] == runs[0]
+    assert put(output, runs[1], force=True).published
 
 
 def test_rolling_back_follows_the_history(output):

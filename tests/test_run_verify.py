@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import random
 import shutil
 
 import numpy as np
@@ -76,8 +77,11 @@ class Broken:
     def put(self, what, frame, *, digest=True):
         """Replace a file, with the hash that belongs to it; and the digest of the run."""
         data = self.folder.write_frame(self.unit, what, frame)
+        record = self.folder.read_json(self.unit.file("unit"))
+        record["sha256"][what] = hashlib.sha256(data).hexdigest()
+        self.folder.write_atomic(self.unit.file("unit"), json.dumps(record).encode())
         with self.summary() as summary:
-            summary["units"][0]["sha256"][what] = hashlib.sha256(data).hexdigest()
+            summary["units"][0]["sha256"] = record["sha256"]
         if digest:
             with self.summary() as summary:
                 summary["digest"] = run_digest(self.folder)
@@ -316,20 +320,28 @@ def spoil_points(broken):
 
 def spoil_rules(broken):
     """The best of those who are not eligible takes its place, with the right points."""
-    part, queries = broken.frame("part"), broken.frame("queries")
-    at = first_of(part, K)
-    name = part["query_id"][at]
+    part = broken.frame("part")
     with Store.open(broken.store) as store:
-        intruder = best_ineligible(store.snapshot(), name, broken.plan.facets)
+        at, mine = next(intruded(store.snapshot(), broken, part))
     rows = part.to_dicts()
-    mine = [*rows[at : at + K], {**rows[at], **intruder}]
-    mine = sorted(mine, key=lambda row: order_of(int(part["query_key"][at]), row))[:K]
-    assert intruder["id"] in [row["id"] for row in mine]
-    t = queries.filter(pl.col("query_id") == name)["t"][0]
+    t = broken.frame("queries").filter(pl.col("query_key") == part["query_key"][at])["t"][0]
     for rank, row in enumerate(mine, 1):
         row |= {"rank": rank, "score": row["points"] * t}
     rows[at : at + K] = mine
     broken.put("part", pl.DataFrame(rows, schema=part.schema))
+
+
+def intruded(snapshot, broken, part):
+    """(first row, rows in their order) of full answers that somebody ineligible would be in."""
+    sizes = part.group_by("query_key", maintain_order=True).len()
+    for key in sizes.filter(pl.col("len") == K)["query_key"]:
+        at = int((part["query_key"] == key).arg_max())
+        rows = part.slice(at, K).to_dicts()
+        intruder = best_ineligible(snapshot, rows[0]["query_id"], broken.plan.facets)
+        mine = [*rows, {**rows[0], **intruder}]
+        mine = sorted(mine, key=lambda row, key=key: order_of(key, row))[:K]
+        if intruder["id"] in [row["id"] for row in mine]:
+            yield at, mine
 
 
 def best_ineligible(snapshot, job, facets):
@@ -430,6 +442,58 @@ def test_damaged_and_missing_files_are_named(broken, capsys):
     broken.folder.remove(name)
     assert broken.code() == 6
     assert name in capsys.readouterr().err
+
+
+def test_a_unit_that_is_left_out_everywhere_is_seen(broken):
+    """From plan.json, run.json, the counts and the digest: only the store knows who should ask."""
+    plan = json.loads(broken.folder.read_bytes("plan.json"))
+    kind, number, start, stop, _ = plan["units"].pop()
+    plan["counts"][kind] -= stop - start
+    broken.folder.write_atomic("plan.json", json.dumps(plan).encode())
+    with broken.summary() as summary:
+        unit = summary["units"].pop()
+        assert (unit["kind"], unit["number"]) == (kind, number)
+        for name in ("queries", "full", "few", "none", "errors", "rows"):
+            summary["counts"][kind][name] -= unit[name]
+    with broken.summary() as summary:
+        summary["digest"] = run_digest(broken.folder)
+    assert broken.failed() == {"units"}
+
+
+def test_another_policy_in_the_plan_is_seen(broken):
+    plan = json.loads(broken.folder.read_bytes("plan.json"))
+    plan["policy"]["weights"]["skills"] *= 2
+    broken.folder.write_atomic("plan.json", json.dumps(plan).encode())
+    assert "run" in broken.failed()
+
+
+def test_whatever_byte_is_wrong_it_ends_with_a_clear_code(whole, tmp_path, count, capsys):
+    """Flipped, cut short, emptied or gone: 6 for what run.json vouches for, never a defect."""
+    store, sound_one = whole
+    rng = random.Random(11)
+    names = [n for n in sound_one.files() if n not in ("LOCK", "metrics.prom", "report.html")]
+    covered = [n for n in names if "/" in n]
+    for n in range(count(reduced=25, full=500)):
+        folder = RunFolder(tmp_path / str(n) / sound_one.run_id)
+        shutil.copytree(sound_one.url, folder.url)
+        name = rng.choice(names)
+        data = bytearray(folder.read_bytes(name))
+        how = rng.choice(["flip", "flip", "flip", "cut", "empty", "gone"])
+        if how == "flip":
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        elif how == "cut":
+            del data[rng.randrange(len(data)) :]
+        elif how == "empty":
+            data.clear()
+        folder.write_atomic(name, bytes(data))
+        if how == "gone":
+            folder.remove(name)
+        words = ["--store", str(store), "--sample", "0", "-f", "json"]
+        code = main(["run", "verify", folder.url, *words])
+        told = capsys.readouterr().err
+        shutil.rmtree(tmp_path / str(n))
+        expected = {6} if name in covered and "/unit-" not in name else {0, 2, 3, 6}
+        assert code in expected, (name, how, code, told)
 
 
 def test_answers_to_nobody_and_from_nobody(tmp_path):

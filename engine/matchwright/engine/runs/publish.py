@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from matchwright.engine.errors import FailedPrecondition, VerificationFailed
+from matchwright.engine.errors import FailedPrecondition, NotFound, StoreError
 from matchwright.engine.records import Kind
 from matchwright.engine.runs import lock
 from matchwright.engine.runs.folder import PLAN, Output, RunFolder
@@ -85,7 +85,8 @@ class Gate:
         }
 
     def __str__(self) -> str:
-        return f"{self.name} is {_short(self.value)}, at most {_short(self.limit)}"
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.name} is {_short(self.value)}, at most {_short(self.limit)}{note}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +165,15 @@ def publish(
             )
         new = side(output.folder(run_id))
         verdict = verify(new.folder)
-        last = _last(output, before)
-        figures, gates = compare(new, last, thresholds)
+        name = None if before is None else str(before["run_id"])
+        if not verdict.sound:
+            return Publication(run_id, False, False, name, (), (), verdict, {})
+        figures, gates = _weighed(output, new, before, thresholds)
         broken = [gate for gate in gates if not gate.passed]
-        good = verdict.sound and (force or not broken)
+        good = force or not broken
         forced = [str(gate) for gate in broken] if good else []
         if good:
             _switch(output, new, before, figures, forced, now)
-        name = None if before is None else str(before["run_id"])
         return Publication(run_id, good, good, name, gates, forced, verdict, figures)
 
 
@@ -218,18 +220,18 @@ def publishing(output: Output) -> contextlib.AbstractContextManager[None]:
     return lock.object_lock(output.fs, path, what)
 
 
-def _last(output: Output, before: Mapping[str, Any] | None) -> Side | None:
-    """The published run, if it is still there to be compared with."""
+def _weighed(
+    output: Output, new: Side, before: Mapping[str, Any] | None, thresholds: Thresholds
+) -> tuple[dict[str, dict[str, float]], list[Gate]]:
+    """(figures, gates); where the published run cannot be read, a gate that fails says so."""
     if before is None:
-        return None
-    folder = output.folder(str(before["run_id"]))
-    if not folder.exists(PLAN):
-        raise VerificationFailed(
-            f"{output.url_of('PUBLISHED.json')} names run {before['run_id']}, which is not there; "
-            "bring it back, or remove PUBLISHED.json to publish without a comparison",
-            run=before["run_id"],
-        )
-    return side(folder)
+        return compare(new, None, thresholds)
+    try:
+        return compare(new, side(output.folder(str(before["run_id"]))), thresholds)
+    except (NotFound, StoreError, FailedPrecondition) as error:
+        figures, gates = compare(new, None, thresholds)
+        told = f"the published run cannot be compared with: {error}"
+        return figures, [*gates, Gate("published_unreadable", 1, 0, told)]
 
 
 def _switch(

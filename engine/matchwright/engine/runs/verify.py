@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from matchwright.engine.errors import FailedPrecondition, NotFound, StoreError
+from matchwright.engine.errors import FailedPrecondition, NotFound, StoreDamaged, StoreError
 from matchwright.engine.matcher import OTHER
 from matchwright.engine.prepare import SnapshotLike
 from matchwright.engine.runs import checks
@@ -24,8 +24,8 @@ from matchwright.engine.runs.base import corpus_file
 from matchwright.engine.runs.digest import unit_bytes
 from matchwright.engine.runs.findings import Findings
 from matchwright.engine.runs.fingerprint import from_parquet, prints_of
-from matchwright.engine.runs.folder import RunFolder, sha256
-from matchwright.engine.runs.plan import Plan, Unit
+from matchwright.engine.runs.folder import PLAN, SUMMARY, RunFolder, sha256
+from matchwright.engine.runs.plan import Plan, Unit, asking, unit_key
 from matchwright.engine.runs.referee import Referee
 
 SAMPLE = 100
@@ -138,13 +138,22 @@ class _Verification:
         self.state = hashlib.sha256()
         self.digest_broken = ""
         self.counts: dict[str, Counter[str]] = {kind: Counter() for kind in plan.options.kinds}
-        self.told = {(u["kind"], u["number"]): u for u in summary.get("units", ())}
-        log = summary.get("redacted", ())
-        self.redacted = {(e["unit"]["kind"], e["unit"]["number"]) for e in log}
-        self.erased_half = sum(not entry.get("done", True) for entry in log)
+        try:
+            self.told = {(u["kind"], u["number"]): u for u in summary["units"]}
+            log = summary["redacted"]
+            self.redacted = {(e["unit"]["kind"], e["unit"]["number"]) for e in log}
+            self.erased_half = sum(not entry["done"] for entry in log)
+            self.hashes = {key: dict(one["sha256"]) for key, one in self.told.items()}
+            self.told_counts = {kind: dict(one) for kind, one in summary["counts"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            where = folder.url_of(SUMMARY)
+            raise StoreDamaged(
+                f"{where}: is no summary of a run ({type(error).__name__}: {error})", file=where
+            ) from None
 
     def run(self, sample: int, seed: int, advance: Advance) -> Verdict:
         self._check_summary()
+        self._check_asking()
         picked = picks(self.plan, sample, seed)
         for unit in self.plan.units:
             self._check_unit(unit, picked.get(unit.key, ()))
@@ -165,7 +174,7 @@ class _Verification:
         )
 
     def _check_summary(self) -> None:
-        where = "run.json"
+        where = SUMMARY
         for name, got, expected in (
             ("run_id", self.summary.get("run_id"), self.plan.run_id),
             ("state", self.summary.get("state"), "complete"),
@@ -175,10 +184,42 @@ class _Verification:
             self.findings.expect(
                 "run", got == expected, where, f"{name} is {got!r}, expected {expected!r}"
             )
+        policy = self.plan.options.policy.effective().id
+        self.findings.expect(
+            "run",
+            policy == self.plan.policy_id,
+            PLAN,
+            f"its policy has the effective id {policy} here, and the run says "
+            f"{self.plan.policy_id}: verify with the same version of the time zone database",
+        )
         planned = {(unit.kind, unit.number) for unit in self.plan.units}
         self.findings.expect(
             "run", set(self.told) == planned, where, "its units are not those of plan.json"
         )
+
+    def _check_asking(self) -> None:
+        """Everybody of the kinds asks, in units without gaps."""
+        for kind in self.plan.options.kinds:
+            units = self.plan.units_of(kind)
+            stops = [0, *(unit.stop for unit in units)]
+            whole = all(unit.start == stop for unit, stop in zip(units, stops, strict=False))
+            count = self.plan.counts.get(kind)
+            self.findings.expect(
+                "units", whole and stops[-1] == count, PLAN, f"the units of {kind}s have gaps"
+            )
+            if self.snapshot is None or self.redacted:
+                continue
+            key_n = asking(self.snapshot, kind).key_n
+            self.findings.expect(
+                "units",
+                key_n.size == count,
+                PLAN,
+                f"{key_n.size:,} {kind}s are to ask, not {count}",
+            )
+            for unit in units:
+                key = unit_key(self.plan.run_id, kind, unit.number, key_n, unit.start, unit.stop)
+                told = f"{unit} is not of the {kind}s that the store holds"
+                self.findings.expect("units", key == unit.key, PLAN, told)
 
     def _check_unit(self, unit: Unit, sample: Sequence[int]) -> None:
         frames = self._read(unit)
@@ -214,7 +255,7 @@ class _Verification:
         """The unit's files, each against its hash; None when one cannot be read."""
         slack = self.plan.options.slack > 0
         told = self.told.get((unit.kind, unit.number), {})
-        hashes = told.get("sha256", {})
+        hashes = self.hashes.get((unit.kind, unit.number), {})
         frames = {}
         for what in ("part", "queries", "slack") if slack else ("part", "queries"):
             name = unit.file(what)
@@ -228,25 +269,36 @@ class _Verification:
             except (NotFound, StoreError) as error:
                 self.findings.fail("files", name, str(error))
                 return None
+        self._check_record(unit, hashes)
         self.findings.expect(
-            "units", told.get("key") == unit.key, "run.json", f"{unit} has another key in plan.json"
+            "units", told.get("key") == unit.key, SUMMARY, f"{unit} has another key in plan.json"
         )
         erased = (unit.kind, unit.number) in self.redacted
         return checks.UnitFrames(
             unit, frames["part"], frames["queries"], frames.get("slack"), erased
         )
 
+    def _check_record(self, unit: Unit, hashes: Mapping[str, Any]) -> None:
+        """The unit's own record names the same files."""
+        name = unit.file("unit")
+        try:
+            record = self.folder.read_json(name)
+            good = (record["key"], record["sha256"]) == (unit.key, dict(hashes))
+        except (NotFound, StoreError, KeyError, TypeError):
+            good = False
+        self.findings.expect("files", good, name, "does not say what run.json says")
+
     def _check_totals(self) -> None:
         if self.redacted:
             self.findings.skip(("counts",), "people were erased")
             return
         for kind, count in self.counts.items():
-            told = self.summary.get("counts", {}).get(kind, {})
+            told = self.told_counts.get(kind, {})
             for name in ("queries", "full", "few", "none", "errors", "rows"):
                 self.findings.expect(
                     "counts",
                     told.get(name) == count[name],
-                    "run.json",
+                    SUMMARY,
                     f"{kind}.{name} is {told.get(name)}, the files hold {count[name]:,}",
                 )
 
@@ -271,15 +323,15 @@ class _Verification:
     def _check_digest(self) -> str:
         """Of a run from which people were erased, the digest that it has now."""
         self.findings.expect(
-            "run", not self.erased_half, "run.json", "an erasure was cut short; erase again"
+            "run", not self.erased_half, SUMMARY, "an erasure was cut short; erase again"
         )
         if self.digest_broken:
-            self.findings.expect("digest", False, "run.json", self.digest_broken)
+            self.findings.expect("digest", False, SUMMARY, self.digest_broken)
             return ""
         name = "digest_redacted" if self.redacted else "digest"
         digest, told = self.state.hexdigest(), self.summary.get(name)
         self.findings.expect(
-            "digest", digest == told, "run.json", f"{name} is {told}, the files give {digest}"
+            "digest", digest == told, SUMMARY, f"{name} is {told}, the files give {digest}"
         )
         return digest
 
