@@ -20,6 +20,7 @@ from matchwright.engine.errors import (
     NotFound,
     StoreDamaged,
     StoreFormat,
+    StoreReadOnly,
 )
 from matchwright.engine.store import Store, blobs
 from matchwright.engine.store.leases import LeaseFolder
@@ -332,6 +333,18 @@ def test_a_lease_of_a_process_that_died_stays(open_store):
     assert contents(open_store("r").snapshot(epoch=write.epoch.number), "job") == {"a": record("a")}
     (note,) = LeaseFolder(store.root).notes()
     assert note.process != 0
+
+
+def test_a_replica_takes_no_lease(open_store):
+    store = open_store()
+    store.upsert("job", frame(record("a")))
+    store.close()
+    reader = open_store("r")
+    (reader.root / "REPLICA.json").touch()
+    with pytest.raises(StoreReadOnly, match="is a replica"):
+        reader.keep("x")
+    (reader.root / "REPLICA.json").unlink()
+    assert reader.keep("x").epoch == 1
 
 
 def test_a_lease_that_cannot_be_read_stops_nothing_but_the_going_of_epochs(open_store):

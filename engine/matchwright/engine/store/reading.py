@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matchwright.engine.errors import EpochGone, FailedPrecondition, StoreError
-from matchwright.engine.store import leases, migrate
+from matchwright.engine.store import leases, migrate, replica
 from matchwright.engine.store.catalog import Catalog, Kind
 from matchwright.engine.store.epochs import KeptEpoch, kept_epochs
 from matchwright.engine.store.leases import Lease, LeaseFolder
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 class Reading:
     """What every open ``Store`` can do, whatever it was opened for."""
 
+    root: Path
     _loader: Loader
     _leases: LeaseFolder
     _held: weakref.WeakValueDictionary[int, Snapshot]
@@ -109,8 +111,9 @@ class Reading:
             AlreadyExists: the name keeps another epoch.
             FailedPrecondition: the store has not reached the epoch.
             StoreFormat: the store's format knows one epoch only.
-            StoreError: the folder cannot be written to.
+            StoreReadOnly: the folder cannot be written to, or is a replica.
         """
+        replica.refuse_lease(self.root)
         migrate.refuse_older(self._catalog.path, self._catalog.check())
         newest = self.snapshot(min_epoch=epoch).epoch.number
         number = newest if epoch is None else epoch

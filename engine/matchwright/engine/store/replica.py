@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from matchwright.engine.errors import FailedPrecondition, NotFound, StoreDamaged
+from matchwright.engine.errors import FailedPrecondition, NotFound, StoreDamaged, StoreReadOnly
 from matchwright.engine.store import files
 from matchwright.engine.store.catalog import FILE
 from matchwright.engine.store.published import Manifest, decode
@@ -53,6 +53,16 @@ def refuse_writer(root: Path) -> None:
         f"{root}: is a replica{origin}, which nothing writes to; write to the original, or "
         "make this one a store of its own with: store pull --promote"
     )
+
+
+def refuse_lease(root: Path) -> None:
+    """Raises StoreReadOnly when the folder is a replica: a pull takes leases into no account."""
+    if (root / MARK).exists():
+        raise StoreReadOnly(
+            f"{root}: is a replica, where the next pull puts another epoch in this one's place; "
+            "leases hold epochs of the original only",
+            file=root / MARK,
+        )
 
 
 def promote(root: Path) -> None:
