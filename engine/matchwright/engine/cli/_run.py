@@ -70,7 +70,11 @@ FreelancersOption = Annotated[
 ]
 MapsOption = Annotated[
     list[Path] | None,
-    typer.Option("--map", metavar="MAP.toml", help="What the files' columns mean; one per kind."),
+    typer.Option(
+        "--map",
+        metavar="MAP.toml",
+        help="What the files' columns mean; one for a kind, or one for each file.",
+    ),
 ]
 WorkOption = Annotated[
     Path | None,

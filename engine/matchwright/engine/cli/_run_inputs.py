@@ -40,14 +40,15 @@ def store_of(
 
     Args:
         files: of both kinds, at least one each.
-        maps: map files; each says its kind.
+        maps: map files; each says its kind. One for a kind, or one for each of its files, in
+            their order.
         as_of: the day that the generation is fitted for.
         work: the folder of such stores; the cache when None.
 
     Raises:
         MatchwrightError: what is wrong with a file or a map.
     """
-    by_kind = _maps(maps)
+    by_kind = _maps(files, maps)
     name = _digest(files, maps, as_of)
     folder = (cache_folder() if work is None else work) / name[:_SALT_BYTES]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -57,25 +58,39 @@ def store_of(
             return folder
         part = folder.with_name(f"{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)  # left behind by one that was killed
-        _make(files, by_kind, as_of, part, bytes.fromhex(name[: 2 * _SALT_BYTES]))
+        _make(by_kind, as_of, part, bytes.fromhex(name[: 2 * _SALT_BYTES]))
         part.replace(folder)
     say(f"the files were imported into the store {folder}, which is kept; remove it at will")
     return folder
 
 
-def _maps(maps: Sequence[Path]) -> dict[Kind, Path]:
+def _maps(
+    files: Mapping[Kind, Sequence[Path]], maps: Sequence[Path]
+) -> dict[Kind, list[tuple[list[Path], Path | None]]]:
+    """Kind -> files, and the map that they are read with."""
     import tomllib
 
-    found: dict[Kind, Path] = {}
+    found: dict[str, list[Path]] = {kind: [] for kind in files}
     for path in maps:
         try:
-            kind = tomllib.loads(path.read_text("utf-8")).get("kind")
+            kind = str(tomllib.loads(path.read_text("utf-8")).get("kind"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidArgument(f"{path}: not TOML: {error}") from None
-        if kind not in ("job", "freelancer") or kind in found:
-            raise InvalidArgument(f"{path}: kind is {kind!r}; give one map for each kind at most")
-        found[kind] = path
-    return found
+        if kind not in found:
+            raise InvalidArgument(f"{path}: kind is {kind!r}; expected 'job' or 'freelancer'")
+        found[kind].append(path)
+    return {kind: _paired(kind, list(given), found[kind]) for kind, given in files.items()}
+
+
+def _paired(kind: str, files: list[Path], maps: list[Path]) -> list[tuple[list[Path], Path | None]]:
+    if len(maps) <= 1:
+        return [(files, maps[0] if maps else None)]
+    if len(maps) != len(files):
+        raise InvalidArgument(
+            f"--map: {len(maps)} maps for {len(files)} files of {kind}s; give one, or one for "
+            "each file in their order"
+        )
+    return [([file], one) for file, one in zip(files, maps, strict=True)]
 
 
 def _digest(files: Mapping[Kind, Sequence[Path]], maps: Sequence[Path], as_of: int) -> str:
@@ -93,8 +108,7 @@ def _digest(files: Mapping[Kind, Sequence[Path]], maps: Sequence[Path], as_of: i
 
 
 def _make(
-    files: Mapping[Kind, Sequence[Path]],
-    maps: Mapping[Kind, Path],
+    files: Mapping[Kind, Sequence[tuple[list[Path], Path | None]]],
     as_of: int,
     folder: Path,
     salt: bytes,
@@ -102,12 +116,16 @@ def _make(
     from matchwright.engine.cli.ingest import checked_map, free_name, into_store, summary
     from matchwright.engine.store import Store
 
-    checked = {kind: checked_map(kind, maps.get(kind), None) for kind in files}
+    checked = [
+        (kind, paths, checked_map(kind, path, None))
+        for kind, groups in files.items()
+        for paths, path in groups
+    ]
     with Store.open(folder, mode="w", create=True, salt=salt):
         pass  # keys depend on the salt: the same files give the same keys, and the same digest
-    for kind, paths in files.items():
+    for kind, paths, record_map in checked:
         refused = free_name(folder / "quarantine", f"{kind}s")
-        report = into_store(kind, paths, folder, checked[kind], quarantine=refused, show=True)
+        report = into_store(kind, paths, folder, record_map, quarantine=refused, show=True)
         say(f"{kind}s: {summary(report)}")
         if report.quarantined:
             say(f"{kind}s: {report.quarantined:,} rows were refused; see quarantine/ in the store")
