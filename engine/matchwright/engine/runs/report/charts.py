@@ -36,18 +36,17 @@ class Bar(NamedTuple):
 
 def bars(width: int, rows: Sequence[Bar], title: str) -> Svg:
     """Horizontal bars, each under its name; for names of any length."""
-    step = 40
+    step, high = 40, 13
     svg = Svg(width, step * len(rows) + 2, title)
     most = max((row.value for row in rows), default=0) or 1
+    room = width - max((text_width(row.said) for row in rows), default=0) - 8
     for n, row in enumerate(rows):
         top = n * step
-        said = text_width(row.said)
-        svg.text(0, top + 13, row.name, room=width - said - 8)
-        svg.text(width, top + 13, row.said, "t num", anchor="end")
-        svg.rect(0, top + 19, width, 11, "track", round_=2)
-        svg.rect(
-            0, top + 19, max(width * row.value / most, 1.5), 11, row.look, tip=row.tip, round_=2
-        )
+        svg.text(0, top + 13, row.name, room=width)
+        svg.rect(0, top + 19, room, high, "track", round_=2)
+        long = max(room * row.value / most, 1.5)
+        svg.rect(0, top + 19, long, high, row.look, tip=row.tip, round_=2)
+        svg.text(width, top + 30, row.said, "t num", anchor="end")
     return svg
 
 

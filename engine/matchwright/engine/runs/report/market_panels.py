@@ -184,27 +184,59 @@ def speed(found: Throughput) -> list[Block]:
 
 
 def moved(way: Way, told: Mapping[str, Any]) -> list[Block]:
-    """What the exposure pass did to a direction."""
+    """What the exposure pass did to a direction, and what it cost.
+
+    Args:
+        told: what run.json says of this direction; empty when it says nothing.
+    """
     moves = way.moves
     if moves is None:
         return []
     total = sum(moves.reasons.values())
     rows = [
-        Bar(words.MOVED.get(name, name).capitalize(), n, f"{whole(n)} ({of(n, moves.rows)})")
+        Bar(words.first_up(words.MOVED.get(name, name)), n, f"{whole(n)} ({of(n, moves.rows, 2)})")
         for name, n in moves.reasons.items()
     ]
-    price = [(name, _plain(value)) for name, value in flat(told)]
-    return [
-        Block(
-            title=f"{whole(total)} of {whole(moves.rows)} places changed",
-            note=f"In {of(moves.queries, way.outcome.queries)} of the queries. "
-            f"{whole(moves.up)} stand better than by score alone, {whole(moves.down)} worse.",
-            chart=drawn(lambda w: charts.bars(w, rows, "Why rows stand where they stand")),
-            tables=[Table("What run.json says of the pass", ("Figure", ""), price)]
-            if price
-            else [],
-        )
+    changed = Block(
+        title=f"{whole(total)} of {whole(moves.rows)} places changed",
+        note=f"In {of(moves.queries, way.outcome.queries)} of the queries. {whole(moves.up)} stand "
+        f"better than by score alone, {whole(moves.down)} worse.",
+        chart=drawn(lambda w: charts.bars(w, rows, "Why rows stand where they stand")),
+    )
+    return [changed, _price(told)] if told else [changed]
+
+
+def _price(told: Mapping[str, Any]) -> Block:
+    """What run.json says of the pass: before beside after, and what was lost."""
+    flat_ = dict(flat(told))
+    twice, once = [], []
+    for name, value in flat_.items():
+        if name.endswith(" before"):
+            plain = name.removesuffix(" before")
+            twice.append((words.first_up(plain), _plain(value), _plain(flat_[f"{plain} after"])))
+        elif not (
+            name.startswith("rows moved")  # the chart tells them
+            or (name.endswith(" after") and f"{name.removesuffix('after')}before" in flat_)
+        ):
+            once.append((words.first_up(name), _plain(value)))
+    return Block(
+        title="What it cost",
+        note="As run.json tells it; docs/runs.md says what each figure is. Scores lost are those "
+        "of the matches that are shown, beside those that scores alone would show.",
+        tables=[Table("", ("", "Before", "After"), twice), Table("", ("", ""), once)],
+    )
+
+
+def settings(told: Mapping[str, Any]) -> Block:
+    """The settings of the exposure pass."""
+    rows = [
+        (words.first_up(name), _plain(value)) for name, value in flat(told.get("settings") or {})
     ]
+    return Block(
+        title="What was asked for",
+        note="The policy's section on exposure; 0 switches a part off.",
+        tables=[Table("", ("", ""), rows)],
+    )
 
 
 def flat(told: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -224,4 +256,6 @@ def _plain(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return whole(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
     return f"{value:,.4g}" if isinstance(value, float) else str(value)

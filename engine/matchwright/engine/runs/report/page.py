@@ -59,8 +59,7 @@ def render(figures: Figures) -> str:
 
 def _asked(kinds: Sequence[Kind]) -> str:
     """Who asked, as the beginning of a sentence."""
-    said = " and ".join(words.ASKING[kind].lower() for kind in kinds)
-    return said[:1].upper() + said[1:]
+    return words.first_up(" and ".join(words.ASKING[kind].lower() for kind in kinds))
 
 
 @cache
@@ -201,11 +200,14 @@ def _exposure(way: Way) -> list[Block]:
 
 
 def _post_pass(figures: Figures) -> list[Section]:
-    made = [
-        _panel(way.kind, blocks)
-        for way in figures.ways
-        if (blocks := market_panels.moved(way, figures.moved.get(way.kind, {})))
-    ]
+    told = figures.moved.get("kinds") or {}
+    made: list[Panel] = []
+    for way in figures.ways:
+        blocks = market_panels.moved(way, told.get(way.kind) or {})
+        if blocks and not made and figures.moved:
+            blocks.insert(1, market_panels.settings(figures.moved))
+        if blocks:
+            made += [_panel(way.kind, blocks[:-1]), _panel(way.kind, blocks[-1:])]
     about = "What the policy's exposure pass changed after scoring, and its price."
     return [Section("moved", "Exposure pass", about, made)] if made else []
 
@@ -238,7 +240,7 @@ def _reasons(match: Shown) -> tuple[list[str], list[tuple[str, str]]]:
     if match.skills_asked > 0:
         said.append(_skills(match))
     if match.money:
-        said.append(f"{match.money[0].upper()}{match.money[1:]}.")
+        said.append(f"{words.first_up(match.money)}.")
     if match.moved:
         was = f", was {match.first_rank:,}" if match.first_rank else ""
         said.append(f"Exposure pass: {words.MOVED.get(match.moved, match.moved)}{was}.")

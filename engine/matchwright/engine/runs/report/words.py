@@ -130,6 +130,11 @@ def moment(text: str) -> str:
     return f"{when.day} {when:%b %Y, %H:%M} UTC"
 
 
+def first_up(text: str) -> str:
+    """A text that begins with a capital."""
+    return text[:1].upper() + text[1:]
+
+
 def veto(name: str) -> str:
     """A veto in words."""
     return VETO.get(name, name.replace("_", " ").capitalize())
