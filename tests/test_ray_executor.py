@@ -16,7 +16,7 @@ import pytest
 
 from matchwright.engine import synthetic
 from matchwright.engine.eligibility import RULE
-from matchwright.engine.errors import DependencyUnavailable, MatchwrightError
+from matchwright.engine.errors import DependencyUnavailable, InvalidArgument, MatchwrightError
 from matchwright.engine.policy import Policy
 from matchwright.engine.runs import ray_executor
 from matchwright.engine.runs.block import Found, search
@@ -171,6 +171,33 @@ def test_ray_gives_the_files_of_a_local_run(
 
 
 @needs_ray
+@pytest.mark.parametrize("shards", [1, 2])
+def test_teams_give_the_files_of_a_local_run(
+    plan, snapshot, store_folder, expected, connected, tmp_path, shards
+):
+    """Two actors that hold all rows, and two teams of two shards; one actor is killed."""
+    executor = executor_of(plan, snapshot, store_folder, 2 * shards, shards=shards)
+    folder = Output(tmp_path).folder(plan.run_id)
+    killed = []
+
+    def kill(event):
+        if event.name == "unit" and not killed:
+            killed.append(executor.actors.facts[-1]["pid"])
+            os.kill(killed[0], signal.SIGKILL)
+
+    summary = run(plan, folder, executor, progress=kill, snapshot=snapshot).summary
+    check_same(summary, folder, expected)
+    limits = summary["limits"]
+    assert (limits["teams"], len(limits["shards"]), limits["actors_lost"]) == (2, shards, 1)
+
+
+@needs_ray
+def test_shards_divide_the_workers(plan, snapshot, store_folder):
+    with pytest.raises(InvalidArgument, match="3 shards do not divide 4 workers"):
+        executor_of(plan, snapshot, store_folder, 4, shards=3)
+
+
+@needs_ray
 def test_an_actor_that_is_killed_is_replaced(
     plan, snapshot, store_folder, expected, connected, tmp_path, count
 ):
@@ -216,7 +243,7 @@ def test_a_shard_that_is_lost_again_and_again_ends_the_run(
             )
             os.kill(executor.actors.facts[1]["pid"], signal.SIGKILL)
 
-    with pytest.raises(DependencyUnavailable, match=r"shard 2 of 2 was lost 2 times") as caught:
+    with pytest.raises(DependencyUnavailable, match=r"actor 2 of 2 was lost 2 times") as caught:
         run(plan, folder, executor, progress=kill, snapshot=snapshot)
     assert caught.value.exit_code == 5
     assert folder.summary() is None

@@ -1,12 +1,15 @@
-"""Corpus shards on Ray actors: processes of this machine, or a cluster's nodes.
+"""Ray actors do the work: processes of this machine, or of a cluster's nodes.
 
-::
+W workers are R teams of S shards. A unit goes to one team, each of whose actors searches its own
+share of the rows; teams work on different units::
+
+    S = W   one team: every actor has 1/W of the rows, and the driver merges
+    S = 1   W teams: every actor has all rows and answers whole units, prepares them too
 
     driver   prepare unit n + 2 | merge and put together n | write n - 1 (a thread)
-    actors   search unit n + 1, each in its own shard of the rows
+    actors   search unit n + 1
 
-An actor that is lost is started again and asked again; the answer does not depend on it. Nothing
-but integers and keys travels: a block's queries to every actor, K + slack rows of each query back.
+An actor that is lost is started again and asked again; the answer does not depend on it.
 """
 
 from __future__ import annotations
@@ -27,10 +30,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from matchwright.engine.errors import DependencyUnavailable
+from matchwright.engine.errors import DependencyUnavailable, InvalidArgument
 from matchwright.engine.prepare import SnapshotLike
 from matchwright.engine.runs import block
-from matchwright.engine.runs.block import BlockAnswer, Found
+from matchwright.engine.runs.block import BlockAnswer
 from matchwright.engine.runs.execute import Questions
 from matchwright.engine.runs.plan import Plan, Unit
 from matchwright.engine.runs.prepare_block import PreparedBlock
@@ -39,7 +42,7 @@ from matchwright.engine.runs.shards import merge_found
 from matchwright.kernels.ops import usable_cores
 
 IN_FLIGHT = 2
-"""Units that are asked of the actors at once: one is searched while the next one waits."""
+"""Units that are asked of a team at once: one is searched while the next one waits."""
 LOSSES_MAX = 3
 """Losses of one shard without an answer in between, after which the run gives up."""
 OBJECT_STORE_BYTES = 256 << 20
@@ -59,13 +62,14 @@ this process and its actors have; Ray would else write one into the home folder.
 
 
 class RayExecutor:
-    """Answers units with Ray actors, each of which holds a shard of the corpus.
+    """Answers units with Ray actors.
 
     Args:
         plan: the plan.
         snapshot: its epoch, here.
         store: the store's folder; actors open it under the same path.
         workers: actors; None for one on each core here.
+        shards: actors that share a corpus; it divides the workers. None: all of them.
         device: what each actor computes with; with "gpu" Ray gives each one a GPU of its own.
         address: of a Ray cluster; None starts actors on this machine, and ends them afterwards.
         store_on_nodes: the store's folder on the nodes, where that is another path: a pulled copy.
@@ -73,6 +77,7 @@ class RayExecutor:
 
     Raises:
         DependencyUnavailable: Ray is not installed.
+        InvalidArgument: shards do not divide the workers.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class RayExecutor:
         store: Path,
         *,
         workers: int | None = None,
+        shards: int | None = None,
         device: str = "auto",
         address: str | None = None,
         store_on_nodes: str | None = None,
@@ -93,12 +99,20 @@ class RayExecutor:
             )
         self.plan, self.snapshot, self.address = plan, snapshot, address
         self.workers = workers or usable_cores()
+        self.shards = shards or self.workers
+        if self.workers % self.shards:
+            raise InvalidArgument(
+                f"{self.shards} shards do not divide {self.workers} workers: each team needs one "
+                "worker for each shard",
+                field="shards",
+            )
         self.questions = Questions(snapshot, plan)
         threads = max(1, usable_cores() // self.workers) if address is None else 0
         self.actors = _Actors(
             store=store_on_nodes or str(store.resolve()),
             plan=plan,
-            of=self.workers,
+            shards=self.shards,
+            teams=self.workers // self.shards,
             device=device,
             threads=threads,
             memory_bytes=memory_bytes,
@@ -111,7 +125,8 @@ class RayExecutor:
             "executor": "ray",
             "device": "+".join(sorted({str(one["device"]) for one in self.actors.facts})),
             "workers": self.workers,
-            "shards": [one["rows"] for one in self.actors.facts],
+            "teams": self.actors.teams,
+            "shards": [one["rows"] for one in self.actors.facts[: self.shards]],
             "actors_lost": self.actors.lost,
         }
 
@@ -126,17 +141,26 @@ class RayExecutor:
             return
         with _cluster(self.address, self.workers) as ray, self.actors.running(ray):
             waiting: deque[_Asked] = deque()
-            left = deque(todo)
+            left = deque(enumerate(todo))
             while left or waiting:
-                while left and len(waiting) < IN_FLIGHT:
-                    unit = left.popleft()
-                    waiting.append(self.actors.ask(unit, self.questions.prepare(unit)))
+                while left and len(waiting) < IN_FLIGHT * self.actors.teams:
+                    turn, unit = left.popleft()
+                    waiting.append(self._ask(unit, turn % self.actors.teams))
                 yield self._answer(waiting)
+
+    def _ask(self, unit: Unit, team: int) -> _Asked:
+        if self.shards == 1:
+            return self.actors.ask(_Asked(unit, team, None, unit))
+        prepared = self.questions.prepare(unit)
+        return self.actors.ask(_Asked(unit, team, prepared, dataclasses.replace(prepared, ids=[])))
 
     def _answer(self, waiting: deque[_Asked]) -> tuple[Unit, BlockAnswer]:
         asked = waiting[0]
-        parts = [self.actors.found(asked, number) for number in range(self.workers)]
+        parts = [self.actors.answer(asked, shard) for shard in range(self.shards)]
         waiting.popleft()
+        if asked.prepared is None:
+            made: BlockAnswer = parts[0]
+            return asked.unit, made
         found = merge_found(asked.prepared.key_q, parts)
         made = block.answer(
             self.snapshot, asked.prepared, found, self.plan.options, self.plan.policy_id
@@ -146,25 +170,27 @@ class RayExecutor:
 
 @dataclass(slots=True)
 class _Asked:
-    """A unit that the actors work on.
+    """A unit that a team works on.
 
     Attributes:
-        message: the queries, in Ray's memory.
+        prepared: its queries; None where the actor prepares them.
+        message: what the actors are sent; once asked, where it is in Ray's memory.
         answers: shard -> (which start of its actor, the answer to come).
     """
 
     unit: Unit
-    prepared: PreparedBlock
+    team: int
+    prepared: PreparedBlock | None
     message: Any
     answers: dict[int, tuple[int, Any]] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
 class _Actors:
-    """The shards' actors, started again when they are lost.
+    """The actors, team by team, started again when they are lost.
 
     Attributes:
-        store, plan, of, device, threads, memory_bytes: what an actor is made with.
+        store, plan, shards, device, threads, memory_bytes: what an actor is made with.
         remote: the actors are on a cluster, whose resources they claim.
         facts: what each one said when it was ready.
         lost: how many were lost in all.
@@ -172,7 +198,8 @@ class _Actors:
 
     store: str
     plan: Plan
-    of: int
+    shards: int
+    teams: int
     device: str
     threads: int
     memory_bytes: int
@@ -184,14 +211,18 @@ class _Actors:
     _starts: list[int] = field(default_factory=list)
     _losses: list[int] = field(default_factory=list)
 
+    @property
+    def count(self) -> int:
+        return self.shards * self.teams
+
     @contextlib.contextmanager
     def running(self, ray: Any) -> Iterator[None]:
-        """Actors for every shard; none afterwards."""
+        """All actors, ready; none afterwards."""
         self._ray = ray
-        self._handles = [None] * self.of
-        self._starts, self._losses = [0] * self.of, [0] * self.of
+        self._handles = [None] * self.count
+        self._starts, self._losses = [0] * self.count, [0] * self.count
         try:
-            for number in range(self.of):
+            for number in range(self.count):
                 self._start(number)
             ready = [handle.open.remote() for handle in self._handles]
             self.facts = [self._opened(number, one) for number, one in enumerate(ready)]
@@ -203,32 +234,34 @@ class _Actors:
                         ray.kill(handle)
             self._handles = []
 
-    def ask(self, unit: Unit, prepared: PreparedBlock) -> _Asked:
-        """Ask every shard for a unit."""
-        slim = dataclasses.replace(prepared, ids=[])
-        asked = _Asked(unit, prepared, self._ray.put(slim))
-        for number in range(self.of):
-            self._ask_again(asked, number)
+    def ask(self, asked: _Asked) -> _Asked:
+        """Ask every shard of a team for a unit."""
+        asked.message = self._ray.put(asked.message)
+        for shard in range(self.shards):
+            self._ask_again(asked, shard)
         return asked
 
-    def _ask_again(self, asked: _Asked, number: int) -> None:
-        answer = self._handles[number].search.remote(asked.message)
-        asked.answers[number] = (self._starts[number], answer)
+    def _ask_again(self, asked: _Asked, shard: int) -> None:
+        number = asked.team * self.shards + shard
+        handle = self._handles[number]
+        method = handle.search if asked.prepared is not None else handle.answer
+        asked.answers[shard] = (self._starts[number], method.remote(asked.message))
 
-    def found(self, asked: _Asked, number: int) -> Found:
-        """What a shard found for a unit; waits for it.
+    def answer(self, asked: _Asked, shard: int) -> Any:
+        """What an actor found for a unit; waits for it.
 
         Raises:
-            DependencyUnavailable: the shard was lost too often.
+            DependencyUnavailable: the actor was lost too often.
         """
+        number = asked.team * self.shards + shard
         while True:
-            start, answer = asked.answers[number]
+            start, answer = asked.answers[shard]
             try:
-                found: Found = self._get(answer)
+                found = self._get(answer)
             except _Lost as lost:
                 if start == self._starts[number]:
                     self._revive(number, lost)
-                self._ask_again(asked, number)
+                self._ask_again(asked, shard)
                 continue
             self._losses[number] = 0
             return found
@@ -258,8 +291,8 @@ class _Actors:
         made = self._ray.remote(Shard).options(**resources)
         threads = self.threads or None
         self._handles[number] = made.remote(
-            self.store, self.plan.to_json(), number, self.of, self.device, threads,
-            self.memory_bytes,
+            self.store, self.plan.to_json(), number % self.shards, self.shards, self.device,
+            threads, self.memory_bytes,
         )  # fmt: skip
         self._starts[number] += 1
 
@@ -286,11 +319,11 @@ class _Actors:
             self._ray.kill(self._handles[number])
         if self._losses[number] > LOSSES_MAX:
             raise DependencyUnavailable(
-                f"the actor of shard {number + 1} of {self.of} was lost "
+                f"actor {number + 1} of {self.count} was lost "
                 f"{self._losses[number]} times in a row ({lost}); what is written is kept: see to "
                 "its node (often it is short of memory)",
                 run=self.plan.run_id,
-                shard=number,
+                actor=number,
             )
 
 

@@ -1,4 +1,4 @@
-"""What one Ray actor does: holds a shard of the corpus and answers blocks of queries from it.
+"""What one Ray actor does: holds rows of the corpus and answers blocks of queries from them.
 
 Plain Python; ``ray_executor`` makes an actor of it.
 """
@@ -13,8 +13,9 @@ from matchwright.engine.errors import FailedPrecondition
 from matchwright.engine.matcher import OTHER
 from matchwright.engine.records import Kind
 from matchwright.engine.runs import block
-from matchwright.engine.runs.block import Found
-from matchwright.engine.runs.plan import Plan
+from matchwright.engine.runs.block import BlockAnswer, Found
+from matchwright.engine.runs.execute import Questions
+from matchwright.engine.runs.plan import Plan, Unit
 from matchwright.engine.runs.prepare_block import PreparedBlock
 from matchwright.engine.runs.shards import shard
 from matchwright.kernels.ops import get_ops
@@ -48,6 +49,7 @@ class Shard:
         self._plan = Plan.from_json(plan)
         self._ops = (device, threads, memory_bytes)
         self._corpora: dict[Kind, Corpus] = {}
+        self._questions: Questions | None = None
 
     def open(self) -> dict[str, Any]:
         """Map the shard's rows and wake the device; what is there.
@@ -60,8 +62,8 @@ class Shard:
 
         device, threads, memory_bytes = self._ops
         self.ops = get_ops(device, threads=threads, memory_bytes=memory_bytes)
-        with Store.open(Path(self._store)) as store:
-            self._snapshot: Snapshot = store.snapshot(epoch=self._plan.epoch_number)
+        self._opened = Store.open(Path(self._store))  # for as long as the actor lives
+        self._snapshot: Snapshot = self._opened.snapshot(epoch=self._plan.epoch_number)
         if str(self._snapshot.epoch) != self._plan.epoch:
             raise FailedPrecondition(
                 f"{self._store} holds {self._snapshot.epoch}, and run {self._plan.run_id} needs "
@@ -80,3 +82,11 @@ class Shard:
         """The best rows of the shard for each query of a block."""
         corpus = self._corpora[prepared.kind]
         return block.search(self.ops, self._snapshot, prepared, self._plan.options, corpus)
+
+    def answer(self, unit: Unit) -> BlockAnswer:
+        """A whole unit, prepared here; of an actor that holds all rows."""
+        if self._questions is None:
+            self._questions = Questions(self._snapshot, self._plan)
+        prepared, plan = self._questions.prepare(unit), self._plan
+        found = self.search(prepared)
+        return block.answer(self._snapshot, prepared, found, plan.options, plan.policy_id)
