@@ -1,0 +1,60 @@
+"""From a run's folder to its report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from matchwright.engine.prepare import SnapshotLike
+from matchwright.engine.runs.folder import Output, RunFolder, units_there
+from matchwright.engine.runs.plan import Plan
+from matchwright.engine.runs.report.figures import Figures, Run, compute
+from matchwright.engine.runs.report.page import render
+from matchwright.engine.runs.report.throughput import Timing, timing_of
+from matchwright.kernels.ops import Ops
+
+REPORT = "report.html"
+VERIFIED = "SOUND"
+"""What publishing takes for granted: no run is published that does not verify."""
+
+
+def figures_of(folder: RunFolder, snapshot: SnapshotLike | None, ops: Ops) -> Figures:
+    """The figures of a run, complete or not.
+
+    Args:
+        folder: of the run.
+        snapshot: the run's epoch of its store, or a later one, or None.
+        ops: to count with.
+
+    Raises:
+        NotFound, StoreDamaged, StoreFormat: files of the run that cannot be read.
+    """
+    return compute(_read(folder), snapshot, ops)
+
+
+def report_of(folder: RunFolder, snapshot: SnapshotLike | None, ops: Ops) -> bytes:
+    """The report of a run, complete or not: one HTML file. Arguments as ``figures_of``."""
+    return render(figures_of(folder, snapshot, ops)).encode()
+
+
+def _read(folder: RunFolder) -> Run:
+    plan, summary = folder.plan(), folder.summary()
+    if summary is None:
+        plan, timings = _so_far(folder, plan)
+    else:
+        timings = [_timing(told) for told in summary["units"]]
+    published = Output(folder.url.rsplit("/", 1)[0]).published() or {}
+    is_it = published.get("run_id") == plan.run_id
+    return Run(plan, folder, summary, timings, VERIFIED if is_it else "", is_it)
+
+
+def _so_far(folder: RunFolder, plan: Plan) -> tuple[Plan, list[Timing]]:
+    """The plan without the units that are not done, and what the others took."""
+    there = dict(units_there(folder, plan))
+    done = dataclasses.replace(plan, units=tuple(there))
+    return done, [_timing(told) for told in there.values()]
+
+
+def _timing(told: Mapping[str, Any]) -> Timing:
+    return timing_of("job" if told["kind"] == "job" else "freelancer", int(told["number"]), told)
