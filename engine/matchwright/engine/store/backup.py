@@ -235,7 +235,7 @@ def _add(archive: tarfile.TarFile, member: _Member, where: str) -> str:
     info.size, info.mode = member.size, 0o644
     source = _Hashing(member.file, member.path)
     try:
-        archive.addfile(info, source)  # type: ignore[arg-type]  # all that is asked of it is read
+        archive.addfile(info, source)
     except StoreError:
         raise
     except OSError as error:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
 from matchwright.engine.errors import EpochGone, NotFound, StoreDamaged, StoreError, StoreFormat
 from matchwright.engine.store import blobs, files, history, published, schema
-from matchwright.engine.store.catalog import FILE, KINDS, Catalog, Kind, SegmentRow
+from matchwright.engine.store.catalog import FILE, KINDS, Catalog, Kind, SegmentRow, State
 from matchwright.engine.store.encode import Neighbours
 from matchwright.engine.store.hold import GENERATIONS, SEGMENTS, Progress, generations, silent
 from matchwright.engine.store.leases import FOLDER, SUFFIX, LeaseFolder
@@ -44,6 +45,28 @@ def damages(root: Path, neighbours: Neighbours, progress: Progress = silent) -> 
         return _Check(root, catalog, neighbours, progress).run()
 
 
+class _Noting:
+    """Keeps the error that ends its block, and goes on after it. A newer format ends the check."""
+
+    def __init__(self, found: list[StoreError]) -> None:
+        self._found = found
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if not isinstance(error, StoreError) or isinstance(error, StoreFormat):
+            return False
+        if str(error) not in map(str, self._found):
+            self._found.append(error)
+        return True
+
+
 class _Check:
     """One check of one store; what is found is kept and the check goes on."""
 
@@ -72,14 +95,8 @@ class _Check:
                 self._kept()
         return self._found
 
-    @contextmanager
-    def _noting(self) -> Iterator[None]:
-        try:
-            yield
-        except StoreFormat:
-            raise
-        except StoreError as error:
-            self._found.append(error)
+    def _noting(self) -> _Noting:
+        return _Noting(self._found)
 
     def _catalog_itself(self) -> None:
         checks: tuple[Callable[[], object], ...] = (
@@ -137,10 +154,11 @@ class _Check:
 
     def _named(self) -> tuple[list[SegmentRow], list[str]]:
         """Segments and generations that the catalog names; none when it cannot be read."""
+        found: tuple[list[SegmentRow], list[str]] | None = None
         with self._noting(), self._catalog.look() as connection:
             manifest = self._catalog.all_segments(connection)
-            return manifest, generations(self._catalog, connection)
-        return self._loose(), []
+            found = manifest, generations(self._catalog, connection)
+        return found or (self._loose(), [])
 
     def _loose(self) -> list[SegmentRow]:
         """Segment files as they lie there, when nothing says what they should be."""
@@ -191,11 +209,11 @@ class _Check:
 
     def _is_of(self, mark: Replica) -> bool:
         """Whether the mark is of the catalog in force: a pull may have been killed in between."""
+        made = mark.manifest
+        state: State | None = None
         with self._noting(), self._catalog.look() as connection:
             state = self._catalog.state(connection)
-            made = mark.manifest
-            return (state.number, state.digest.hex()) == (made.number, made.digest)
-        return True
+        return state is None or (state.number, state.digest.hex()) == (made.number, made.digest)
 
     def _blocks(self, mark: Replica) -> None:
         path = self._catalog.path

@@ -141,7 +141,7 @@ def _open_files(
         if not found:
             raise FileNotFoundError(2, "No such generation", str(folder))
         names += [path.relative_to(root).as_posix() for path in found]
-    held = {}
+    held: dict[str, IO[bytes]] = {}
     for name in names:
         try:
             held[name] = opened.enter_context((root / name).open("rb"))
@@ -224,7 +224,7 @@ def _about(copied: Catalog) -> tuple[int, dict[str, int]]:
     """The catalog's format, and how many records of each kind it holds."""
     with copied.look() as connection:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        counts = {
+        counts: dict[str, int] = {
             kind: int(connection.execute(f"SELECT count(*) FROM {kind}").fetchone()[0])
             for kind in KINDS
         }

@@ -147,10 +147,14 @@ def _unpack(opened: IO[bytes], source: str, folder: Path, progress: Progress) ->
     Raises:
         StoreDamaged: cut off, damaged, or no backup.
     """
-    for path in folder.iterdir():  # of a restore that was killed
-        remove_tree(path) if path.is_dir() else path.name == "LOCK" or path.unlink()
-    for name in (SEGMENTS, GENERATIONS):
-        (folder / name).mkdir()
+    with files.naming(folder):
+        for path in folder.iterdir():  # of a restore that was killed
+            if path.is_dir():
+                remove_tree(path)
+            elif path.name != "LOCK":
+                path.unlink()
+        for name in (SEGMENTS, GENERATIONS):
+            (folder / name).mkdir()
     try:
         with tarfile.open(fileobj=opened, mode="r|*") as archive:
             return _unpack_all(archive, source, folder, progress)
