@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import random
 import shutil
 import sqlite3
 import subprocess
@@ -25,6 +26,7 @@ import pytest
 from matchwright.engine.cli import main
 from matchwright.engine.errors import (
     FailedPrecondition,
+    NotFound,
     StoreDamaged,
     StoreError,
     StoreFormat,
@@ -35,6 +37,7 @@ from matchwright.engine.store import Store, files, loader
 from matchwright.engine.store.backup import backup
 from matchwright.engine.store.catalog import FILE, FORMAT, Catalog
 from matchwright.engine.store.check import damages
+from matchwright.engine.store.encode import default_neighbours
 from matchwright.engine.store.publish import publish
 from matchwright.engine.store.pull import pull
 from matchwright.engine.store.restore import restore
@@ -315,6 +318,27 @@ def test_a_limit_on_file_sizes_is_a_full_disk(tmp_path, root):
     assert damages(tmp_path / "back", neighbours) == []
 
 
+def test_a_killed_import_goes_on(tmp_path, count):
+    rng = random.Random(12)
+    rows = [{"id": f"j{n}", "title": "Web shop", "text": f"{n} {TEXT[:900]}"} for n in range(4_000)]
+    source, root = tmp_path / "jobs.jsonl", tmp_path / "store"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    program = [sys.executable, "-m", "matchwright.engine.cli"]
+    command = [*program, "ingest", "jobs", source, "--store", root]
+    for _ in range(count(reduced=2, full=20)):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+            try:
+                child.communicate(timeout=rng.uniform(0.4, 3.0))
+            except subprocess.TimeoutExpired:
+                child.kill()
+        with suppress(NotFound):  # killed before there was a store
+            assert damages(root, default_neighbours()) == []
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    with Store.open(root, mode="w") as store:
+        assert store.snapshot().count("job") == len(rows)
+        assert store.verify() == []
+
+
 def test_an_import_on_a_full_disk_says_how_to_go_on(disk, tmp_path, capfd):
     rows = [{"id": f"j{n}", "title": "Web shop", "text": f"{n} {TEXT[:200]}"} for n in range(40)]
     source = tmp_path / "jobs.jsonl"
@@ -443,7 +467,7 @@ def test_readers_stay_on_the_epoch_that_they_have(root, monkeypatch, caplog, spo
         assert path.name in str(reader.trouble)
         assert [entry.message for entry in caplog.records].count(caplog.messages[0]) == 1
         assert path.name in caplog.text
-        with pytest.raises(FailedPrecondition, match=path.name):
+        with pytest.raises(FailedPrecondition, match=f"cannot go on .{kind.reason}, see the log"):
             reader.snapshot(min_epoch=store.snapshot().epoch.number)
         with pytest.raises(kind, match=path.name):
             open_store(root)

@@ -77,9 +77,10 @@ class Reading:
             newest = self._loader.newest(now=True)
         self._held[newest.epoch.number] = newest
         if wanted > newest.epoch.number:
+            trouble = self.trouble  # names files: callers of a server are not told
             raise FailedPrecondition(
                 f"epoch {wanted} was asked for, the store is at {newest.epoch.number}"
-                + (f"; {self.trouble}" if self.trouble else ""),
+                + (f" and cannot go on ({trouble.reason}, see the log)" if trouble else ""),
                 epoch=newest.epoch.number,
             )
         if epoch is None or epoch == newest.epoch.number:
