@@ -126,7 +126,7 @@ CLAIMS = (
         "runs",
         "However a run is done, and wherever it is killed, stopped or damaged, it ends with the "
         "digest of single answers.",
-        tests=("test_runs.py", "test_runs_crash.py", "test_cli_run.py"),
+        tests=("test_runs.py", "test_runs_crash.py", "test_cli_run.py", "test_run_real.py"),
     ),
     Claim(
         "runs_scale",
