@@ -22,7 +22,8 @@ from matchwright.engine.errors import InvalidArgument, MatchwrightError
 from matchwright.engine.records import quarantine as quarantines
 from matchwright.engine.runs.redact import Gone, Redaction, redact_output
 from matchwright.engine.store import erase, migrate, places
-from matchwright.engine.store.catalog import KINDS, Catalog, Kind
+from matchwright.engine.store.catalog import KINDS, Catalog
+from matchwright.engine.store.erase import Who
 from matchwright.engine.store.hold import scratch_folder
 
 if TYPE_CHECKING:
@@ -44,9 +45,9 @@ class Erasure:
     """What one erasure did.
 
     Attributes:
-        kind, ids: who, and how many ids were given.
+        who, ids: whom, and how many ids were given.
         epoch: number of the epoch that no longer shows them.
-        living: entities that were there.
+        living: records that were there; of clients, their jobs.
         earlier: replaced or deleted forms of their records that went.
         mentions: records of others in which a stand-in took the place of an id.
         rows, files: encoded rows that went, and segment files that were replaced for it.
@@ -57,7 +58,7 @@ class Erasure:
         seconds: it took.
     """
 
-    kind: Kind
+    who: Who
     ids: int
     epoch: int = 0
     living: int = 0
@@ -115,54 +116,55 @@ def checked_ids(ids: Sequence[str]) -> list[str]:
 
 def erase_entities(
     writer: Writer,
-    kind: Kind,
+    who: Who,
     ids: Sequence[str],
     *,
     runs: Sequence[str | os.PathLike[str]] = (),
     quarantine: Sequence[str | os.PathLike[str]] = (),
     step: Step = lambda what: None,
 ) -> Erasure:
-    """Erase entities of a kind; see ``Store.erase``."""
+    """Erase entities of a kind, or clients; see ``Store.erase``."""
     began = time.monotonic()
     names = checked_ids(ids)
     where = places_of(writer.root, runs, quarantine)
-    done = Erasure(kind, len(names))
-    step(f"records and rows of {len(names):,} {kind}s")
-    for name, figure in asdict(erase.erase_rows(writer, kind, names)).items():
+    done = Erasure(who, len(names))
+    hash_keys = writer.neighbours.hash_keys
+    step(f"records and rows of {len(names):,} {who}s")
+    target = erase.target_of(writer.root, writer.catalog, hash_keys, who, names)
+    for name, figure in asdict(erase.erase_rows(writer, target)).items():
         setattr(done, name, figure)
     migrate.drop_copies(writer.root)
-    _remove_copies(writer.root)
+    _sweep_scratch(writer.root)
     step("pages and log of the catalog")
     if not erase.scrub(writer.catalog):
         done.incomplete = True
         done.not_reached.append(
             f"{writer.catalog.path}-wal: a reader holds on to it; erase again when it has ended"
         )
-    _quarantine(done, where.quarantine, names, step)
+    _quarantine(done, where.quarantine, [*dict.fromkeys((*names, *target.names))], step)
     _runs(done, where.runs, gone_from(writer.catalog), step)
     for what, why in _OUT_OF_REACH.items():
         done.not_reached += [f"{place}: {why}" for place in places.known(writer.root, what)]
     if not done.incomplete:
-        erase.finish(writer.catalog, kind, writer.newest().keys(names))
+        erase.finish(writer.catalog, target)
         erase.scrub(writer.catalog)
     done.seconds = round(time.monotonic() - began, 3)
     return done
 
 
-def _remove_copies(root: Path) -> None:
-    """Copies of the catalog: what a migration kept, what a killed publish or backup left behind."""
-    for pattern in ("catalog.format-*", ".catalog.format-*"):
-        for path in root.glob(pattern):
-            path.unlink()
+def _sweep_scratch(root: Path) -> None:
+    """Copies of the catalog that a killed publish or backup left behind."""
     for what in ("publish", "backup"):
         for parent in (Path(tempfile.gettempdir()), root):
             with scratch_folder(parent, what):
                 pass  # entering it sweeps what nobody holds
 
 
-def survey(store: Store, kind: Kind, ids: Sequence[str]) -> dict[str, int]:
+def survey(store: Store, who: Who, ids: Sequence[str]) -> dict[str, int]:
     """What erasing would find in the store itself; nothing is changed."""
-    return erase.count(store._catalog, kind, checked_ids(ids))
+    names, hash_keys = checked_ids(ids), store._neighbours.hash_keys
+    target = erase.target_of(store.root, store._catalog, hash_keys, who, names)
+    return erase.count(store._catalog, target)
 
 
 def gone_from_store(store: Store) -> Gone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,6 @@ import typer
 from matchwright.engine.cli._failures import Interrupted, harmless
 from matchwright.engine.cli._options import (
     FormatOption,
-    KindOption,
     OutputOption,
     StoreOption,
     ids_of,
@@ -24,12 +24,20 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+class WhoOption(enum.StrEnum):
+    """Whom to erase; of clients their jobs, and lists that name them."""
+
+    JOB = "job"
+    FREELANCER = "freelancer"
+    CLIENT = "client"
+
+
 def erase(
     ids: Annotated[
         list[str], typer.Argument(metavar="ID...", help="Who; @FILE for one id in a line.")
     ],
     store: StoreOption,
-    kind: Annotated[KindOption, typer.Option("--kind", help="What they are.")],
+    kind: Annotated[WhoOption, typer.Option("--kind", help="What they are.")],
     runs: Annotated[
         list[str] | None,
         typer.Option("--runs", metavar="URL", help="Runs elsewhere that the store does not know."),
@@ -95,7 +103,7 @@ def _told(found: dict[str, int]) -> str:
 def _summary(done: Any) -> str:
     rows = sum(done.quarantine.values())
     lines = [
-        f"erased {done.ids:,} {done.kind}s as of epoch {done.epoch}: {done.living:,} living and "
+        f"erased {done.ids:,} {done.who}s as of epoch {done.epoch}: {done.living:,} living and "
         f"{done.earlier:,} earlier records, {done.rows:,} rows out of {done.files:,} segment files",
         f"{done.mentions:,} lists of others name them by a key now; {len(done.runs):,} runs and "
         f"{rows:,} quarantined rows were redacted",

@@ -16,9 +16,11 @@ from __future__ import annotations
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
@@ -27,6 +29,7 @@ from matchwright.engine.erased import stand_in
 from matchwright.engine.errors import StoreDamaged
 from matchwright.engine.store import blobs
 from matchwright.engine.store.catalog import KINDS, Catalog, Kind
+from matchwright.engine.store.segment_file import SegmentFile
 
 if TYPE_CHECKING:
     from matchwright.engine.store.writer import Writer
@@ -37,8 +40,17 @@ CREATE TABLE IF NOT EXISTS erased (
   kind TEXT NOT NULL, key INTEGER NOT NULL, epoch INTEGER NOT NULL,
   time REAL NOT NULL, done REAL, PRIMARY KEY (kind, key)) WITHOUT ROWID
 """
-LISTED: Mapping[Kind, tuple[Kind, str]] = {"freelancer": ("job", "excluded_freelancers")}
-"""Kind -> whose records list its ids, and in which field."""
+Names = Sequence[str]
+HashKeys = Callable[[Names, bytes], "UInt64"]
+Who = Literal["job", "freelancer", "client"]
+"""Whom to erase. A client is no entity of a store: their jobs go, and lists that name them."""
+WHO: tuple[Who, ...] = ("job", "freelancer", "client")
+LISTED: Mapping[Who, tuple[Kind, str]] = {
+    "freelancer": ("job", "excluded_freelancers"),
+    "client": ("freelancer", "excluded_clients"),
+}
+"""Who -> whose records list their ids, and in which field."""
+_CLIENT_FIELD, _CLIENT_COLUMN = "client_id", "set/client"
 _ROWS_AT_ONCE = 4_096
 _PARAMETERS_MAX = 500
 _TRIES, _WAIT_S = 300, 0.1
@@ -58,13 +70,36 @@ class Erased:
     epoch_n: Int64
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """Whom one erasure takes out.
+
+    Attributes:
+        who, ids: as asked for; ``id_n`` are the keys of the ids.
+        kind: of the records and rows that go.
+        names: ids of the records that go; those that are not there may have been.
+        key_n: uint64 keys of the rows that go, also of some whose ids nobody knows any more.
+    """
+
+    who: Who
+    ids: Sequence[str]
+    id_n: UInt64
+    kind: Kind
+    names: Sequence[str]
+    key_n: UInt64
+
+    def keys(self) -> dict[str, UInt64]:
+        """What the table ``erased`` names."""
+        return {self.kind: self.key_n, self.who: self.id_n}
+
+
 @dataclass(frozen=True, slots=True)
 class FromStore:
     """What one erasure did to the store itself.
 
     Attributes:
         epoch: number of the epoch that no longer shows them.
-        living: that were there.
+        living: records that were there.
         earlier: replaced or deleted forms of records that went.
         mentions: records of others in which a stand-in took the place of an id.
         rows: encoded rows that went, counting each copy.
@@ -79,33 +114,68 @@ class FromStore:
     files: int
 
 
-def count(catalog: Catalog, kind: Kind, ids: Sequence[str]) -> dict[str, int]:
+def target_of(root: Path, catalog: Catalog, hash_keys: HashKeys, who: Who, ids: Names) -> Target:
+    """Whom to take out for some ids, which are NFC."""
+    with catalog.look() as connection:
+        salt = catalog.state(connection).salt
+        id_n = hash_keys(ids, salt)
+        if who != "client":
+            return Target(who, ids, id_n, who, ids, id_n)
+        names = _jobs_of(connection, catalog, ids)
+        files = [root / "segments" / row.file for row in catalog.all_segments(connection)]
+    found = [hash_keys(names, salt), *(_rows_of_clients(file, id_n) for file in files)]
+    return Target(who, ids, id_n, "job", names, np.unique(np.concatenate(found)))
+
+
+def count(catalog: Catalog, target: Target) -> dict[str, int]:
     """What ``erase_rows`` would find: records, earlier forms, records of others that list them."""
     with catalog.look() as connection:
         return {
-            "living": _count(connection, kind, ids),
-            "earlier": _count(connection, f"{kind}_old", ids),
-            "mentions": len(_mentions(connection, catalog, kind, ids)),
+            "living": _count(connection, target.kind, target.names),
+            "earlier": _count(connection, f"{target.kind}_old", target.names),
+            "mentions": len(_mentions(connection, catalog, target)),
         }
 
 
-def erase_rows(writer: Writer, kind: Kind, ids: Sequence[str]) -> FromStore:
-    """The one transaction. ``ids`` are NFC; those that are not there may have been.
-
-    Must not be called while holding the writer's lock.
-    """
-    key_n = writer.neighbours.hash_keys(ids, writer.loader.state.salt)
+def erase_rows(writer: Writer, target: Target) -> FromStore:
+    """The one transaction. Must not be called while holding the writer's lock."""
     found = {"living": 0, "earlier": 0, "mentions": 0}
 
     def change(connection: sqlite3.Connection, number: int) -> None:
         connection.execute("PRAGMA secure_delete = ON")
-        found["living"] = _delete(connection, kind, ids)
-        found["earlier"] = _delete(connection, f"{kind}_old", ids)
-        found["mentions"] = _replace_mentions(connection, writer.catalog, kind, ids, key_n)
-        _enter(connection, kind, key_n, number)
+        found["living"] = _delete(connection, target.kind, target.names)
+        found["earlier"] = _delete(connection, f"{target.kind}_old", target.names)
+        found["mentions"] = _replace_mentions(connection, writer.catalog, target)
+        for kind, key_n in target.keys().items():
+            _enter(connection, kind, key_n, number)
 
-    done = writer.rewrite({kind: key_n}, change)
+    done = writer.rewrite({target.kind: target.key_n}, change)
     return FromStore(done.epoch.number, rows=done.rows, files=len(done.removed), **found)
+
+
+def _jobs_of(connection: sqlite3.Connection, catalog: Catalog, clients: Names) -> list[str]:
+    """Ids of the jobs that clients posted, earlier forms of jobs included."""
+    wanted = frozenset(clients)
+    return sorted(
+        {
+            found.id
+            for table in ("job", "job_old")
+            for found in _scanned(connection, catalog, table, _CLIENT_FIELD)
+            if found.value in wanted
+        }
+    )
+
+
+def _rows_of_clients(file: Path, id_n: UInt64) -> UInt64:
+    """Keys of a segment's rows that name one of the clients, dead ones included."""
+    with suppress(FileNotFoundError):  # collected just now
+        opened = SegmentFile(file)
+        if opened.about["kind"] == "job" and f"{_CLIENT_COLUMN}/value" in opened.names:
+            start = opened.array(f"{_CLIENT_COLUMN}/start")
+            at = np.flatnonzero(np.isin(opened.array(f"{_CLIENT_COLUMN}/value"), id_n))
+            keys: UInt64 = opened.array("key")[np.searchsorted(start, at, side="right") - 1]
+            return keys
+    return np.zeros(0, dtype=np.uint64)
 
 
 def _count(connection: sqlite3.Connection, table: str, ids: Sequence[str]) -> int:
@@ -134,56 +204,71 @@ def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
 # ── What others' records say ──────────────────────────────────────────────────────────────────
 
 
-def _mentions(
-    connection: sqlite3.Connection, catalog: Catalog, kind: Kind, ids: Sequence[str]
-) -> list[tuple[str, int, bytes, bytes]]:
-    """(table, seq, hash, body) of the records that list an id."""
-    if kind not in LISTED:
-        return []
-    other, field = LISTED[kind]
+@dataclass(frozen=True, slots=True)
+class _Scanned:
+    table: str
+    seq: int
+    id: str
+    content: bytes
+    body: bytes
+    value: Any
+
+
+def _scanned(
+    connection: sqlite3.Connection, catalog: Catalog, table: str, field: str
+) -> Iterator[_Scanned]:
+    """Every record of a table that has a value in a field; nothing else of it is decoded."""
+    where = str(catalog.path)
     decode = msgspec.msgpack.Decoder(
-        msgspec.defstruct("Listed", [("ids", list[str] | None, None)], rename={"ids": field})
+        msgspec.defstruct("Scanned", [("value", Any, None)], rename={"value": field})
     ).decode
-    wanted, found, where = frozenset(ids), [], str(catalog.path)
-    for table in (other, f"{other}_old"):
-        cursor = connection.execute(f"SELECT seq, hash, body FROM {table}")
-        while rows := cursor.fetchmany(_ROWS_AT_ONCE):
-            for seq, content, body in rows:
-                try:
-                    names = getattr(decode(blobs.inflate(body)), "ids")  # noqa: B009
-                except (msgspec.MsgspecError, zlib.error):
-                    raise StoreDamaged(f"{where}: a record cannot be read", file=where) from None
-                if names and not wanted.isdisjoint(names):
-                    found.append((table, seq, content, body))
-    return found
+    cursor = connection.execute(f"SELECT seq, id, hash, body FROM {table}")
+    while rows := cursor.fetchmany(_ROWS_AT_ONCE):
+        for seq, name, content, body in rows:
+            try:
+                value = getattr(decode(blobs.inflate(body)), "value")  # noqa: B009
+            except (msgspec.MsgspecError, zlib.error):
+                raise StoreDamaged(f"{where}: a record cannot be read", file=where) from None
+            if value:
+                yield _Scanned(table, seq, name, content, body, value)
 
 
-def _replace_mentions(
-    connection: sqlite3.Connection,
-    catalog: Catalog,
-    kind: Kind,
-    ids: Sequence[str],
-    key_n: UInt64,
-) -> int:
+def _mentions(connection: sqlite3.Connection, catalog: Catalog, target: Target) -> list[_Scanned]:
+    """The records that list an id."""
+    if target.who not in LISTED:
+        return []
+    other, field = LISTED[target.who]
+    wanted = frozenset(target.ids)
+    return [
+        found
+        for table in (other, f"{other}_old")
+        for found in _scanned(connection, catalog, table, field)
+        if not wanted.isdisjoint(found.value)
+    ]
+
+
+def _replace_mentions(connection: sqlite3.Connection, catalog: Catalog, target: Target) -> int:
     """Stand-ins in the place of ids. The rule column of the row holds keys, and stays."""
-    found = _mentions(connection, catalog, kind, ids)
-    if not found:
-        return 0
-    field, where = LISTED[kind][1], str(catalog.path)
-    names = {name: stand_in(key) for name, key in zip(ids, key_n.tolist(), strict=True)}
-    for table, seq, content, body in found:
-        record: dict[str, Any] = blobs.unpack_record(body, content, where)
+    found = _mentions(connection, catalog, target)
+    names = {
+        name: stand_in(key) for name, key in zip(target.ids, target.id_n.tolist(), strict=True)
+    }
+    for one in found:
+        record: dict[str, Any] = blobs.unpack_record(one.body, one.content, str(catalog.path))
+        field = LISTED[target.who][1]
         record[field] = [names.get(name, name) for name in record[field]]
         # A text that is not kept is its digest here already.
         values = blobs.pack_record(record, keep_text=True)
-        connection.execute(f"UPDATE {table} SET hash = ?, body = ? WHERE seq = ?", (*values, seq))
+        connection.execute(
+            f"UPDATE {one.table} SET hash = ?, body = ? WHERE seq = ?", (*values, one.seq)
+        )
     return len(found)
 
 
 # ── Who was erased ────────────────────────────────────────────────────────────────────────────
 
 
-def _enter(connection: sqlite3.Connection, kind: Kind, key_n: UInt64, number: int) -> None:
+def _enter(connection: sqlite3.Connection, kind: str, key_n: UInt64, number: int) -> None:
     connection.execute(_TABLE)
     now = time.time()
     connection.executemany(
@@ -193,14 +278,15 @@ def _enter(connection: sqlite3.Connection, kind: Kind, key_n: UInt64, number: in
     )
 
 
-def finish(catalog: Catalog, kind: Kind, key_n: UInt64) -> None:
+def finish(catalog: Catalog, target: Target) -> None:
     """Enters that nothing of these is left to do."""
     now = time.time()
     with catalog.change() as connection:
-        connection.executemany(
-            "UPDATE erased SET done = ? WHERE kind = ? AND key = ?",
-            [(now, kind, key) for key in key_n.astype(np.int64).tolist()],
-        )
+        for kind, key_n in target.keys().items():
+            connection.executemany(
+                "UPDATE erased SET done = ? WHERE kind = ? AND key = ?",
+                [(now, kind, key) for key in key_n.astype(np.int64).tolist()],
+            )
 
 
 def erased(catalog: Catalog) -> dict[Kind, Erased]:

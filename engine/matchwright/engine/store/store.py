@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from matchwright.engine.erasure import Erasure
     from matchwright.engine.store.backup import Backup
+    from matchwright.engine.store.erase import Who
     from matchwright.engine.store.publish import Published
     from matchwright.engine.store.pull import Pulled
     from matchwright.engine.store.restore import Restored
@@ -347,7 +348,7 @@ class Store(Reading):
 
     def erase(
         self,
-        kind: Kind,
+        kind: Who,
         ids: Sequence[str],
         *,
         runs: Sequence[str | os.PathLike[str]] = (),
@@ -361,7 +362,8 @@ class Store(Reading):
         somebody else. See docs/erasure.md.
 
         Args:
-            kind: what they are.
+            kind: what they are. A client is no entity here: their jobs go, and the lists of
+                freelancers get a stand-in for them.
             ids: those that are not there are erased from history all the same.
             runs: further paths and URLs that hold runs.
             quarantine: further quarantine files.
