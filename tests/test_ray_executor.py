@@ -27,6 +27,7 @@ from matchwright.engine.runs.ray_executor import RayExecutor
 from matchwright.engine.runs.shards import bounds, merge_found, shard
 from matchwright.engine.store import Store
 from matchwright.kernels.ops import Ops
+from matchwright.kernels.order import mix32
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'matchwright[ray]'"
@@ -105,6 +106,36 @@ def test_shards_merge_to_what_one_corpus_gives(snapshot, plan, of):
         assert expected.key_m.size > 200
         same(merge_found(prepared.key_q, parts), expected)
         same(merge_found(prepared.key_q, parts[::-1]), expected)
+
+
+@pytest.mark.parametrize("points", [1, 3, 1_000])
+def test_ties_between_shards_are_decided_by_the_key(points):
+    """Beside a sort of Python tuples; with one value of points everything ties."""
+    rng = np.random.default_rng(points)
+    key_q = rng.integers(0, 2**63, 9).astype(np.uint64)
+    depth, parts, rows = 6, [], {query: [] for query in range(9)}
+    for _ in range(4):
+        start, keys, values = [0], [], []
+        for query in range(9):
+            key = rng.integers(0, 2**63, int(rng.integers(0, depth + 1))).astype(np.uint64)
+            mix = mix32(key_q[query], key)
+            mine = [
+                (-int(p), int(m), int(k) & 0xFFFFFFFF, int(k))
+                for p, m, k in zip(rng.integers(-points, points, key.size), mix, key, strict=True)
+            ]
+            rows[query] += mine
+            keys += [one[3] for one in sorted(mine)]
+            values += [-one[0] for one in sorted(mine)]
+            start.append(len(keys))
+        counts = np.zeros(9, np.int64)
+        arrays = np.array(start), np.array(keys, np.uint64), np.array(values, np.int32)
+        parts.append(Found(depth, *arrays, counts, counts, 0.0))
+    merged = merge_found(key_q, parts)
+    for query in range(9):
+        span = slice(*merged.start_q[query : query + 2])
+        best = sorted(rows[query])[:depth]
+        assert merged.key_m[span].tolist() == [one[3] for one in best]
+        assert merged.points_m[span].tolist() == [-one[0] for one in best]
 
 
 def test_shards_cover_every_row_once():

@@ -12,10 +12,11 @@ import numpy as np
 
 from matchwright.engine.runs.block import NOT_COUNTED, Found
 from matchwright.kernels.index import build_index
-from matchwright.kernels.order import mix32
-from matchwright.kernels.types import Bool, Corpus, Int64, Segment, SetColumn, UInt64
+from matchwright.kernels.order import tie64
+from matchwright.kernels.types import Bool, Corpus, Int32, Int64, Segment, SetColumn, UInt64
 
-_LOW = np.uint64(0xFFFFFFFF)
+_WORD = np.int64(32)
+_POINTS_MAX = np.int64(2**31 - 1)
 
 
 def bounds(rows: int, number: int, of: int) -> tuple[int, int]:
@@ -66,8 +67,7 @@ def merge_found(key_q: UInt64, parts: Sequence[Found]) -> Found:
     query_m = np.concatenate([part.query_m for part in parts])
     key_m = np.concatenate([part.key_m for part in parts])
     points_m = np.concatenate([part.points_m for part in parts])
-    mix = mix32(key_q[query_m], key_m)
-    order = np.lexsort((key_m & _LOW, mix, -points_m.astype(np.int64), query_m))
+    order = _best_first(key_q, query_m, key_m, points_m)
     size_q = np.bincount(query_m, minlength=key_q.size)
     first_q = np.cumsum(size_q) - size_q
     nth_m = np.arange(query_m.size) - np.repeat(first_q, size_q)
@@ -82,6 +82,23 @@ def merge_found(key_q: UInt64, parts: Sequence[Found]) -> Found:
         unverified_q=_added([part.unverified_q for part in parts]),
         seconds=max(part.seconds for part in parts),
     )
+
+
+def _best_first(key_q: UInt64, query_m: Int64, key_m: UInt64, points_m: Int32) -> Int64:
+    """Positions by query, then by the 96-bit key.
+
+    Each shard's rows are in that order already, and a stable sort merges runs; ties of points,
+    which are few, are decided afterwards.
+    """
+    word = (query_m << _WORD) | (_POINTS_MAX - points_m.astype(np.int64))
+    order: Int64 = np.argsort(word, kind="stable")
+    word = word[order]
+    same = np.flatnonzero(word[1:] == word[:-1])
+    tied = np.union1d(same, same + 1)
+    who = order[tied]
+    tie = tie64(key_q[query_m[who]], key_m[who])
+    order[tied] = who[np.lexsort((tie, word[tied]))]
+    return order
 
 
 def _added(counts: Sequence[Int64]) -> Int64:
