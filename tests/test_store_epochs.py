@@ -22,7 +22,7 @@ from matchwright.engine.errors import (
     StoreFormat,
     StoreReadOnly,
 )
-from matchwright.engine.store import Store, blobs
+from matchwright.engine.store import Store, blobs, collect
 from matchwright.engine.store.leases import LeaseFolder
 from matchwright.engine.store.segment_file import SegmentFile
 
@@ -387,8 +387,6 @@ def test_what_kept_epochs_need_is_verified_too(open_store):
 
 
 def test_many_old_records_go_in_steps(open_store, monkeypatch):
-    from matchwright.engine.store import collect
-
     monkeypatch.setattr(collect, "RECORDS_AT_ONCE", 10)
     store = open_store()
     store.upsert("job", frame(*(record(f"j{n}") for n in range(45))))
@@ -400,6 +398,20 @@ def test_many_old_records_go_in_steps(open_store, monkeypatch):
     for n, left in enumerate((35, 25, 15, 5, 0, 0)):
         store.upsert("job", frame(record(f"y{n}")))
         assert table_sizes(store)["job_old"] == left
+
+
+def test_the_log_of_closed_epochs_has_an_end(open_store, monkeypatch):
+    monkeypatch.setattr(collect, "HISTORY_EPOCHS", 7)
+    store = open_store()
+    store.upsert("job", frame(record("a")))
+    lease = store.keep("held")
+    for n in range(40):
+        store.upsert("job", frame(record("a", n + 1)))
+    with store._catalog.look() as connection:
+        rows = connection.execute("SELECT number FROM epoch ORDER BY number").fetchall()
+    newest = store.snapshot().epoch.number
+    assert [number for (number,) in rows] == [lease.epoch, *range(newest - 8, newest + 1)]
+    assert contents(open_store("r").snapshot(epoch=lease.epoch), "job") == {"a": record("a")}
 
 
 def test_tombstones_are_joined_but_never_across_a_kept_epoch(open_store):

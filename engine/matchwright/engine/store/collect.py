@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 RECORDS_AT_ONCE = 10_000
 """Old records that one transaction removes at most, so that no write waits for long."""
+HISTORY_EPOCHS = 100_000
+"""Closed epochs whose row (number, digest, change) is kept, as a log of what was done."""
 DEAD_LOG_MAX = 16
 """Tombstone entries of a segment from which they are joined."""
 _log = logging.getLogger(__name__)
@@ -125,6 +127,10 @@ class Collector:
         if oldest is None and not self._pending:
             return
         connection.execute(f"UPDATE epoch SET open = 0 WHERE {due}", (cut,))
+        connection.execute(
+            "DELETE FROM epoch WHERE open = 0 AND number < (SELECT max(number) FROM epoch) - ?",
+            (HISTORY_EPOCHS,),
+        )
         (floor,) = connection.execute(
             "SELECT min(number) FROM epoch WHERE open = 1 AND (until IS NULL OR until > ?)", (cut,)
         ).fetchone()

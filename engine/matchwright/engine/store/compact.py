@@ -308,6 +308,10 @@ class Compactor:
                 self.figures.error = str(error)
                 _log.warning("compaction rests for %g s: %s", RETRY_S, error)
                 wait_s = RETRY_S
+            except Exception as error:  # a defect: it must be seen, and not end compaction
+                self.figures.error = f"{type(error).__name__}: {error}"
+                _log.exception("compaction rests for %g s", RETRY_S)
+                wait_s = RETRY_S
             self._stop.wait(wait_s)
 
     def _sweep(self) -> None:
