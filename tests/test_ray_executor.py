@@ -24,6 +24,7 @@ from matchwright.engine.runs.execute import LocalExecutor, Questions, run
 from matchwright.engine.runs.folder import Output
 from matchwright.engine.runs.plan import RunOptions, make_plan
 from matchwright.engine.runs.ray_executor import RayExecutor
+from matchwright.engine.runs.ray_plan import Load, shard_plan
 from matchwright.engine.runs.shards import bounds, merge_found, shard
 from matchwright.engine.store import Store
 from matchwright.kernels.ops import Ops
@@ -157,6 +158,23 @@ def test_counts_that_one_shard_has_not_made_are_not_made():
     merged = merge_found(np.array([1, 2], np.uint64), [found([4, -1]), found([5, 6])])
     assert merged.eligible_q.tolist() == [9, -1]
     assert merged.seconds == 0.5
+
+
+def test_the_plan_of_shards_by_hand():
+    """1 M queries, 18 M rows, D = 384, K = 100, on 16 devices: sharded, and replicated."""
+    load = Load(
+        queries=10**6, rows=18 * 10**6, d=384, depth=100, unit=256, rule_sets=10**6
+    )  # fmt: skip
+    sharded, whole = shard_plan(load, 16, 16), shard_plan(load, 16, 1)
+    assert (sharded["rows_per_device"], sharded["queries_per_device"]) == (1_125_000, 10**6)
+    assert (whole["rows_per_device"], whole["queries_per_device"]) == (18 * 10**6, 62_500)
+    assert sharded["device_bytes"] == 1_125_000 * (384 + 12)
+    assert whole["device_bytes"] == 18 * 10**6 * (384 + 12)
+    assert sharded["int8_operations"] == whole["int8_operations"] == 2 * 384 * 18 * 10**12 // 16
+    assert sharded["bytes_per_unit_back"] == 256 * 100 * 12 * 16
+    assert whole["bytes_per_unit_out"] == 0
+    assert sharded["seconds"]["product_sieve"] == pytest.approx(0.72)
+    assert whole["seconds"]["merge"] == 0 < sharded["seconds"]["merge"]
 
 
 # ── Actors ────────────────────────────────────────────────────────────────────────────────────

@@ -94,6 +94,10 @@ WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", help="Threads of this process, or processes of Ray; all cores."),
 ]
+ShardsOption = Annotated[
+    int | None,
+    typer.Option("--shards", help="Ray processes that share the rows; 1: each has all. All."),
+]
 RayAddressOption = Annotated[
     str | None,
     typer.Option(
@@ -122,6 +126,7 @@ class How:
     finish_by: str | None
     ray_address: str | None = None
     ray_store: str | None = None
+    shards: int | None = None
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -133,6 +138,10 @@ class How:
             raise InvalidArgument(f"--workers takes 1 to 1,024, got {self.workers}")
         if (self.ray_address or self.ray_store) and self.executor is not ExecutorOption.RAY:
             raise InvalidArgument("--ray-address and --ray-store go with --executor ray")
+        if self.shards is not None and self.executor is not ExecutorOption.RAY:
+            raise InvalidArgument("--shards goes with --executor ray")
+        if self.shards is not None and not 1 <= self.shards <= 1024:
+            raise InvalidArgument(f"--shards takes 1 to 1,024, got {self.shards}")
         if self.ray_address is not None and self.workers is None:
             raise InvalidArgument("--ray-address needs --workers: how many shards there are")
         self.deadline(lambda line: None)
@@ -148,6 +157,8 @@ class How:
             words += ["--executor", self.executor.value]
         if self.workers is not None:
             words += ["--workers", str(self.workers)]
+        if self.shards is not None:
+            words += ["--shards", str(self.shards)]
         if self.ray_address is not None:
             words += ["--ray-address", self.ray_address]
         if self.ray_store is not None:
@@ -197,6 +208,7 @@ def _ray(plan: Plan, snapshot: Snapshot, store: Path, how: How) -> Executor:
         snapshot,
         store,
         workers=how.workers,
+        shards=how.shards,
         device=how.device.value,
         address=how.ray_address,
         store_on_nodes=how.ray_store,

@@ -163,7 +163,9 @@ def plan(
     block: BlockOption = None,
     changed_since: ChangedOption = None,
     device: _source.DeviceOption = _source.Device.AUTO,
+    executor: _run.ExecutorOpt = _run.ExecutorOption.LOCAL,
     workers: _run.WorkersOption = None,
+    shards: _run.ShardsOption = None,
     format_: FormatOption = None,
 ) -> int:
     """Say what a run would be and cost, and whether it is done already; write nothing."""
@@ -171,7 +173,7 @@ def plan(
         store, jobs, freelancers, map_, work, for_, k, policy, as_of, output,
         contributions, count, slack, block, changed_since,
     )  # fmt: skip
-    how = _run.How(device, _run.ExecutorOption.LOCAL, workers, None)
+    how = _run.How(device, executor, workers, None, shards=shards)
     how.check()
     with _planned(asked) as ready:
         _run.write(_plan_view(ready, how), format_)
@@ -201,6 +203,7 @@ def start(
     report: run_report.ReportOption = True,
     ray_address: _run.RayAddressOption = None,
     ray_store: _run.RayStoreOption = None,
+    shards: _run.ShardsOption = None,
     format_: FormatOption = None,
 ) -> int:
     """Match everybody who is stored, and write it; the same inputs do not run twice."""
@@ -208,7 +211,7 @@ def start(
         store, jobs, freelancers, map_, work, for_, k, policy, as_of, output,
         contributions, count, slack, block, changed_since,
     )  # fmt: skip
-    how = _run.How(device, executor, workers, finish_by, ray_address, ray_store)
+    how = _run.How(device, executor, workers, finish_by, ray_address, ray_store, shards)
     how.check()
     with _planned(asked) as ready:
         return _go(ready, how, format_, report)
@@ -225,12 +228,13 @@ def resume(
     report: run_report.ReportOption = True,
     ray_address: _run.RayAddressOption = None,
     ray_store: _run.RayStoreOption = None,
+    shards: _run.ShardsOption = None,
     format_: FormatOption = None,
 ) -> int:
     """Go on with a run that did not end, to the same digest."""
     from matchwright.engine.runs.folder import find_run
 
-    how = _run.How(device, executor, workers, finish_by, ray_address, ray_store)
+    how = _run.How(device, executor, workers, finish_by, ray_address, ray_store, shards)
     how.check()
     where = str(store / "runs") if output is None and store is not None else output
     folder = find_run(run, where)
@@ -259,7 +263,7 @@ def _plan_view(ready: _Ready, how: _run.How) -> View:
     from matchwright.engine.runs.plan import PLAN_FORMAT
     from matchwright.engine.runs.predict import predict
     from matchwright.engine.runs.units import look
-    from matchwright.kernels.ops import get_ops
+    from matchwright.kernels.ops import get_ops, usable_cores
 
     made, folder = ready.plan, ready.folder
     state, left = "new", len(made.units)
@@ -268,7 +272,9 @@ def _plan_view(ready: _Ready, how: _run.How) -> View:
         state, left = "started", len(made.units) - len(look(folder, made).done)
     if folder.summary() is not None:
         state, left = "complete", 0
-    guess = predict(made, ready.snapshot, get_ops(how.device.value, threads=how.workers))
+    local = how.executor is _run.ExecutorOption.LOCAL
+    threads = how.workers if local else None
+    guess = predict(made, ready.snapshot, get_ops(how.device.value, threads=threads))
     units = {kind: len(made.units_of(kind)) for kind in made.options.kinds}
     document = {
         "format": PLAN_FORMAT,
@@ -294,6 +300,12 @@ def _plan_view(ready: _Ready, how: _run.How) -> View:
         ("at most", f"{guess['bytes_at_most'] / 1e6:,.0f} MB written"),
         ("memory", f"{guess['memory_bytes'] / 1e6:,.0f} MB"),
     ]
+    if not local:
+        from matchwright.engine.runs.ray_plan import lines_of, plan_figures
+
+        d = ready.snapshot.generation.d
+        document["ray"] = plan_figures(made, d, how.workers or usable_cores(), how.shards)
+        lines += lines_of(document["ray"])
     return _run.facts_view(document, lines)
 
 

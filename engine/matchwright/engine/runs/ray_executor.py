@@ -283,7 +283,11 @@ class _Actors:
             raise _Lost(_brief(error)) from None
 
     def _start(self, number: int) -> None:
-        resources: dict[str, Any] = {"num_cpus": 1, "max_restarts": 0}
+        resources: dict[str, Any] = {
+            "num_cpus": 1,
+            "max_restarts": 0,
+            "max_concurrency": IN_FLIGHT,
+        }
         if self.device == "gpu":
             resources["num_gpus"] = 1
         if self.remote:

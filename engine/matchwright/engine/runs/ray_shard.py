@@ -6,6 +6,7 @@ Plain Python; ``ray_executor`` makes an actor of it.
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 
 class Shard:
-    """One share of the rows that are searched.
+    """One share of the rows that are searched. Thread-safe: one unit is searched at a time, and
+    the next one prepared meanwhile.
 
     Args:
         store: the store's folder on this node, or a copy of it that was pulled there.
@@ -50,6 +52,7 @@ class Shard:
         self._ops = (device, threads, memory_bytes)
         self._corpora: dict[Kind, Corpus] = {}
         self._questions: Questions | None = None
+        self._device, self._asking = threading.Lock(), threading.Lock()
 
     def open(self) -> dict[str, Any]:
         """Map the shard's rows and wake the device; what is there.
@@ -81,12 +84,14 @@ class Shard:
     def search(self, prepared: PreparedBlock) -> Found:
         """The best rows of the shard for each query of a block."""
         corpus = self._corpora[prepared.kind]
-        return block.search(self.ops, self._snapshot, prepared, self._plan.options, corpus)
+        with self._device:
+            return block.search(self.ops, self._snapshot, prepared, self._plan.options, corpus)
 
     def answer(self, unit: Unit) -> BlockAnswer:
         """A whole unit, prepared here; of an actor that holds all rows."""
-        if self._questions is None:
-            self._questions = Questions(self._snapshot, self._plan)
+        with self._asking:
+            if self._questions is None:
+                self._questions = Questions(self._snapshot, self._plan)
         prepared, plan = self._questions.prepare(unit), self._plan
         found = self.search(prepared)
         return block.answer(self._snapshot, prepared, found, plan.options, plan.policy_id)
