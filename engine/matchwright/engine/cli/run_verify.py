@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import typer
@@ -10,12 +11,13 @@ from matchwright.engine.cli import _run, _runs, _source
 from matchwright.engine.cli._failures import harmless
 from matchwright.engine.cli._options import FormatOption
 from matchwright.engine.cli._output import View
-from matchwright.engine.cli._progress import progress
+from matchwright.engine.cli._progress import progress, say
 from matchwright.engine.errors import VerificationFailed
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from matchwright.engine.runs.folder import RunFolder
     from matchwright.engine.runs.verify import Verdict
 
 SAMPLE = 100
@@ -52,10 +54,22 @@ def verify(
             absent=absent,
             advance=advance,
         )
+    _keep(folder, verdict)
     _run.write(verdict_view(verdict), format_)
     if not verdict.sound:
         raise failure(verdict)
     return 0
+
+
+def _keep(folder: RunFolder, verdict: Verdict) -> None:
+    """Leave the verdict in the run's folder, where its report finds it."""
+    from matchwright.engine.runs.report.make import VERDICT
+
+    told = {"digest": verdict.digest, "verdict": verdict.verdict, "sampled": verdict.sampled}
+    try:
+        folder.write_atomic(VERDICT, json.dumps(told).encode() + b"\n")
+    except OSError as error:
+        say(f"the verdict is not kept for the report: {harmless(error)}")
 
 
 def failure(verdict: Verdict) -> VerificationFailed:

@@ -12,9 +12,11 @@ from matchwright.engine.runs.plan import Plan
 from matchwright.engine.runs.report.figures import Figures, Run, compute
 from matchwright.engine.runs.report.page import render
 from matchwright.engine.runs.report.throughput import Timing, timing_of
+from matchwright.engine.runs.verify import FAILED
 from matchwright.kernels.ops import Ops
 
-REPORT = "report.html"
+REPORT, VERDICT = "report.html", "verify.json"
+"""Files of a run: its report, and what its last verification said."""
 VERIFIED = "SOUND"
 """What publishing takes for granted: no run is published that does not verify."""
 
@@ -46,7 +48,17 @@ def _read(folder: RunFolder) -> Run:
         timings = [_timing(told) for told in summary["units"]]
     published = Output(folder.url.rsplit("/", 1)[0]).published() or {}
     is_it = published.get("run_id") == plan.run_id
-    return Run(plan, folder, summary, timings, VERIFIED if is_it else "", is_it)
+    verdict = _verdict(folder, summary or {}) or (VERIFIED if is_it else "")
+    return Run(plan, folder, summary, timings, verdict, is_it)
+
+
+def _verdict(folder: RunFolder, summary: Mapping[str, Any]) -> str:
+    """What was said of the run as it is now; "" when nothing was."""
+    if not folder.exists(VERDICT):
+        return ""
+    told = folder.read_json(VERDICT)
+    digests = {summary.get("digest"), summary.get("digest_redacted")}
+    return str(told["verdict"]) if told["verdict"] == FAILED or told["digest"] in digests else ""
 
 
 def _so_far(folder: RunFolder, plan: Plan) -> tuple[Plan, list[Timing]]:

@@ -113,9 +113,13 @@ def _rounded(value: Any) -> Any:
 
 
 def _verdict(figures: Figures) -> str:
-    if not figures.head.verdict:
-        return "not verified"
-    return "verified" if figures.head.verdict == "SOUND" else figures.head.verdict.lower()
+    said = {
+        "": "not verified",
+        "SOUND": "verified",
+        "REDACTED": "verified but for people erased",
+        "FAILED": "verification failed",
+    }
+    return said.get(figures.head.verdict, figures.head.verdict.lower())
 
 
 def _facts(figures: Figures) -> list[tuple[str, str, bool]]:
