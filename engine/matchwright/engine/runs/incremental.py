@@ -43,9 +43,12 @@ from matchwright.engine.runs.tally import (
     USED_UP,
 )
 from matchwright.kernels.ops import Ops
-from matchwright.kernels.types import Bool, Corpus, Int64, Rules, TopK, UInt64
+from matchwright.kernels.types import Bool, Corpus, Int64, Queries, Rules, TopK, UInt64
 
 LOWEST = -(1 << 31)
+RARE = 0.5
+"""Fresh rows that reach a query's horizon, expected by their share: where they are rarer, a look at
+points alone spares most queries the work on their rules."""
 HORIZON = ("set_q", "points_q", "mix_q", "low_q")
 ANOTHER_DAY = (
     "the base is of another day, and questions that depend on the day are asked anew; with the "
@@ -204,13 +207,26 @@ class Incremental:
         tally: Counter[str],
     ) -> Hits:
         """The best new and edited rows of queries: those that reach the points of their horizon."""
-        if not at.size or not searched.fresh.n:
+        rows = searched.fresh.n
+        if not at.size or not rows:
             return NO_HITS
         floor = np.where(horizons.set_q, horizons.points_q.astype(np.int64), LOWEST)
-        queries = dataclasses.replace(prepared.queries(at), floor_q=floor)
-        tally[PAIRS] += at.size * searched.fresh.n
+        here = np.arange(at.size)
+        if rows * depth < RARE * searched.corpus.n:
+            here = self._near(searched.fresh, prepared, at, floor)
+            tally[PAIRS] += at.size * rows
+        if not here.size:
+            return NO_HITS
+        queries = dataclasses.replace(prepared.queries(at[here]), floor_q=floor[here])
+        tally[PAIRS] += here.size * rows
         top = self.ops.topk(searched.fresh, queries, depth, count=False)
-        return _hits(searched.fresh, top, np.arange(at.size))
+        return _hits(searched.fresh, top, here)
+
+    def _near(self, fresh: Corpus, prepared: PreparedBlock, at: Int64, floor: Int64) -> Int64:
+        """Which queries have a fresh row, eligible or not, that reaches their floor."""
+        anybody = Queries(q_qd=prepared.q_qd[at], key_q=prepared.key_q[at], floor_q=floor)
+        best = self.ops.topk(fresh, anybody, 1, count=False)
+        return np.flatnonzero(best.returned_q)
 
     def _full(
         self,
