@@ -14,10 +14,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
+import fsspec
 import msgspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from matchwright.engine import synthetic
 from matchwright.engine.cli._output import plainly
@@ -730,6 +733,87 @@ def test_the_catalog_of_a_replica_needs_no_log(root, tmp_path):
     connection.close()
     assert seen(tmp_path / "replica") == seen(root)
     assert not list((tmp_path / "replica").glob("catalog.sqlite-*"))
+
+
+# ── Targets that are neither a disk nor an object store ───────────────────────────────────────
+
+
+class PluginError(Exception):
+    """What a library behind a plugin raises: no OSError."""
+
+
+class Shelf(MemoryFileSystem):
+    """A file system whose writes are not atomic, and which fails when told to."""
+
+    protocol = "shelf"
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+    failing = None
+    moved = 0
+
+    def _fail(self, path, what):
+        if Shelf.failing and Shelf.failing in f"{what} {path.split('a/b/')[-1]}":
+            raise PluginError("the shelf broke")
+
+    def _open(self, path, mode="rb", **options):
+        self._fail(path, "write" if "w" in mode else "read")
+        return super()._open(path, mode=mode, **options)
+
+    def cat_file(self, path, **options):
+        self._fail(path, "read")
+        return super().cat_file(path, **options)
+
+    def mv(self, path1, path2, **options):
+        self._fail(path2, "move")
+        Shelf.moved += 1
+        super().mv(path1, path2, **options)
+
+    def find(self, path, **options):
+        self._fail(path, "find")
+        return super().find(path, **options)
+
+
+@pytest.fixture
+def shelf():
+    fsspec.register_implementation("shelf", Shelf, clobber=True)
+    Shelf.store.clear()
+    Shelf.failing, Shelf.moved = None, 0
+    yield "shelf://a/b"
+    Shelf.failing = None
+
+
+def test_where_a_write_is_not_atomic_a_move_is(root, tmp_path, shelf):
+    done = publish(root, shelf)
+    assert Shelf.moved == done.uploaded + 2
+    pull(shelf, tmp_path / "replica")
+    assert seen(tmp_path / "replica") == seen(root)
+    assert not [path for path in Shelf.store if path.endswith(".part")]
+
+
+@pytest.mark.parametrize(
+    "failing",
+    ["write blocks", "move files", "move manifests", "move CURRENT", "find "],
+)
+def test_a_target_that_fails_leaves_the_epoch_before(root, tmp_path, shelf, failing):
+    publish(root, shelf)
+    before = seen(root)
+    with open_store(root, "w", chunk_rows=5) as store, store.bulk("job") as sink:
+        sink.write(frame(*(record(f"y{n}") for n in range(5))))
+    Shelf.failing = failing
+    with pytest.raises(DependencyUnavailable, match=r"shelf://.*the shelf broke") as caught:
+        publish(root, shelf)
+    assert caught.value.exit_code == 5
+    Shelf.failing = None
+    pull(shelf, tmp_path / "replica")
+    assert seen(tmp_path / "replica") == before
+    assert publish(root, shelf).changed
+    Shelf.failing = "read blocks"
+    with pytest.raises(DependencyUnavailable, match="the shelf broke"):
+        pull(shelf, tmp_path / "replica")
+    assert seen(tmp_path / "replica") == before
+    Shelf.failing = None
+    pull(shelf, tmp_path / "replica")
+    assert seen(tmp_path / "replica") == seen(root)
 
 
 # ── With the engine's own records and generation ──────────────────────────────────────────────
