@@ -412,7 +412,7 @@ CHILD = HERE / "store_crash_child.py"
 def test_killed_while_compacting_nothing_is_lost(tmp_path, count):
     crash = _load("test_store_crash")
     rng = random.Random(11)
-    folder, model, merges = tmp_path / "store", {}, 0
+    folder, model, merges, kept = tmp_path / "store", {}, 0, {}
     for seed in range(count(reduced=3, full=20)):
         model, flying = crash.run_and_kill(folder, seed, rng, model, "compact")
         with Store.open(folder, neighbours=fakes.neighbours()) as store:
@@ -427,6 +427,9 @@ def test_killed_while_compacting_nothing_is_lost(tmp_path, count):
                 assert files == {row.file for row in store._catalog.all_segments(connection)}
             for epoch in store.epochs():
                 assert store.snapshot(epoch=epoch.number).count("job") >= 0
+            for number, expected in kept.items():
+                assert contents(store.snapshot(epoch=number), "job") == expected
+            kept[store.keep(f"after-{seed}").epoch] = seen
         model = seen
     assert merges
 
