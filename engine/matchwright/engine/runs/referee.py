@@ -29,7 +29,16 @@ from matchwright.engine.runs.prepare_block import (
 from matchwright.engine.runs.subcorpus import gather
 from matchwright.kernels import rules as row_rules
 from matchwright.kernels.order import mix32
-from matchwright.kernels.types import Corpus, Int16, Int32, Int64, UInt64
+from matchwright.kernels.types import (
+    Bool,
+    Corpus,
+    Int16,
+    Int32,
+    Int64,
+    Predicate,
+    Segment,
+    UInt64,
+)
 
 ROWS_AT_ONCE = 16_384
 """Rows that are gathered or multiplied at a time."""
@@ -133,30 +142,56 @@ class Referee:
         for begin in range(0, rows.size, ROWS_AT_ONCE):
             span = slice(begin, begin + ROWS_AT_ONCE)
             segment = gather(self.corpus(data), rows[span])
-            query_m = hits.query_m[span]
-            for query in np.unique(query_m).tolist():
-                one = asked[query]
-                if isinstance(one, MatchwrightError):
-                    continue  # rows beside an error are reported by the check "returned"
-                here = np.flatnonzero(query_m == query)
-                points = dots(segment.x_nd[here], one.q_d)
-                passed, _ = row_rules.eligible(one.rules, row_rules.Rows(segment, here))
-                findings.looked("points", here.size)
-                findings.looked("rules", here.size)
-                wrong = points != hits.points_m[span][here]
-                findings.fail(
-                    "points", where, f"{one.query_id!r}: points are not q . x", int(wrong.sum())
-                )
-                if not passed.all():
-                    bad = here[~passed]
-                    vetoes, _ = row_rules.vetoes(one.rules, segment, int(bad[0]))
-                    findings.fail(
-                        "rules",
-                        where,
-                        f"{one.query_id!r} and key {int(segment.key_n[bad[0]]):016x}: "
-                        + ", ".join(vetoes),
-                        bad.size,
-                    )
+            self._check_rows(findings, where, segment, hits.take(np.arange(rows.size)[span]), asked)
+
+    def _check_rows(
+        self,
+        findings: Findings,
+        where: str,
+        segment: Segment,
+        hits: Hits,
+        asked: Sequence[Prepared | MatchwrightError],
+    ) -> None:
+        """Points and rules of gathered rows; row n of the segment is the corpus side of hit n."""
+        passed = np.ones(segment.n, dtype=np.bool_)
+        points = hits.points_m.copy()
+        members: dict[Predicate, list[Int64]] = {}
+        for query in np.unique(hits.query_m).tolist():
+            one = asked[query]
+            if isinstance(one, MatchwrightError):
+                continue  # rows beside an error are reported by the check "returned"
+            here = np.flatnonzero(hits.query_m == query)
+            points[here] = dots(segment.x_nd[here], one.q_d)
+            for predicate in one.rules:
+                members.setdefault(predicate, []).append(here)
+        for predicate, places in members.items():
+            some = np.concatenate(places)
+            passed[some] &= row_rules.evaluate(predicate, row_rules.Rows(segment, some))[0]
+        findings.looked("points", segment.n)
+        findings.looked("rules", segment.n)
+        self._report(findings, "points", where, points != hits.points_m, segment, hits, asked)
+        self._report(findings, "rules", where, ~passed, segment, hits, asked)
+
+    def _report(
+        self,
+        findings: Findings,
+        name: str,
+        where: str,
+        bad: Bool,
+        segment: Segment,
+        hits: Hits,
+        asked: Sequence[Prepared | MatchwrightError],
+    ) -> None:
+        """Failures of one check; the first is told by query, key, points and vetoes."""
+        if not bad.any():
+            return
+        row = int(np.argmax(bad))
+        query = asked[int(hits.query_m[row])]
+        assert not isinstance(query, MatchwrightError), "rows of these are not looked at"
+        pair = f"{query.query_id!r} and key {int(segment.key_n[row]):016x}"
+        vetoes, _ = row_rules.vetoes(query.rules, segment, row)
+        told = f"{int(hits.points_m[row])} points are not q . x" if name == "points" else vetoes
+        findings.fail(name, where, f"{pair}: {told}", int(bad.sum()))
 
     def check_sampled(
         self,
