@@ -16,6 +16,7 @@ from __future__ import annotations
 import sqlite3
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class Target:
         who, ids: as asked for; ``id_n`` are the keys of the ids.
         kind: of the records and rows that go.
         names: ids of the records that go; those that are not there may have been.
+        name_n: their keys.
         key_n: uint64 keys of the rows that go, also of some whose ids nobody knows any more.
     """
 
@@ -86,6 +88,7 @@ class Target:
     id_n: UInt64
     kind: Kind
     names: Sequence[str]
+    name_n: UInt64
     key_n: UInt64
 
     def keys(self) -> dict[str, UInt64]:
@@ -120,19 +123,21 @@ def target_of(root: Path, catalog: Catalog, hash_keys: HashKeys, who: Who, ids: 
         salt = catalog.state(connection).salt
         id_n = hash_keys(ids, salt)
         if who != "client":
-            return Target(who, ids, id_n, who, ids, id_n)
+            return Target(who, ids, id_n, who, ids, id_n, id_n)
         names = _jobs_of(connection, catalog, ids)
         files = [root / "segments" / row.file for row in catalog.all_segments(connection)]
-    found = [hash_keys(names, salt), *(_rows_of_clients(file, id_n) for file in files)]
-    return Target(who, ids, id_n, "job", names, np.unique(np.concatenate(found)))
+    name_n = hash_keys(names, salt)
+    found = [name_n, *(_rows_of_clients(file, id_n) for file in files)]
+    return Target(who, ids, id_n, "job", names, name_n, np.unique(np.concatenate(found)))
 
 
 def count(catalog: Catalog, target: Target) -> dict[str, int]:
     """What ``erase_rows`` would find: records, earlier forms, records of others that list them."""
     with catalog.look() as connection:
+        found = _count(connection, target)
         return {
-            "living": _count(connection, target.kind, target.names),
-            "earlier": _count(connection, f"{target.kind}_old", target.names),
+            "living": found[target.kind],
+            "earlier": found[f"{target.kind}_old"],
             "mentions": len(_mentions(connection, catalog, target)),
         }
 
@@ -143,8 +148,8 @@ def erase_rows(writer: Writer, target: Target) -> FromStore:
 
     def change(connection: sqlite3.Connection, number: int) -> None:
         connection.execute("PRAGMA secure_delete = ON")
-        found["living"] = _delete(connection, target.kind, target.names)
-        found["earlier"] = _delete(connection, f"{target.kind}_old", target.names)
+        gone = _delete(connection, target)
+        found["living"], found["earlier"] = gone[target.kind], gone[f"{target.kind}_old"]
         found["mentions"] = _replace_mentions(connection, writer.catalog, target)
         for kind, key_n in target.keys().items():
             _enter(connection, kind, key_n, number)
@@ -178,27 +183,33 @@ def _rows_of_clients(file: Path, id_n: UInt64) -> UInt64:
     return np.zeros(0, dtype=np.uint64)
 
 
-def _count(connection: sqlite3.Connection, table: str, ids: Sequence[str]) -> int:
-    return sum(
-        connection.execute(
-            f"SELECT count(*) FROM {table} WHERE id IN ({', '.join('?' * len(chunk))})", chunk
-        ).fetchone()[0]
-        for chunk in _chunks(ids)
-    )
+def _present(target: Target) -> Iterator[tuple[str, str, Sequence[Any]]]:
+    """(table, condition, parameters), a few at a time, that find the records of a target."""
+    keys = target.name_n.astype(np.int64).tolist()
+    for chunk in _chunks(keys):
+        yield target.kind, f"key IN ({', '.join('?' * len(chunk))})", chunk
+    for chunk in _chunks(target.names):
+        yield f"{target.kind}_old", f"id IN ({', '.join('?' * len(chunk))})", chunk
 
 
-def _delete(connection: sqlite3.Connection, table: str, ids: Sequence[str]) -> int:
-    return sum(
-        connection.execute(
-            f"DELETE FROM {table} WHERE id IN ({', '.join('?' * len(chunk))})", chunk
-        ).rowcount
-        for chunk in _chunks(ids)
-    )
+def _count(connection: sqlite3.Connection, target: Target) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for table, condition, values in _present(target):
+        sql = f"SELECT count(*) FROM {table} WHERE {condition}"
+        found[table] += connection.execute(sql, values).fetchone()[0]
+    return found
 
 
-def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    for low in range(0, len(ids), _PARAMETERS_MAX):
-        yield ids[low : low + _PARAMETERS_MAX]
+def _delete(connection: sqlite3.Connection, target: Target) -> Counter[str]:
+    gone: Counter[str] = Counter()
+    for table, condition, values in _present(target):
+        gone[table] += connection.execute(f"DELETE FROM {table} WHERE {condition}", values).rowcount
+    return gone
+
+
+def _chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for low in range(0, len(values), _PARAMETERS_MAX):
+        yield values[low : low + _PARAMETERS_MAX]
 
 
 # ── What others' records say ──────────────────────────────────────────────────────────────────
