@@ -106,7 +106,12 @@ def test_compaction(run, shop):
     after = answer(run, "store", "info", "--store", shop)
     assert after["compaction"]["reclaimable_bytes"] == 0
     assert after["generation"] == before["generation"]
-    assert answer(run, "store", "compact", "--store", shop)["merges"] == 0
+    again = answer(run, "store", "compact", "--store", shop)
+    assert (again["merges"], again["held_bytes"]) == (0, done["held_bytes"])
+    assert answer(run, "store", "release", "early", "--store", shop)
+    last = answer(run, "store", "compact", "--store", shop, "--retain-seconds", "0")
+    assert (last["merges"], last["held_bytes"]) == (0, 0)
+    assert len(list((shop / "segments").iterdir())) == 1
 
 
 def test_compaction_needs_the_lock_and_says_who_has_it(run, shop):

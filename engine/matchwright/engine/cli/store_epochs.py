@@ -42,6 +42,14 @@ def compact(
     everything: Annotated[
         bool, typer.Option("--all", help="Leave no dead row, and as few segments as possible.")
     ] = False,
+    retain: Annotated[
+        float,
+        typer.Option(
+            "--retain-seconds",
+            min=0,
+            help="How long epochs without a lease stay, and files that only they need.",
+        ),
+    ] = 60.0,
     format_: FormatOption = None,
     output: OutputOption = None,
 ) -> None:
@@ -53,7 +61,7 @@ def compact(
         say(f"merge {done.merges}: {done.rows:,} rows, {done.bytes_written:,} bytes so far")
 
     try:
-        with Store.open(store, mode="w") as opened:
+        with Store.open(store, mode="w", retain_s=retain) as opened:
             figures = opened.compact(everything=everything, told=told)
             after = opened.info(drift=False)
     except KeyboardInterrupt:
