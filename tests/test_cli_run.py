@@ -76,7 +76,9 @@ def test_plan_start_and_start_again(call, shop, tmp_path):
     assert summary["url"] == plan["url"] == str(tmp_path / plan["run_id"])
     told = events(err)
     assert [event["event"] for event in told[:2]] == ["start", "unit"]
-    assert told[-1]["done"] == told[0]["of"]
+    assert told[0]["asking"] == {kind: plan["counts"][kind] for kind in ("job", "freelancer")}
+    assert told[-2]["done"] == told[0]["of"]
+    assert (told[-1]["event"], told[-1]["digest"]) == ("end", summary["digest"])
     code, out, err = call("start", *asked(shop, tmp_path), "-f", "json")
     assert (code, json.loads(out)) == (0, summary)
     assert "nothing to do" in err
@@ -393,7 +395,8 @@ def test_a_terminal_sees_rate_and_time_left(monkeypatch, capsys):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     with _run_progress.run_progress() as progress:
-        progress(Event("start", {"run": "ab", "done": 100, "of": 1_000, "units": 9}))
+        begun = {"run": "ab", "url": "/runs/ab", "asking": {"job": 1_000}}
+        progress(Event("start", {**begun, "done": 100, "of": 1_000, "units": 9}))
         progress(Event("redo", {"unit": "job unit 3", "why": "x: is damaged"}))
         time.sleep(0.02)
         progress(Event("unit", {"done": 300}))
@@ -402,7 +405,7 @@ def test_a_terminal_sees_rate_and_time_left(monkeypatch, capsys):
     shown = capsys.readouterr().err
     assert "job unit 3 is done again: x: is damaged" in shown
     assert "it will be late" in shown
-    assert "run ab" in shown
+    assert "run ab: 1,000 jobs ask, 9 units to do, /runs/ab" in shown
     assert "queries/s" in shown
     assert "300/1000" in shown
 

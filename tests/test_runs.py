@@ -21,6 +21,7 @@ from matchwright.engine import synthetic
 from matchwright.engine.errors import (
     DeadlineExceeded,
     DependencyUnavailable,
+    FailedPrecondition,
     InvalidArgument,
     MatchwrightError,
     NotFound,
@@ -454,6 +455,13 @@ def test_another_store_has_other_queries(snapshot, tmp_path):
     with Store.open(cases.make_store(tmp_path / "store", 60, 30)) as other:
         with pytest.raises(StoreDamaged, match="does not hold the queries"):
             execute.Questions(other.snapshot(), plan)
+
+
+def test_another_time_zone_database_is_noticed(snapshot, monkeypatch):
+    plan = make_plan(snapshot, options())
+    monkeypatch.setattr("matchwright.engine.policy.tz_version", lambda: "1999z")
+    with pytest.raises(FailedPrecondition, match="1999z"):
+        execute.Questions(snapshot, plan)
 
 
 def test_blocks_suit_the_corpus():

@@ -96,6 +96,8 @@ class _Terminal:
             self._total = int(fields["of"])
             self._rate.tell(int(fields["done"]), self._total)
             what = f"run {fields['run']}"
+            asking = " and ".join(f"{n:,} {kind}s" for kind, n in fields["asking"].items())
+            self._print(f"{what}: {asking} ask, {fields['units']:,} units to do, {fields['url']}")
             self._task = self._bar.add_task(what, total=self._total, rate="")
             self._bar.update(self._task, completed=int(fields["done"]))
         elif event.name == "unit":

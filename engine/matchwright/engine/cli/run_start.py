@@ -168,7 +168,7 @@ def plan(
     shards: _run.ShardsOption = None,
     format_: FormatOption = None,
 ) -> int:
-    """Say what a run would be and cost, and whether it is done already; write nothing."""
+    """Say what a run would be and cost, and whether it is done already; begin nothing."""
     asked = _Asked(
         store, jobs, freelancers, map_, work, for_, k, policy, as_of, output,
         contributions, count, slack, block, changed_since,

@@ -19,7 +19,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from matchwright.engine.errors import DeadlineExceeded
+from matchwright.engine.errors import DeadlineExceeded, FailedPrecondition
 from matchwright.engine.prepare import SnapshotLike
 from matchwright.engine.records import Kind
 from matchwright.engine.runs import block, exposure, units
@@ -83,11 +83,18 @@ class Questions:
 
     Raises:
         StoreDamaged: the snapshot holds other queries than the plan.
+        FailedPrecondition: the time zone database is another one than the plan's.
     """
 
     def __init__(self, snapshot: SnapshotLike, plan: Plan) -> None:
         self.snapshot, self.plan = snapshot, plan
         self.policy = plan.options.policy.effective()
+        if self.policy.id != plan.policy_id:
+            raise FailedPrecondition(
+                f"run {plan.run_id} was planned under the effective policy {plan.policy_id}, and "
+                f"with time zones of {self.policy.tz} it is {self.policy.id}: start a new run, or "
+                "go on with the tzdata that it was planned with"
+            )
         self.asking: dict[Kind, Asking] = {}
         for kind in plan.options.kinds:
             self.asking[kind] = asking(snapshot, kind)
@@ -218,6 +225,8 @@ def run_locked(
     _do(plan, folder, executor, todo, records, progress, stop)
     moved = _expose(plan, folder, snapshot, records, progress)
     summary = finish(plan, folder, records, executor.about, snapshot, moved=moved)
+    end = {"run": plan.run_id, "digest": summary["digest"], "seconds": summary["seconds"]["total"]}
+    progress(Event("end", end))
     return Outcome(summary, max(len(todo), 1))
 
 
@@ -233,7 +242,7 @@ def _do(
     """All units of ``todo``; their records go into ``records`` as they are written."""
     total = sum(unit.queries for unit in plan.units)
     done = total - sum(unit.queries for unit in todo)
-    progress(Event("start", {"run": plan.run_id, "done": done, "of": total, "units": len(todo)}))
+    progress(Event("start", _start(plan, folder, done, total, len(todo))))
     why = stop(done, total) if todo else None
     began = time.perf_counter()
     written = _Written(plan, folder, records, progress, done)
@@ -257,6 +266,21 @@ def _do(
             done=done,
             of=total,
         )
+
+
+def _start(plan: Plan, folder: RunFolder, done: int, total: int, units_left: int) -> dict[str, Any]:
+    """What there is to say of a plan when work on it begins."""
+    return {
+        "run": plan.run_id,
+        "url": folder.url,
+        "epoch": plan.epoch_number,
+        "as_of": plan.options.as_of,
+        "k": plan.options.k,
+        "done": done,
+        "of": total,
+        "units": units_left,
+        "asking": {kind: plan.counts[kind] for kind in plan.options.kinds},
+    }
 
 
 class _Written:
