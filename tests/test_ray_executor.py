@@ -34,6 +34,8 @@ needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'matchwright[ray]'"
 )
 JOBS, PEOPLE = 160, 400
+CASES = ("| 1 ", "| 4 ", "| 16")
+"""How the rows of the tables in docs/scale-out.md begin."""
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +177,36 @@ def test_the_plan_of_shards_by_hand():
     assert whole["bytes_per_unit_out"] == 0
     assert sharded["seconds"]["product_sieve"] == pytest.approx(0.72)
     assert whole["seconds"]["merge"] == 0 < sharded["seconds"]["merge"]
+
+
+def test_the_worked_plan_of_the_page_is_that_of_the_code(repo_root):
+    page = (repo_root / "docs" / "scale-out.md").read_text("utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line[:4] in CASES]
+    assert len(rows) == 11
+    for cells in rows:
+        wide = len(cells) == 12
+        load = Load(
+            queries=10**6,
+            rows=18 * 10**6,
+            d=384 if wide else 512,
+            depth=100,
+            unit=256,
+            rule_sets=10**6,
+        )
+        one = shard_plan(load, int(cells[0]), int(cells[1]))
+        spent, traffic = one["seconds"], one["network_bytes"] / 1e9
+        device, host, operations, sieve, plain = map(float, cells[3:8] if wide else cells[2:7])
+        assert device == pytest.approx(one["device_bytes"] / 1e9, abs=0.006)
+        assert host == pytest.approx(one["host_bytes"] / 1e9, abs=0.06)
+        assert operations == pytest.approx(one["int8_operations"], rel=0.006)
+        assert sieve == pytest.approx(spent["product_sieve"], rel=0.01)
+        assert plain == pytest.approx(spent["product_scores"], rel=0.01)
+        sums = [float(cell.replace(",", "")) for cell in cells[-1].split(" / ")]
+        assert sums == pytest.approx([traffic, spent["network"]], abs=0.06)
+        if wide:
+            rest = [float(cell.replace(",", "")) for cell in cells[8:11]]
+            expected = [spent["rules"], spent["prepare_and_answer"], spent["merge"]]
+            assert rest == pytest.approx(expected, abs=0.6)
 
 
 # ── Actors ────────────────────────────────────────────────────────────────────────────────────
