@@ -313,9 +313,12 @@ def test_texts_stand_out_from_their_ground(opened, report, scheme):
     assert opened(report, scheme=scheme).evaluate(CONTRAST) == []
 
 
-def test_it_prints_without_the_controls(opened, report):
-    page = opened(report)
-    page.emulate_media(media="print")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_prints_on_white_without_the_controls(opened, report, scheme):
+    page = opened(report, scheme=scheme)
+    page.emulate_media(media="print", color_scheme=scheme)
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == "rgb(255, 255, 255)"
     assert not page.locator("#search").is_visible()
     assert not page.locator("nav").is_visible()
     assert page.locator("#scores h2").is_visible()

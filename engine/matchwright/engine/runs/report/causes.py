@@ -146,7 +146,7 @@ def causes(
     sums = _Sums()
     each: dict[str, list[Blocked]] = {}
     sample = set(ids[:most])
-    asked = list(dict.fromkeys((*ids[:most], *more)))
+    asked = list(dict.fromkeys((*ids[:most], *more[:most])))
     sampled = 0
     for query in _prepared(snapshot, ops, policy, kind, asked, as_of):
         eligible, blocked = counter.blocked(query.rules)

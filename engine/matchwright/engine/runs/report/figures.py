@@ -63,6 +63,7 @@ class Head:
         living: kind -> rows in the run's epoch.
         state: "complete", or "incomplete" while run.json is not there.
         verdict: of a verification, "" when none is known.
+        base: the run that an incremental one starts from, else None.
         redacted_rows, redacted_queries: what was taken out of the files since, because people were
             erased.
         summary: run.json's started, ended, seconds, device, versions, digest.
@@ -82,6 +83,7 @@ class Head:
     state: str
     verdict: str
     published: bool
+    base: str | None
     redacted_rows: int
     redacted_queries: int
     summary: Mapping[str, Any]
@@ -213,6 +215,7 @@ def _head(run: Run, snapshot: SnapshotLike | None) -> Head:
         state="incomplete" if run.summary is None else "complete",
         verdict=run.verdict,
         published=run.published,
+        base=plan.options.base,
         redacted_rows=sum(int(one["rows"]) for one in summary.get("redacted") or ()),
         redacted_queries=sum(int(one["queries"]) for one in summary.get("redacted") or ()),
         summary={name: summary[name] for name in told if name in summary},

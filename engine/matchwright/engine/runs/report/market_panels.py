@@ -39,13 +39,14 @@ def _amounts(found: Rates) -> Block:
     if not used:
         return Block(title, note)
     step = -(-(used[-1] - used[0] + 1) // CLASSES_MAX)
-    rows = []
+    rows, classes = [], []
     for start in range(used[0], used[-1] + 1, step):
         stop = min(start + step, len(found.edges) - 1)
         budget, rate = (
             sum(counts[start:stop]) for counts in (found.budget_counts, found.rate_counts)
         )
         span = f"{money(found.edges[start])} to {money(found.edges[stop])}"
+        classes.append((span, whole(budget), whole(rate)))
         rows.append(
             Pair(
                 money(charts.round_money(found.edges[start])),
@@ -59,6 +60,7 @@ def _amounts(found: Rates) -> Block:
         note=note,
         chart=drawn(lambda w: charts.mirrored(w, rows, title, ("budgets", "rates"))),
         legend=[("b", "jobs, top of the budget"), ("a", "freelancers, rate")],
+        tables=[Table("By class", ("An hour", "Jobs", "Freelancers"), classes)],
     )
 
 
@@ -258,4 +260,7 @@ def _plain(value: Any) -> str:
         return whole(value)
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    small = f"{value:.7f}".rstrip("0").rstrip(".")  # never in powers of ten
+    return f"{value:,.4g}" if abs(value) >= 1e-3 or small in ("0", "-0") else small

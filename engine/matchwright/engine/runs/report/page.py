@@ -135,6 +135,7 @@ def _facts(figures: Figures) -> list[tuple[str, str, bool]]:
         ("Matches of each query", words.whole(head.k), False),
         ("Epoch", head.epoch, True),
         ("In it", living, False),
+        *([] if head.base is None else [("Starts from run", head.base, True)]),
         ("Generation", head.generation, True),
         ("Policy", f"{head.policy_name} {head.policy}", True),
         ("Digest", str(told.get("digest", "–")), True),

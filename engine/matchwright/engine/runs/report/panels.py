@@ -89,6 +89,10 @@ def eligible(way: Way) -> Block | None:
                 y_name="queries", x_ticks=ticks,
             )
         ),
+        tables=[
+            Table(f"Eligible {other}, about", _QUANTILES[1:],
+                  [tuple(whole(2**q - 1) for q in bins.quantiles)], text=0)
+        ],
     )  # fmt: skip
 
 
