@@ -151,16 +151,27 @@ def kernel_tests() -> tuple[list[Path], dict[str, str]]:
     """(test files of the kernels alone, file -> why it cannot run here)."""
     files, left_out = [], {}
     for path in sorted((ROOT / "tests").glob("test_*.py")):
-        text = path.read_text("utf-8")
+        text, needs = _with_helpers(path)
         if "matchwright.kernels" not in text or re.search(r"matchwright\.(engine|clients)", text):
             continue
-        needs = set(re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE))
         missing = [name for name in sorted(needs) if importlib.util.find_spec(name) is None]
         if missing:
             left_out[path.name] = f"needs {', '.join(missing)}"
         else:
             files.append(path)
     return files, left_out
+
+
+def _with_helpers(path: Path) -> tuple[str, set[str]]:
+    """The text of a test file and of the helpers beside it, and what all of them import."""
+    text = path.read_text("utf-8")
+    needs = set(re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE))
+    for name in sorted(needs):
+        helper = path.with_name(f"{name}.py")
+        if helper.exists():
+            more, needed = _with_helpers(helper)
+            text, needs = text + more, (needs - {name}) | needed
+    return text, needs
 
 
 def judge(cases: Sequence[ET.Element]) -> dict[str, Any]:

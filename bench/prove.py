@@ -81,6 +81,7 @@ CLAIMS = (
         tests=(
             "test_topk.py",
             "test_topk_property.py",
+            "test_rank.py",
             "test_rules.py",
             "test_order.py",
             "test_kernels_golden.py",
@@ -88,6 +89,7 @@ CLAIMS = (
             "test_generation.py",
             "test_results.py",
             "test_matcher.py",
+            "test_matcher_requests.py",
         ),
     ),
     Claim(

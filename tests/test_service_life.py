@@ -1,0 +1,246 @@
+"""Starting and ending a server, overload, callers that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import service_cases
+from service_cases import AS_OF, job_id, person_id
+
+from matchwright import clients
+from matchwright.clients import AsyncClient, Client, Query
+from matchwright.engine.batcher import QUERY_PAIRS_MIN
+from matchwright.engine.config import ServerConfig
+from matchwright.engine.errors import DependencyUnavailable, MatchwrightError, NotFound
+from matchwright.engine.matcher import Matcher
+from matchwright.engine.service import running
+
+client = service_cases.client
+folder = service_cases.folder
+server = service_cases.server
+
+
+# ── Starting and ending ───────────────────────────────────────────────────────────────────────
+
+SERVE = """
+import sys
+import time
+from pathlib import Path
+from matchwright.engine.config import ServerConfig
+from matchwright.engine.service import serve
+sys.exit(serve(ServerConfig(stores={"default": Path(sys.argv[1])}, port=0)))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_after_running_calls(folder, number):
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", SERVE, str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            address = process.stdout.readline().removeprefix("listening on ").strip()
+            with Client(address, timeout_s=30.0) as client:
+                assert client.find_freelancers(job_id(1), as_of=AS_OF).k == 10
+            process.send_signal(number)
+            assert process.wait(timeout=30) == 0
+            assert process.stderr.read() == ""
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+SLOW = """
+import time
+from matchwright.engine.matcher import Matcher
+quick = Matcher.match_many
+def slow(self, requests):
+    time.sleep({seconds})
+    return quick(self, requests)
+Matcher.match_many = slow
+"""
+
+
+def serving(folder, script):
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_a_call_that_runs_is_answered_while_the_server_ends(folder):
+    with serving(folder, SLOW.format(seconds=1.0) + SERVE) as process:
+        address = process.stdout.readline().removeprefix("listening on ").strip()
+
+        async def ask():
+            async with AsyncClient(address, timeout_s=30.0, attempts_max=1) as client:
+                running_call = asyncio.create_task(client.find_freelancers(job_id(1), as_of=AS_OF))
+                await asyncio.sleep(0.4)
+                process.send_signal(signal.SIGTERM)
+                return await running_call
+
+        assert asyncio.run(ask()).k == 10
+        assert process.wait(timeout=30) == 0
+
+
+def test_a_second_signal_ends_the_server_at_once(folder):
+    with serving(folder, SLOW.format(seconds=60.0) + SERVE) as process:
+        address = process.stdout.readline().removeprefix("listening on ").strip()
+
+        async def ask():
+            async with AsyncClient(address, timeout_s=30.0, attempts_max=1) as client:
+                running_call = asyncio.create_task(client.find_freelancers(job_id(1), as_of=AS_OF))
+                await asyncio.sleep(0.4)
+                process.send_signal(signal.SIGTERM)
+                await asyncio.sleep(0.4)
+                process.send_signal(signal.SIGTERM)
+                with pytest.raises((clients.Unavailable, clients.Cancelled)):
+                    await running_call
+
+        asyncio.run(ask())
+        assert process.wait(timeout=6) == 0
+
+
+def test_too_many_bytes_at_once_are_refused_at_the_door(folder):
+    config = ServerConfig(stores={"default": folder}, port=0, inflight_bytes_max=10_000)
+
+    async def ask(address):
+        async with AsyncClient(address, timeout_s=30.0) as client:
+            return await asyncio.gather(
+                *(client.find_freelancers(job_id(n), as_of=AS_OF) for n in range(40)),
+                return_exceptions=True,
+            )
+
+    with running(config) as address:
+        ended = asyncio.run(ask(address))
+        refused = [one for one in ended if isinstance(one, clients.Overloaded)]
+        answered = [one for one in ended if isinstance(one, clients.Matches)]
+        assert len(refused) + len(answered) == 40
+        assert answered
+        assert {one.details["limit"] for one in refused} == {"inflight_bytes_max"}
+        with Client(address) as client:
+            exclude = [person_id(n) for n in range(2_000)]
+            assert client.find_freelancers(job_id(1), as_of=AS_OF, exclude_ids=exclude).k == 10
+
+
+def slowly(monkeypatch, seconds):
+    """Make every batch take longer; gives the list of batch sizes."""
+    sizes = []
+    quick = Matcher.match_many
+
+    def slow(self, requests):
+        sizes.append(len(requests))
+        time.sleep(seconds)
+        return quick(self, requests)
+
+    monkeypatch.setattr(Matcher, "match_many", slow)
+    return sizes
+
+
+def test_overload_is_refused_at_the_door(folder, monkeypatch):
+    sizes = slowly(monkeypatch, 0.3)
+    config = ServerConfig(stores={"default": folder}, port=0, queue_pairs_max=5 * QUERY_PAIRS_MIN)
+
+    async def ask(address):
+        async with AsyncClient(address, timeout_s=30.0) as client:
+            calls = [client.find_freelancers(job_id(n), as_of=AS_OF) for n in range(30)]
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    with running(config) as address:
+        ended = asyncio.run(ask(address))
+    refused = [one for one in ended if isinstance(one, clients.Overloaded)]
+    assert len(refused) + sum(sizes) == 30
+    assert 5 <= sum(sizes) <= 12
+    for one in refused:
+        assert one.reason == "OVERLOADED"
+        assert one.details["limit"] == "queue_pairs_max"
+        assert one.retry_after_s > 0
+
+
+def test_a_caller_that_leaves_is_not_run(folder, monkeypatch):
+    sizes = slowly(monkeypatch, 0.5)
+
+    async def ask(address):
+        async with AsyncClient(address, timeout_s=30.0) as client:
+            first = asyncio.create_task(client.find_freelancers(job_id(0), as_of=AS_OF))
+            await asyncio.sleep(0.15)
+            rest = [
+                asyncio.create_task(client.find_freelancers(job_id(n), as_of=AS_OF))
+                for n in range(1, 6)
+            ]
+            late = asyncio.create_task(
+                client.find_freelancers(job_id(6), as_of=AS_OF, timeout_s=0.1)
+            )
+            await asyncio.sleep(0.1)
+            for task in rest[1:]:
+                task.cancel()
+            return await asyncio.gather(first, *rest, late, return_exceptions=True)
+
+    with running(ServerConfig(stores={"default": folder}, port=0)) as address:
+        ended = asyncio.run(ask(address))
+    assert sizes == [1, 1]
+    assert isinstance(ended[1], clients.Matches)
+    assert isinstance(ended[-1], clients.DeadlineExceeded)
+
+
+def test_a_port_that_is_taken_is_told(folder):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = ServerConfig(stores={"default": folder}, port=taken.getsockname()[1])
+        with pytest.raises(DependencyUnavailable, match="cannot listen"), running(config):
+            pass
+
+
+def test_what_is_missing_at_the_start_is_told(folder, tmp_path):
+    for more in (
+        {"stores": {"default": tmp_path / "nothing"}},
+        {"policy": tmp_path / "nothing.toml"},
+        {"tokens": tmp_path / "nothing.toml"},
+        {"tls_cert": tmp_path / "a.pem", "tls_key": tmp_path / "a.key"},
+    ):
+        config = ServerConfig(**{"stores": {"default": folder}, "port": 0, **more})
+        with pytest.raises(NotFound), running(config):
+            pass
+
+
+def test_many_calls_leave_nothing_behind(server, client):
+    folder = Path("/proc/self/fd")
+    if not folder.is_dir():
+        pytest.skip("needs /proc to count open files")
+    client.find_freelancers(job_id(1), as_of=AS_OF)
+    before = len(list(folder.iterdir()))
+    for _ in range(50):
+        with pytest.raises(clients.NotFound):
+            client.find_freelancers("nobody", as_of=AS_OF)
+        client.find_freelancers(job_id(1), as_of=AS_OF)
+    assert len(list(folder.iterdir())) <= before + 5
+
+
+def test_a_defect_of_the_matcher_is_told_without_its_text(folder, monkeypatch):
+    def broken(self, requests):
+        if any(request.id == job_id(3) for request in requests):
+            raise RuntimeError("a secret path")
+        return sound(self, requests)
+
+    sound = Matcher.match_many
+    monkeypatch.setattr(Matcher, "match_many", broken)
+    with running(ServerConfig(stores={"default": folder}, port=0)) as address:
+        with Client(address) as client:
+            batch = client.batch_find([Query("job", job_id(n)) for n in range(8)], as_of=AS_OF)
+            assert [isinstance(one, clients.Matches) for one in batch] == [n != 3 for n in range(8)]
+            assert isinstance(batch[3], clients.ServerError)
+            assert "secret" not in str(batch[3])
+            with pytest.raises(clients.ServerError) as caught:
+                client.find_freelancers(job_id(3), as_of=AS_OF)
+            assert caught.value.reason == "INTERNAL"
+            assert "secret" not in str(caught.value)
+    assert issubclass(MatchwrightError, Exception)
