@@ -19,6 +19,7 @@ import pytest
 
 from matchwright.engine.errors import (
     AlreadyExists,
+    EpochGone,
     InvalidArgument,
     NotFound,
     StoreDamaged,
@@ -371,6 +372,18 @@ def test_a_damaged_store_is_not_backed_up(root, tmp_path):
     with pytest.raises(StoreDamaged, match=f"{path.name}.*not there"):
         backup(root, tmp_path / "b.tar", neighbours=neighbours)
     assert names(tmp_path) == ["store"]
+
+
+def test_a_store_that_is_replaced_while_it_is_checked_is_not_called_damaged(root, archive):
+    def swap(what, done, total):
+        if what == "segments" and root.exists() and not swapped:
+            swapped.append(restore(archive, root, replace=True, neighbours=neighbours))
+            for path in (root / "segments").iterdir():
+                path.unlink()  # whatever it says now is not about the store that it began with
+
+    swapped = []
+    with pytest.raises(EpochGone, match="check it again"):
+        damages(root, neighbours, swap)
 
 
 # ── Kill -9 ───────────────────────────────────────────────────────────────────────────────────

@@ -38,6 +38,7 @@ def damages(root: Path, neighbours: Neighbours, progress: Progress = silent) -> 
     Raises:
         NotFound: there is no store.
         StoreFormat: a newer version wrote it.
+        EpochGone: it was replaced meanwhile.
     """
     if not (root / FILE).is_file():
         raise NotFound(f"{root}: holds no store; import into it to make one", file=root)
@@ -93,6 +94,10 @@ class _Check:
                 self._rows()
             with self._noting():
                 self._kept()
+        if self._found and self._catalog.replaced():
+            raise EpochGone(
+                f"{self._root}: a pull or restore replaced it while it was checked; check it again"
+            )
         return self._found
 
     def _noting(self) -> _Noting:
