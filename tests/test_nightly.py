@@ -33,7 +33,11 @@ if [ -s "$file" ]; then
     sed -i 1d "$file"
 fi
 case "$code" in
-    slow) trap 'echo terminated >>"$FAKE/log"; exit 75' TERM; echo waiting >>"$FAKE/log"; sleep 20 & wait $!; code=0 ;;
+    slow)
+        trap 'echo terminated >>"$FAKE/log"; exit 75' TERM
+        echo waiting >>"$FAKE/log"
+        sleep 20 & wait $!
+        code=0 ;;
     killed) kill -9 $$ ;;
 esac
 if [ "$code" = 0 ] && [ "$1" = run ]; then
