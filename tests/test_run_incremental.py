@@ -69,7 +69,7 @@ def kinds_of(summary):
 
 def test_any_change_gives_the_digest_of_a_full_run(tmp_path, count):
     """A chain of incremental runs, each from the one before; most of it is merged, not redone."""
-    jobs, people = count(reduced=JOBS, full=700), count(reduced=PEOPLE, full=3_000)
+    jobs, people = count(reduced=80, full=700), count(reduced=300, full=3_000)
     with market_of(tmp_path, jobs, people) as market:
         _chain(market, count(reduced=5, full=50))
 
