@@ -237,24 +237,21 @@ def test_facets_add_up_to_the_scores(market, told, kind):
     assert sum(facet["first"] for facet in way["facets"]) == pytest.approx(whole, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_facets_of_a_run_without_contributions_are_worked_out_for_the_sample(
-    market, told, tmp_path, kind
-):
+def test_facets_of_a_run_without_contributions_are_worked_out_for_the_sample(market, tmp_path):
     snapshot, run = market
-    bare, _ = do(snapshot, tmp_path, k=K, count=True)
-    assert "points_text" not in parquet(bare, kind, "part").columns
+    bare, _ = do(snapshot, tmp_path, k=K)
+    assert "points_text" not in parquet(bare, "job", "part").columns
     figures = figures_of(bare, snapshot, OPS)
-    way = next(way for way in figures.ways if way.kind == kind)
-    rows = parquet(run, kind, "part")
-    drawn = [query.id for query in figures.sample if query.kind == kind and query.matches]
-    chosen = rows.filter(pl.col("query_id").is_in(drawn))
-    assert way.facets_sampled == len(drawn)
-    assert way.facets_rows == chosen.height
-    firsts = chosen.filter(pl.col("rank") == 1)
-    for facet in way.facets:
-        gave = firsts[f"points_{facet.name}"] * (firsts["score"] / firsts["points"])
-        assert facet.first == pytest.approx(gave.mean(), rel=1e-9, abs=1e-12)
+    for way in figures.ways:
+        rows = parquet(run, way.kind, "part")
+        drawn = [query.id for query in figures.sample if query.kind == way.kind and query.matches]
+        chosen = rows.filter(pl.col("query_id").is_in(drawn))
+        assert way.facets_sampled == len(drawn) > 0
+        assert way.facets_rows == chosen.height
+        firsts = chosen.filter(pl.col("rank") == 1)
+        for facet in way.facets:
+            gave = firsts[f"points_{facet.name}"] * (firsts["score"] / firsts["points"])
+            assert facet.first == pytest.approx(gave.mean(), rel=1e-9, abs=1e-12)
     assert any(match.shares for query in figures.sample for match in query.matches)
 
 
@@ -721,7 +718,7 @@ def test_hostile_names_stay_text(hostile):
 
 def test_a_report_stays_a_few_megabytes(tmp_path, count):
     """Titles, ids and skills as long as they may be, on both sides."""
-    n = count(reduced=150, full=600)
+    n = count(reduced=120, full=600)
     skills = [{"name": f"skill number {s} {'of a very long name ' * 4}"[:80]} for s in range(20)]
     job = {"title": "w " * 500, "skills": [{**s, "must": False} for s in skills], "status": "OPEN"}
     person = {"title": "w " * 500, "skills": skills, "status": "AVAILABLE", "rate_cents": 1_000}
@@ -965,6 +962,31 @@ def test_the_report_knows_the_last_verdict(tmp_path, capsys, damage):
     html = (summary.parent / "report.html").read_text("utf-8")
     assert embedded(html)["head"]["verdict"] == ("FAILED" if damage else "SOUND")
     assert ("verification failed" in html) == damage
+    capsys.readouterr()
+
+
+def test_the_erased_are_not_in_a_new_report(tmp_path, capsys):
+    store = make_store(tmp_path / "store", 60, 20)
+    asked = ["run", "start", "--store", str(store), "-k", "3", "--as-of", "2026-01-01"]
+    assert main(asked) == 0
+    (report,) = (store / "runs").glob("*/report.html")
+    run = Output(str(store / "runs")).folder(report.parent.name)
+    before = parquet(run, "job", "part")
+    gone = before["id"].mode().sort()[0]
+    assert gone in report.read_text("utf-8")
+    assert (
+        main(["store", "erase", gone, "--kind", "freelancer", "--store", str(store), "--yes"]) == 0
+    )
+    assert not report.exists()
+    assert main(["run", "report", str(report.parent), "--store", str(store)]) == 0
+    html = report.read_text("utf-8")
+    assert gone not in html
+    assert "People were erased since" in html
+    told = embedded(html)
+    assert told["head"]["redacted_rows"] > 0
+    assert told["head"]["redacted_queries"] == 1
+    left = before.filter(pl.col("id") != gone).height
+    assert ways(told)["job"]["exposure"]["places"] == left
     capsys.readouterr()
 
 

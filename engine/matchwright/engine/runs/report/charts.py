@@ -44,7 +44,7 @@ def bars(width: int, rows: Sequence[Bar], title: str) -> Svg:
         top = n * step
         svg.text(0, top + 13, row.name, room=width)
         svg.rect(0, top + 19, room, high, "track", round_=2)
-        long = max(room * row.value / most, 1.5)
+        long = max(room * row.value / most, 1.5) if row.value else 0
         svg.rect(0, top + 19, long, high, row.look, tip=row.tip, round_=2)
         svg.text(width, top + 30, row.said, "t num", anchor="end")
     return svg
@@ -62,7 +62,8 @@ def columns(width: int, rows: Sequence[Bar], title: str) -> Svg:
         top = n * step
         svg.text(names, top + 14, row.name, anchor="end")
         long = room * row.value / most
-        svg.rect(names + gap, top + 2, max(long, 1), 16, row.look, tip=row.tip, round_=2)
+        wide = max(long, 1) if row.value else 0
+        svg.rect(names + gap, top + 2, wide, 16, row.look, tip=row.tip, round_=2)
         svg.text(names + gap + long + 6, top + 14, row.said, "t num")
     return svg
 

@@ -117,8 +117,8 @@ def notices(figures: Figures) -> list[str]:
         found.append("This run is not complete: the figures are about the units that are done.")
     if head.redacted_rows or head.redacted_queries:
         found.append(
-            f"People were erased since: {whole(head.redacted_rows)} matches and "
-            f"{whole(head.redacted_queries)} queries were taken out of this run's files."
+            "People were erased since. Taken out of this run's files: matches "
+            f"{whole(head.redacted_rows)}, queries {whole(head.redacted_queries)}."
         )
     if head.seen is None:
         found.append(

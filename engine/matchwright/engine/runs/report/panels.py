@@ -55,7 +55,7 @@ def outcome(way: Way, k: int) -> Block:
     if reasons:
         tables.append(Table("Why fewer than K", ("Reason", asking.capitalize(), "Share"), reasons))
     return Block(
-        title=f"{whole(total)} {asking} asked",
+        title=f"{words.number(total, way.kind)} asked",
         note=note,
         chart=drawn(lambda w: charts.stacked(w, parts, f"Outcome of {total:,} {asking}: {said}"))
         if total
@@ -226,10 +226,11 @@ def concentration(way: Way, shown: Exposure) -> Block:
     other = words.PLURAL[OTHER[way.kind]]
     if not shown.places:
         return Block("Who is shown", f"None of the {whole(shown.available)} available {other} is.")
+    top = words.number(shown.top_count, OTHER[way.kind])
     return Block(
         title=f"Who is shown: {of(shown.shown, shown.available)} of available {other}",
-        note=f"A place is one row of the run. The most shown 1% ({whole(shown.top_count)} {other}) "
-        f"hold {percent(shown.top_share)} of the {whole(shown.places)} places; "
+        note=f"A place is one row of the run. The most shown 1% ({top}) hold "
+        f"{percent(shown.top_share)} of the {whole(shown.places)} places; "
         f"{whole(shown.half_count)} hold half of them; one holds {whole(shown.most)}. "
         f"Gini {shown.gini:.3f}: 0 when all are shown alike, 1 when one takes everything. "
         "Those who are available and never shown count.",

@@ -67,6 +67,11 @@ def whole(n: float) -> str:
     return f"{n:,.0f}"
 
 
+def number(n: int, kind: Kind) -> str:
+    """1 job, 2 jobs."""
+    return f"{n:,} {kind if n == 1 else PLURAL[kind]}"
+
+
 def short(n: float) -> str:
     """About three digits: 1.2 M, 34 k, 12, 0.04."""
     for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e4, " k")):
