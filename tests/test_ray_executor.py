@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from matchwright.engine import synthetic
+from matchwright.engine.cli import main
 from matchwright.engine.eligibility import RULE
 from matchwright.engine.errors import DependencyUnavailable, InvalidArgument, MatchwrightError
 from matchwright.engine.policy import Policy
@@ -367,6 +369,55 @@ def test_without_ray_it_says_what_to_install(plan, snapshot, store_folder, monke
 
 
 # ── From the command line ─────────────────────────────────────────────────────────────────────
+
+
+def told(capsys, *words):
+    """(exit code, the JSON answer or error) of a command."""
+    code = main(["run", *map(str, words), "--format", "json"])
+    out, err = capsys.readouterr()
+    return code, json.loads(out) if code == 0 else json.loads(err.splitlines()[-1])["error"]
+
+
+def test_a_plan_of_shards_is_shown(store_folder, capsys):
+    command = "plan", "--store", store_folder, "-k", 20, "--executor", "ray", "--workers", 4
+    code, document = told(capsys, *command, "--shards", 2, "--device", "numpy")
+    assert code == 0
+    jobs = document["ray"]["job"]
+    assert (jobs["teams"], jobs["shards"], jobs["workers"]) == (2, 2, 4)
+    assert jobs["queries_per_device"] == -(-document["counts"]["job"] // 2)
+    assert jobs["rows_per_device"] == -(-document["counts"]["freelancer"] // 2)
+    assert not list((store_folder / "runs").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--shards", 2], "--shards goes with --executor ray"),
+        (["--executor", "ray", "--workers", 4, "--shards", 3], "3 shards do not divide 4"),
+        (["--executor", "ray", "--shards", 0], "--shards takes 1 to 1,024"),
+        (["--ray-address", "host:1"], "go with --executor ray"),
+        (["--executor", "ray", "--ray-address", "host:1"], "--ray-address needs --workers"),
+    ],
+)
+def test_options_that_do_not_go_together(store_folder, tmp_path, capsys, words, said):
+    command = "start", "--store", store_folder, "--output", tmp_path, "--device", "numpy"
+    code, error = told(capsys, *command, *words)
+    assert code == 2
+    assert said in error["message"]
+
+
+def test_a_start_without_ray_says_what_to_install(store_folder, tmp_path, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "ray" else find(name, *more),
+    )
+    command = "start", "--store", store_folder, "--output", tmp_path, "--device", "numpy"
+    code, error = told(capsys, *command, "--executor", "ray", "--workers", 2)
+    assert (code, error["reason"]) == (5, "DEPENDENCY_UNAVAILABLE")
+    assert "pip install 'matchwright[ray]'" in error["message"]
+    assert "run resume" in error["message"]
 
 
 def children_of(pid):

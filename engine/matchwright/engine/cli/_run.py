@@ -142,6 +142,8 @@ class How:
             raise InvalidArgument("--shards goes with --executor ray")
         if self.shards is not None and not 1 <= self.shards <= 1024:
             raise InvalidArgument(f"--shards takes 1 to 1,024, got {self.shards}")
+        if self.shards is not None and (self.workers or self.shards) % self.shards:
+            raise InvalidArgument(f"{self.shards} shards do not divide {self.workers} workers")
         if self.ray_address is not None and self.workers is None:
             raise InvalidArgument("--ray-address needs --workers: how many shards there are")
         self.deadline(lambda line: None)
