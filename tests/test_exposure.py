@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
+import tempfile
 from dataclasses import replace
 from functools import cache
 
@@ -564,6 +567,21 @@ def test_when_somebody_joined_is_read_from_records(store, tmp_path):
 def test_verify_finds_nothing_wrong_with_moved_rows(store, moved):
     verdict = verify(moved[0], store.snapshot(), sample=20)
     assert verdict.sound, verdict.figures()
+
+
+def test_no_room_for_the_temporary_file_is_an_error_that_names_the_folder(
+    store, moved, tmp_path, monkeypatch
+):
+    def full(*whatever):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        run_with(store.snapshot(), tmp_path, policy_of(**ALL))
+    assert caught.value.filename == tempfile.gettempdir()
+    monkeypatch.undo()
+    _, summary = run_with(store.snapshot(), tmp_path, policy_of(**ALL))
+    assert summary["digest"] == moved[1]["digest"]
 
 
 def test_less_slack_than_the_policy_asks_for_is_refused(store, moved, tmp_path):

@@ -12,6 +12,7 @@ docs/runs.md defines what is done and what the figures are.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -254,11 +255,19 @@ def _moved_rows(rows: _Rows, choices: list[Choice]) -> tuple[pl.DataFrame, pl.Se
 
 @contextmanager
 def _on_disk(shape: tuple[int, int]) -> Iterator[Int32]:
-    """An int32 array of zeros in a file that is gone afterwards."""
+    """An int32 array of zeros in a file of the temporary folder that is gone afterwards.
+
+    Raises:
+        OSError: there is no room for it; the error names the folder.
+    """
     with tempfile.TemporaryFile(prefix="matchwright-exposure-") as file:
         size = shape[0] * shape[1] * 4
         if not size:
             yield np.zeros(shape, dtype=np.int32)
             return
-        file.truncate(size)
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)  # a mapped page that finds no room kills
+        except OSError as error:
+            error.filename = tempfile.gettempdir()
+            raise
         yield np.memmap(file, dtype=np.int32, mode="r+", shape=shape)
