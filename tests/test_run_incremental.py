@@ -22,6 +22,7 @@ from matchwright.engine.runs.fingerprint import (
     to_parquet,
 )
 from matchwright.engine.runs.merge import Hits, Horizons, merge
+from matchwright.engine.runs.verify import REDACTED, verify
 from matchwright.kernels.order import mix32
 from matchwright.kernels.types import Corpus
 
@@ -289,6 +290,28 @@ def test_an_emptied_corpus_gives_empty_answers(market):
     _, full = market.run(kinds=("job",))
     assert summary["digest"] == full["digest"]
     assert full["counts"]["job"]["none"] == JOBS
+
+
+def test_a_base_from_which_people_were_erased_holds_for_all_others(market):
+    """Also when one of them comes back under the same id, as the same person."""
+    options = {"k": 5, "slack": 4}
+    base, _ = market.run(**options)
+    shown = stored(base)["id"].value_counts(sort=True)["id"].to_list()
+    erased = [name for name in shown if name.startswith("freelancer")][:4]
+    before = market.store.snapshot().records("freelancer", erased[:1])
+    lease = market.store.keep("verify")
+    told = market.store.erase("freelancer", erased, runs=[market.output.url])
+    assert [one.outcome for one in told.runs] == ["redacted"]
+    snapshot = market.store.snapshot(epoch=base.plan().epoch_number)
+    verdict = verify(base, snapshot, sample=500)
+    assert verdict.verdict == REDACTED, verdict.figures()
+    lease.release()
+    market.store.upsert("freelancer", before)
+    _, summary = market.run(base, **options)
+    _, full = market.run(**options)
+    assert summary["digest"] == full["digest"]
+    assert summary["incremental"]["changes"]["freelancer"]["new"] == 1
+    assert kinds_of(summary)["job"]["because"]["changed"] == 0
 
 
 # ── Merging ───────────────────────────────────────────────────────────────────────────────────
