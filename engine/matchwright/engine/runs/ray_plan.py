@@ -23,7 +23,7 @@ NETWORK_BYTES_PER_S = 3.1e9
 RULE_ROWS_PER_S = 1.1e9
 """One core: rows of an indexed segment under one rule set, from 0.45 ms for 500,000."""
 MERGE_ROWS_PER_S = 8e6
-"""One core of the driver: rows of all shards that are merged; 20e6 for four shards, 8e6 for 16."""
+"""One core of the driver: rows of all shards that are merged; with 16 of them, the slowest."""
 QUERY_SECONDS = 0.5e-3
 """One core (an actor, or the driver, uses one): to prepare a query, to put its answer together."""
 ROW_BACK_BYTES, ROW_ANSWER_BYTES = 12, 60
