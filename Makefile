@@ -28,7 +28,7 @@ check: $(VENV)/.dev  ## Lint, types, proto drift, then the tests: what CI runs
 	@$(MAKE) --no-print-directory lint types drift
 	@$(MAKE) --no-print-directory test
 
-prove: $(VENV)/.dev .chromium  ## All tests and benches with full counts; writes proofs/*.json
+prove: $(VENV)/.dev .chromium .venv-airflow/.done  ## All tests and benches with full counts; writes proofs/*.json
 	$(BIN)/python bench/prove.py
 
 gpu-check:  ## Kernel tests and bench with the system's Python, NumPy, CuPy and pytest
@@ -58,8 +58,15 @@ types: $(VENV)/.dev  ## mypy --strict
 		get="apt-get install -y --no-install-recommends chromium"; \
 		$$get >/dev/null 2>&1 || { apt-get update && $$get; } >/dev/null 2>&1 || true; fi
 
+# Airflow pins what we use in other versions, so that it has an environment of its own. Only the
+# example of the nightly job is tried in it.
+.venv-airflow/.done: | $(BIN)/python
+	$(PYTHON) -m venv .venv-airflow
+	.venv-airflow/bin/python -m pip install --quiet --disable-pip-version-check 'apache-airflow>=3,<4'
+	@touch $@
+
 clean:  ## Remove the environment, caches and build outputs
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build demo-store
+	rm -rf $(VENV) .venv-airflow .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build demo-store
 	find $(FOLDERS) tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

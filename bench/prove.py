@@ -105,8 +105,22 @@ CLAIMS = (
     ),
     Claim(
         "crash",
-        "After kill -9 nothing that was acknowledged is lost; damage is named, never read half.",
-        tests=("test_store_crash.py", "test_store_damage.py"),
+        "After kill -9 nothing that was acknowledged is lost; damage, full disks and read-only "
+        "folders are named, and nothing is read half.",
+        tests=("test_store_crash.py", "test_store_damage.py", "test_store_faults.py"),
+    ),
+    Claim(
+        "store_lasts",
+        "Epochs that are kept open unchanged; compaction, migration, publish, pull, backup and "
+        "restore lose nothing when they are killed, and are never seen half done.",
+        tests=(
+            "test_store_epochs.py",
+            "test_store_compaction.py",
+            "test_store_migration.py",
+            "test_store_model.py",
+            "test_store_publish.py",
+            "test_store_backup.py",
+        ),
     ),
     Claim(
         "speed",
@@ -129,6 +143,46 @@ CLAIMS = (
         "However a run is done, and wherever it is killed, stopped or damaged, it ends with the "
         "digest of single answers.",
         tests=("test_runs.py", "test_runs_crash.py", "test_cli_run.py", "test_run_real.py"),
+    ),
+    Claim(
+        "run_checks",
+        "Every kind of damage to a run is found, a run is published whole or not at all, and two "
+        "runs differ for the reasons that are told.",
+        tests=("test_run_verify.py", "test_run_publish.py", "test_run_diff.py"),
+    ),
+    Claim(
+        "incremental",
+        "A run of what changed has the digest of a full run, over 50 random change sets, and its "
+        "cost follows the change.",
+        tests=("test_run_incremental.py",),
+    ),
+    Claim(
+        "executors",
+        "One process, two and four processes of Ray give one digest, also when an actor is killed.",
+        tests=("test_ray_executor.py",),
+    ),
+    Claim(
+        "exposure",
+        "The cap, the floor for newcomers and the groups of the exposure pass hold wherever they "
+        "can, and its price is what it says.",
+        tests=("test_exposure.py",),
+    ),
+    Claim(
+        "erasure",
+        "Of 100 erased people nothing can be decoded from any file of store, runs and quarantine.",
+        tests=("test_erase.py",),
+    ),
+    Claim(
+        "report",
+        "The report opens without a network and without an error, is readable at 1280 and 390 "
+        "pixels, and its numbers are those of the Parquet files.",
+        tests=("test_run_report.py", "test_run_report_browser.py"),
+    ),
+    Claim(
+        "nightly",
+        "The examples of the nightly job are valid for their own tools, and the script does what "
+        "each exit code asks for.",
+        tests=("test_nightly.py",),
     ),
     Claim(
         "runs_scale",
