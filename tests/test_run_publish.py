@@ -464,6 +464,21 @@ def test_killed_halfway_a_run_is_incomplete_and_goes_the_next_time(aged, monkeyp
         shutil.move(kept, folder.url)
 
 
+def test_what_killed_processes_left_goes_and_what_begins_stays(aged):
+    output, names = aged
+    (Path(output.path("")) / f"{PUBLISHED}.0123.part").write_bytes(b"{")
+    emptied, begun = output.folder("a" * 16), output.folder("b" * 16)
+    with emptied.lock():
+        pass
+    (Path(emptied.root) / "for=job").mkdir()
+    with begun.lock():
+        collect(output, now=NOW, dry_run=True)
+        assert f"{PUBLISHED}.0123.part" in output.list()
+        collect(output, now=NOW, keep=9, dry_run=False)
+        left_over = set(output.list()) - set(names)
+        assert left_over == {begun.run_id, "PUBLISH.LOCK"}
+
+
 def test_the_command_removes_nothing_without_yes(aged, capsys):
     output, names = aged
     command = ["run", "gc", "--output", output.url, "--keep", "2", "--older-than", "1"]

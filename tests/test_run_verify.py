@@ -207,6 +207,12 @@ def spoil_files(broken):
         summary["units"][0]["sha256"]["queries"] = "0" * 64
 
 
+def spoil_names(broken):
+    """A further part, which a reader of the folder would take for results."""
+    data = broken.folder.read_bytes(broken.unit.file("part"))
+    broken.folder.write_atomic("for=job/part-00099.parquet", data)
+
+
 def spoil_units(broken):
     """Two queries change places."""
     queries = broken.frame("queries")
@@ -372,6 +378,7 @@ def order_of(query_key, row):
     [
         (spoil_run, {"run"}),
         (spoil_files, {"files"}),
+        (spoil_names, {"files"}),
         (spoil_units, {"units"}),
         (spoil_schema, {"schema", "digest", "counts"}),
         (spoil_ranks, {"ranks"}),
@@ -458,6 +465,8 @@ def test_a_unit_that_is_left_out_everywhere_is_seen(broken):
         assert (unit["kind"], unit["number"]) == (kind, number)
         for name in ("queries", "full", "few", "none", "errors", "rows"):
             summary["counts"][kind][name] -= unit[name]
+    for what in ("part", "slack", "queries"):
+        broken.folder.remove(f"for={kind}/{what}-{number:05d}.parquet")
     with broken.summary() as summary:
         summary["digest"] = run_digest(broken.folder)
     assert broken.failed() == {"units"}

@@ -8,20 +8,25 @@ the one that a rollback would publish, and the base of a run that is not complet
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from matchwright.engine.errors import StoreError, StoreLocked
 from matchwright.engine.runs import lock
-from matchwright.engine.runs.folder import PLAN, SUMMARY, Output, RunFolder
+from matchwright.engine.runs.folder import PLAN, PUBLISHED, SUMMARY, Output, RunFolder
+from matchwright.engine.runs.plan import RUN_ID_DIGITS
 from matchwright.engine.runs.publish import publishing
 
 KEEP = 7
 OLDER_THAN_DAYS = 30
 ABANDONED_DAYS = 2
 """An incomplete run that was not written to for so long is abandoned: a weekend to resume it."""
+
+_RUN_ID = re.compile(rf"[0-9a-f]{{{RUN_ID_DIGITS}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,8 @@ def collect(
             if goes and not dry_run:
                 goes, told = _remove(one.folder, told)
             fates.append(Fate(one.folder.run_id, one.state, one.since, goes, told, one.bytes))
+        if not dry_run:
+            _remove_leftovers(output)
         return fates
 
 
@@ -183,15 +190,38 @@ def _remove(folder: RunFolder, why: str) -> tuple[bool, str]:
     try:
         with folder.lock():
             folder.remove(SUMMARY)
-            for name in _inner(folder):
-                folder.remove(name)
+            for name in folder.files():
+                if name not in (PLAN, lock.FILE):
+                    folder.remove(name)
             folder.remove(PLAN)
     except StoreLocked:
         return False, "somebody is writing it"
-    folder.remove_all()
+    _remove_empty(folder)
     return True, why
 
 
-def _inner(folder: RunFolder) -> Iterator[str]:
-    """All files but the plan and the lock."""
-    return (name for name in folder.files() if name not in (PLAN, lock.FILE))
+def _remove_empty(folder: RunFolder) -> None:
+    """The folders of a run whose files are gone; what somebody has begun meanwhile stays."""
+    if not folder.is_local or folder.exists(PLAN):
+        return
+    folder.remove(lock.FILE)
+    root = Path(folder.root)
+    inner = [path for path in root.rglob("*") if path.is_dir()]
+    for path in [*sorted(inner, reverse=True), root]:
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
+def _remove_leftovers(output: Output) -> None:
+    """What killed publishers and collectors left: half-written files, folders without a plan."""
+    runs = set(output.runs())
+    for name in output.list():
+        if name.startswith(PUBLISHED) and name.endswith(".part"):
+            output.remove(name)
+        elif _RUN_ID.fullmatch(name) and name not in runs:
+            folder = output.folder(name)
+            with contextlib.suppress(StoreLocked):  # somebody is beginning it
+                with folder.lock():
+                    empty = set(folder.files()) <= {lock.FILE}
+                if empty:
+                    _remove_empty(folder)

@@ -153,6 +153,7 @@ class _Verification:
 
     def run(self, sample: int, seed: int, advance: Advance) -> Verdict:
         self._check_summary()
+        self._check_names()
         self._check_asking()
         picked = picks(self.plan, sample, seed)
         for unit in self.plan.units:
@@ -196,6 +197,14 @@ class _Verification:
         self.findings.expect(
             "run", set(self.told) == planned, where, "its units are not those of plan.json"
         )
+
+    def _check_names(self) -> None:
+        """No Parquet file beside those of the units: whoever reads a folder would read it too."""
+        whats = ("part", "queries", "slack") if self.plan.options.slack else ("part", "queries")
+        known = {unit.file(what) for unit in self.plan.units for what in whats}
+        for name in self.folder.files():
+            if name.startswith("for=") and name.endswith(".parquet") and name not in known:
+                self.findings.expect("files", False, name, "is not a file of this run")
 
     def _check_asking(self) -> None:
         """Everybody of the kinds asks, in units without gaps."""
