@@ -24,13 +24,15 @@ KINDS = ("job", "freelancer")
 
 
 def make_store(folder, freelancers=FREELANCERS, jobs=JOBS):
-    """A store of synthetic people with a fixed salt; sealed in two segments, some rows dead."""
+    """A store of synthetic people with a fixed salt: two sealed segments of each kind, live rows
+    that replace some of theirs, and dead ones."""
     with Store.open(folder, mode="w", create=True, salt=bytes(16)) as store:
         for kind, n in (("freelancer", freelancers), ("job", jobs)):
             records = synthetic.frame(kind, n, block=n)  # a block is drawn whole
             for half in (records[: n // 2], records[n // 2 :]):
                 with store.bulk(kind) as sink:
                     sink.write(half)
+            store.upsert(kind, synthetic.frame(kind, 15, seed=5, block=15))
         store.delete("freelancer", [f"f-{n:07d}" for n in range(0, freelancers, 37)])
     return folder
 

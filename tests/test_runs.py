@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import random
@@ -336,17 +337,17 @@ def test_the_horizon_covers_all_that_beats_it(whole, snapshot):
 
 
 def test_a_part_of_the_corpus_can_be_searched(snapshot, single):
-    """Two halves of the corpus hold the matches of the whole between them."""
+    """The parts of the corpus hold the matches of the whole between them."""
     made = options(kinds=("job",))
     matcher = Matcher(snapshot, Ops(threads=1), POLICY)
     corpus = snapshot.corpus("freelancer")
-    halves = [dataclasses.replace(corpus, parts=corpus.parts[n : n + 1]) for n in range(2)]
-    assert len(corpus.parts) == 2
+    parts = [dataclasses.replace(corpus, parts=(part,)) for part in corpus.parts]
+    assert len(parts) == 3
     ids = [one.query_id for one in single["job"]]
-    found = [part_frame(answer_block(matcher, snapshot, "job", ids, made, half)) for half in halves]
-    both = pl.concat(found)
+    found = [part_frame(answer_block(matcher, snapshot, "job", ids, made, part)) for part in parts]
+    together = pl.concat(found)
     for one in single["job"]:
-        mine = both.filter(pl.col("query_id") == one.query_id)
+        mine = together.filter(pl.col("query_id") == one.query_id)
         assert set(list(one.ids)[:20]) <= set(mine["id"].to_list())
 
 
@@ -472,6 +473,13 @@ def test_blocks_suit_the_corpus():
 
 
 # ── Folders ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_of_nobody(tmp_path):
+    with Store.open(tmp_path / "store", mode="w", create=True) as store:
+        folder, outcome = do(store.snapshot(), tmp_path / "runs", slack=3)
+    assert outcome.summary["counts"]["job"]["queries"] == 0
+    assert outcome.summary["digest"] == run_digest(folder) == hashlib.sha256().hexdigest()
 
 
 def test_a_run_that_is_there_is_not_done_again(whole, snapshot):
