@@ -8,7 +8,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ from matchwright.engine.errors import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from matchwright.engine.runs.deadline import Deadline
     from matchwright.engine.runs.execute import Event, Executor, Progress, Stop
     from matchwright.engine.runs.folder import RunFolder
     from matchwright.engine.runs.plan import Plan
@@ -167,7 +168,7 @@ class How:
             words += ["--ray-store", self.ray_store]
         return words
 
-    def deadline(self, warn: Any) -> Any:
+    def deadline(self, warn: Callable[[str], None]) -> Deadline | None:
         """A ``Deadline``, or None when there is none."""
         if self.finish_by is None:
             return None
@@ -214,6 +215,7 @@ def _ray(plan: Plan, snapshot: Snapshot, store: Path, how: How) -> Executor:
         device=how.device.value,
         address=how.ray_address,
         store_on_nodes=how.ray_store,
+        say=say,
     )
     return made
 
@@ -282,14 +284,14 @@ def _renewing(progress: Progress, lease: Lease | None) -> Progress:
 
 
 @contextlib.contextmanager
-def terminable(deadline: Any) -> Iterator[Stop]:
+def terminable(deadline: Deadline | None) -> Iterator[Stop]:
     """A ``stop`` that says so at the deadline, and after SIGTERM."""
     asked: list[int] = []
 
     def stop(done: int, total: int) -> str | None:
         if asked:
             return "SIGTERM"
-        return None if deadline is None else str_or_none(deadline.stop(done, total))
+        return None if deadline is None else deadline.stop(done, total)
 
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -299,11 +301,6 @@ def terminable(deadline: Any) -> Iterator[Stop]:
         yield stop
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def str_or_none(value: Any) -> str | None:
-    """``value`` as text; None stays None."""
-    return None if value is None else str(value)
 
 
 @contextlib.contextmanager
