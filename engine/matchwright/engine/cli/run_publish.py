@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 SAMPLE = 20
 
-RunOrNone = Annotated[
-    str | None, typer.Argument(metavar="RUN", help="A run's folder, or its id.")
-]
+RunOrNone = Annotated[str | None, typer.Argument(metavar="RUN", help="A run's folder, or its id.")]
 UnderKOption = Annotated[
     float | None,
     typer.Option(
