@@ -282,11 +282,12 @@ def test_shards_divide_the_workers(plan, snapshot, store_folder):
 
 @needs_ray
 def test_an_actor_that_is_killed_is_replaced(
-    plan, snapshot, store_folder, expected, connected, tmp_path, count
+    plan, snapshot, store_folder, expected, connected, tmp_path, count, capsys
 ):
     """SIGKILL to one process after the first unit, and to another one later."""
     for workers in (4, 2)[: count(reduced=1, full=2)]:
-        executor = executor_of(plan, snapshot, store_folder, workers)
+        said = []
+        executor = executor_of(plan, snapshot, store_folder, workers, say=said.append)
         folder = Output(tmp_path / str(workers)).folder(plan.run_id)
         killed = []
 
@@ -301,6 +302,11 @@ def test_an_actor_that_is_killed_is_replaced(
         assert len(set(killed)) == 2
         assert summary["limits"]["actors_lost"] == 2
         assert not {one["pid"] for one in executor.actors.facts} & set(killed)
+        assert [line.split(" was lost")[0] for line in said] == [
+            f"actor {number} of {workers}" for number in (1, 2)
+        ]
+        time.sleep(1)  # what Ray says of it comes late
+        assert capsys.readouterr().out == ""
 
 
 @needs_ray
@@ -319,12 +325,15 @@ def test_a_shard_that_is_lost_again_and_again_ends_the_run(
             os.kill(facts["pid"], signal.SIGKILL)
         return facts
 
+    killed = []
+
     def kill(event):
-        if event.name == "unit":
+        if event.name == "unit" and not killed:
+            killed.append(executor.actors.facts[1]["pid"])
             monkeypatch.setattr(
                 type(executor.actors), "_opened", lambda self, *a: open_and_kill(*a)
             )
-            os.kill(executor.actors.facts[1]["pid"], signal.SIGKILL)
+            os.kill(killed[0], signal.SIGKILL)
 
     with pytest.raises(DependencyUnavailable, match=r"actor 2 of 2 was lost 2 times") as caught:
         run(plan, folder, executor, progress=kill, snapshot=snapshot)

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ class RayExecutor:
         address: of a Ray cluster; None starts actors on this machine, and ends them afterwards.
         store_on_nodes: the store's folder on the nodes, where that is another path: a pulled copy.
         memory_bytes: budget of temporary memory of each actor.
+        say: told when an actor is lost.
 
     Raises:
         DependencyUnavailable: Ray is not installed.
@@ -92,6 +93,7 @@ class RayExecutor:
         address: str | None = None,
         store_on_nodes: str | None = None,
         memory_bytes: int = 256 << 20,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         if importlib.util.find_spec("ray") is None:
             raise DependencyUnavailable(
@@ -117,6 +119,7 @@ class RayExecutor:
             threads=threads,
             memory_bytes=memory_bytes,
             remote=address is not None,
+            say=say,
         )
 
     @property
@@ -192,6 +195,7 @@ class _Actors:
     Attributes:
         store, plan, shards, device, threads, memory_bytes: what an actor is made with.
         remote: the actors are on a cluster, whose resources they claim.
+        say: told of losses.
         facts: what each one said when it was ready.
         lost: how many were lost in all.
     """
@@ -204,6 +208,7 @@ class _Actors:
     threads: int
     memory_bytes: int
     remote: bool
+    say: Callable[[str], None]
     facts: list[dict[str, Any]] = field(default_factory=list)
     lost: int = 0
     _ray: Any = None
@@ -319,6 +324,7 @@ class _Actors:
     def _count_loss(self, number: int, lost: _Lost) -> None:
         self.lost += 1
         self._losses[number] += 1
+        self.say(f"actor {number + 1} of {self.count} was lost ({lost})")
         with contextlib.suppress(Exception):  # what is left of it
             self._ray.kill(self._handles[number])
         if self._losses[number] > LOSSES_MAX:
@@ -362,6 +368,7 @@ def _cluster(address: str | None, workers: int) -> Iterator[Any]:
         except (ray.exceptions.RayError, ConnectionError, TimeoutError, RuntimeError) as error:
             raise DependencyUnavailable(f"Ray does not start: {_brief(error)}") from None
         _restore(before)
+        _hush(ray)
         yield ray
     finally:
         if "ray" in sys.modules:
@@ -369,6 +376,13 @@ def _cluster(address: str | None, workers: int) -> Iterator[Any]:
         _restore(before)
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hush(ray: Any) -> None:
+    """Ray prints what its raylet says of lost workers to stdout, where a run's answer belongs."""
+    worker: Any = getattr(ray._private, "worker", None)
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *what, **how: None
 
 
 def _settings(address: str | None, workers: int, folder: str | None) -> dict[str, Any]:
