@@ -366,7 +366,10 @@ def _shown(full: _Full, audience: Audience, query: Prepared) -> Explanation:
     """What ``audience`` may see of it."""
     open_ = audience == "operator"
     rank, request = full.rank, query.request
-    both = {request.kind: query.record, _other(query): full.target.record}
+    both: dict[Kind, Mapping[str, Any]] = {
+        request.kind: query.record,
+        _other(query): full.target.record,
+    }
     ids = {request.kind: query.query_id, _other(query): full.target.identity}
     key = OrderKey(rank.points, rank.mix, rank.low)
     within = next((step for step in RANK_STEPS if rank.rank <= step), None)

@@ -67,7 +67,7 @@ def sign_row(width: int, seed: int, name: str) -> Float64:
     """The +-1 diagonal of a facet's rotation: bits of SHAKE-256 over its name and seed."""
     digest = hashlib.shake_256(f"mw-rotation-v1:{name}:{seed}".encode()).digest((width + 7) // 8)
     bits = np.unpackbits(np.frombuffer(digest, dtype=np.uint8), bitorder="little")[:width]
-    return np.asarray(1.0 - 2.0 * bits)
+    return np.asarray(1.0 - 2.0 * bits, dtype=np.float64)
 
 
 @lru_cache(maxsize=8)

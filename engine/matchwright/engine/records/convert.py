@@ -88,7 +88,7 @@ class Converter:
     def __init__(
         self, record_map: RecordMap, *, id_required: bool = True, remember: bool = True
     ) -> None:
-        self._kind = record_map.kind
+        self._kind: Kind = record_map.kind
         self._id_required = id_required
         self._columns = {
             mapped.spec.name: _Column(mapped, remember) for mapped in record_map.fields

@@ -74,7 +74,7 @@ def scalars(value: object, where: str) -> tuple[str | int | float | bool, ...]:
     Raises:
         InvalidArgument.
     """
-    items = value if isinstance(value, list) else [value]
+    items: list[Any] = value if isinstance(value, list) else [value]
     for item in items:
         if not isinstance(item, str | int | float | bool):
             raise InvalidArgument(f"{where}: text or numbers expected, got {shown(item)}")

@@ -47,7 +47,7 @@ class Merger:
     """Takes in validated rows of one file, gives merged records."""
 
     def __init__(self, kind: Kind, how: Mapping[str, str]) -> None:
-        self._kind = kind
+        self._kind: Kind = kind
         self._how = how
         self._folder = tempfile.TemporaryDirectory(prefix="matchwright-merge-")
         self._db = sqlite3.connect(Path(self._folder.name) / "rows", isolation_level=None)

@@ -68,9 +68,11 @@ class Rows(Protocol):
     @property
     def number(self) -> Sequence[int]:
         """1-based numbers of the rows."""
+        ...
 
     def column(self, name: str) -> Sequence[Any]:
         """The raw values of a column or path; None where a row does not have it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

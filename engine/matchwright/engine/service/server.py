@@ -233,12 +233,12 @@ class _Guard(grpc.aio.ServerInterceptor):
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
 
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        method = details.method
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        method = handler_call_details.method
         if method.startswith((HEALTH_PREFIX, f"/{SERVICE}/")):
-            return await continuation(details)
+            return await continuation(handler_call_details)
         try:
-            self._tokens.caller(details.invocation_metadata)
+            self._tokens.caller(handler_call_details.invocation_metadata)
         except MatchwrightError as error:
             refusal = error
 
@@ -246,7 +246,7 @@ class _Guard(grpc.aio.ServerInterceptor):
                 await abort(context, refusal)
 
             return grpc.unary_unary_rpc_method_handler(refuse)
-        return await continuation(details)
+        return await continuation(handler_call_details)
 
 
 def _credentials(config: ServerConfig) -> grpc.ServerCredentials:
