@@ -10,7 +10,8 @@ contributions and exact counts, as they do by default. Each repeat reads every v
 corpus once with as many threads as the kernels use (a maximum over 64-bit words: nothing that
 looks at each vector can do less), then answers one job; the ratio of the medians is the figure.
 The server is a process of its own, asked over gRPC; its memory is what the kernel calls resident,
-mapped pages included.
+mapped pages included. Beside each answer: the time of preparing its query alone, and of the exact
+rank of some row together with the 100th.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from bench_store import RESIDENT_GB_MAX, _folder, build
 
 from matchwright.clients import Client
 from matchwright.engine import synthetic
-from matchwright.engine.matcher import Matcher
+from matchwright.engine.matcher import Matcher, as_queries
 from matchwright.engine.policy import Policy
 from matchwright.engine.request import Request
 from matchwright.engine.store import Store
@@ -80,7 +81,9 @@ def measure(store: Store, limits: bool) -> dict[str, Any]:
     corpus = snapshot.corpus("freelancer")
     read = reader(corpus, ops.threads)
     asked = requests(_REPEATS, snapshot.generation.as_of, limits)
-    spent: dict[str, list[float]] = {"read_ms": [], "match_ms": [], "kernel_ms": []}
+    spent: dict[str, list[float]] = {
+        name: [] for name in ("read_ms", "match_ms", "kernel_ms", "prepare_ms", "rank_ms")
+    }
     eligible = []
     with ThreadPoolExecutor(ops.threads) as pool:
         for request in (*asked[:5], *asked):
@@ -93,6 +96,13 @@ def measure(store: Store, limits: bool) -> dict[str, Any]:
             spent["match_ms"].append((end - middle) * 1e3)
             spent["kernel_ms"].append(result.telemetry["kernel_seconds"] * 1e3)
             eligible.append(result.eligible / max(1, corpus.n))
+            start = time.perf_counter()
+            query = matcher.prepare_one(snapshot, request)
+            middle = time.perf_counter()
+            ops.rank(corpus, as_queries([query]), len(eligible) * 7_919 % corpus.n, k=100)
+            end = time.perf_counter()
+            spent["prepare_ms"].append((middle - start) * 1e3)
+            spent["rank_ms"].append((end - middle) * 1e3)
     warm = {name: statistics.median(values[5:]) for name, values in spent.items()}
     return {
         "backend": ops.name,
