@@ -38,6 +38,7 @@ def check(store, records):
         ids = records[kind]["id"].to_list()
         assert snapshot.count(kind) == len(ids)
         assert_frame_equal(snapshot.records(kind, ids), records[kind])
+        assert snapshot.rows(kind, ids) == records[kind].to_dicts()
         x_nd = snapshot.generation.encode(kind, records[kind]).x_nd
         scalars, sets = columns(kind, records[kind], store.salt, snapshot.generation)
         rows, base = snapshot.rows_of(kind, ids), snapshot.corpus(kind).base
@@ -100,6 +101,7 @@ def test_without_texts_vectors_stay_what_they_were(tmp_path, records):
         store.patch("freelancer", ids[3], {"rate_cents": 5_555})
         snapshot = store.snapshot()
         assert snapshot.records("freelancer", ids)["text"].null_count() == len(ids)
+        assert {row["text"] for row in snapshot.rows("freelancer", ids)} == {None}
         frame = unchecked("freelancer", [changed])
         expected = snapshot.generation.encode("freelancer", frame).x_nd[0]
         row = snapshot.rows_of("freelancer", [ids[3]])[0]
