@@ -370,8 +370,9 @@ def _skills(spec: Field, options: Options) -> Parser:
         text = label(spelling)
         text = values.get(value_key(text), text) if values else text
         found = tuple({"name": name, **bare} for name in normalise(text))
-        if isinstance(spelling, str) and len(cache) < 1 << 16:
-            cache[spelling] = found
+        short = isinstance(spelling, str) and len(spelling) <= LABEL_CHARS_MAX
+        if short and len(cache) < 1 << 15:
+            cache[str(spelling)] = found
         return found
 
     def skills_of(item: Any) -> Iterable[dict[str, Any]]:
