@@ -279,14 +279,14 @@ def test_finish_by_stops_in_good_order_and_prints_how_to_go_on(call, shop, tmp_p
 
 def test_a_run_that_will_be_late_says_so_early(call, shop, tmp_path, monkeypatch):
     """A second for every unit is not enough: it is said, and then it stops."""
-    write = Target.write_atomic
+    write = Target.write
 
     def slowly(self, name, data):
         if "queries" in name:
             time.sleep(0.5)
         write(self, name, data)
 
-    monkeypatch.setattr(Target, "write_atomic", slowly)
+    monkeypatch.setattr(Target, "write", slowly)
     monkeypatch.setattr("matchwright.engine.runs.deadline.SURE_AFTER_S", 0.2)
     words = asked(shop, tmp_path, "--block", 10, "--finish-by", "3s", "-f", "json")
     code, _, err = call("start", *words)
@@ -312,7 +312,7 @@ def test_a_run_that_will_be_late_says_so_early(call, shop, tmp_path, monkeypatch
 def test_whatever_ends_a_run_prints_how_to_go_on(
     call, shop, tmp_path, monkeypatch, error, code, reason
 ):
-    write = Target.write_atomic
+    write = Target.write
 
     def failing(self, name, data):
         if name.startswith("for=freelancer"):
@@ -320,7 +320,7 @@ def test_whatever_ends_a_run_prints_how_to_go_on(
         write(self, name, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Target, "write_atomic", failing)
+        patched.setattr(Target, "write", failing)
         got, out, err = call("start", *asked(shop, tmp_path), "-f", "json")
     told = events(err)[-1]["error"]
     assert (got, out, told["reason"]) == (code, "", reason)

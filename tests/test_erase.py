@@ -184,7 +184,7 @@ def start(snapshot, output, base=None):
         executor = IncrementalExecutor(OPS, snapshot, plan, Base(side(base)))
     run(plan, folder, executor, snapshot=snapshot)
     page = [row["id"] for unit in plan.units for row in folder.part(unit).to_dicts()]
-    folder.write_atomic("report.html", json.dumps(page).encode())
+    folder.write("report.html", json.dumps(page).encode())
     return folder.url
 
 
@@ -362,7 +362,7 @@ def test_what_was_tampered_with_beside_is_found(shop):
     folder = Output(shop.root / "runs").folder(shop.runs[0].rsplit("/", 1)[-1])
     summary = folder.summary()
     summary["digest_redacted"] = "0" * 64
-    folder.write_atomic("run.json", json.dumps(summary).encode())
+    folder.write("run.json", json.dumps(summary).encode())
     assert verify(folder, None).verdict == "FAILED"
 
 
@@ -530,7 +530,7 @@ def test_a_run_that_was_not_complete_is_removed(shop):
 
 def test_what_is_no_run_is_left_alone(shop, tmp_path):
     folder = Output(shop.root / "runs").folder(shop.runs[0].rsplit("/", 1)[-1])
-    folder.write_atomic("mine.csv", b"Frl0003")
+    folder.write("mine.csv", b"Frl0003")
     other = tmp_path / "elsewhere" / "runs" / "0123456789abcdef"
     (other / "segments").mkdir(parents=True)
     (other / "segments" / "x").write_bytes(b"of a store")

@@ -73,7 +73,7 @@ def put(output, run_id, *, verify=sound, now="2026-01-02T03:04:05Z", force=False
 
 
 def edit_summary(folder, **values):
-    folder.write_atomic(SUMMARY, json.dumps({**folder.summary(), **values}).encode())
+    folder.write(SUMMARY, json.dumps({**folder.summary(), **values}).encode())
 
 
 # ── Publishing ────────────────────────────────────────────────────────────────────────────────
@@ -94,10 +94,10 @@ def test_the_first_has_nothing_to_compare_with_and_says_so(output):
 def test_a_second_time_changes_nothing(output):
     output, runs = output
     put(output, runs[0])
-    before = output.read_bytes(PUBLISHED)
+    before = output.read(PUBLISHED)
     done = put(output, runs[0], now="2027-01-01T00:00:00Z")
     assert (done.published, done.changed) == (True, False)
-    assert output.read_bytes(PUBLISHED) == before
+    assert output.read(PUBLISHED) == before
 
 
 def test_figures_are_those_of_the_files(output):
@@ -145,12 +145,12 @@ def plainly(folder):
 def test_beyond_a_limit_it_refuses_with_the_figure_and_force_overrules(output, limits, gate):
     output, runs = output
     put(output, runs[0])
-    before = output.read_bytes(PUBLISHED)
+    before = output.read(PUBLISHED)
     limits = {"score_drift": 9.0, "under_k_rise": 1.0, "none_rise": 1.0, **limits}
     done = put(output, runs[2], **limits)
     assert not done.published
     assert [line for line in done.refused if line.startswith(gate)]
-    assert output.read_bytes(PUBLISHED) == before
+    assert output.read(PUBLISHED) == before
     done = put(output, runs[2], force=True, **limits)
     assert done.published
     assert [line for line in output.published()["forced"] if line.startswith(gate)]
@@ -221,7 +221,7 @@ def test_a_published_run_that_cannot_be_read_refuses_and_force_overrules(output,
     if how == "gone":
         folder.remove_all()
     elif how == "damaged":
-        folder.write_atomic(folder.plan().units[0].file("part"), b"PAR1")
+        folder.write(folder.plan().units[0].file("part"), b"PAR1")
     else:
         folder.remove(SUMMARY)
     done = put(output, runs[1])
@@ -317,7 +317,7 @@ def test_killed_at_any_moment_one_whole_publication_is_there(output, count):
 
 def whole(output, runs):
     """The published run, after a look whether the file is one publication and nothing else."""
-    document = json.loads(output.read_bytes(PUBLISHED))
+    document = json.loads(output.read(PUBLISHED))
     digest = RunFolder(f"{output.url}/{document['run_id']}").summary()["digest"]
     assert document["digest"] == digest
     assert all(one["run_id"] in runs for one in document["history"])
@@ -370,7 +370,7 @@ def aged(output):
 def age(folder, days):
     """Files as if they had been written then."""
     when = (NOW - timedelta(days=days)).timestamp()
-    for name in folder.files():
+    for name in sorted(folder.list()):
         os.utime(folder.path(name), (when, when))
 
 
@@ -397,12 +397,12 @@ def test_published_ones_and_bases_of_unfinished_runs_stay(aged):
     output.publish(names[7], document)
     unfinished = output.folder(names[0])
     unfinished.remove(SUMMARY)
-    plan = json.loads(unfinished.read_bytes(PLAN))
+    plan = json.loads(unfinished.read(PLAN))
     plan["determinants"]["base"] = names[4]
     from matchwright.engine.runs.plan import run_id_of
 
     plan["run_id"] = run_id_of(plan["determinants"])
-    unfinished.write_atomic(PLAN, json.dumps(plan).encode())
+    unfinished.write(PLAN, json.dumps(plan).encode())
     age(unfinished, days=0.5)
     fates = {
         fate.run_id: fate
@@ -432,7 +432,7 @@ def test_abandoned_runs_go_unless_somebody_writes_them(aged):
 
 def test_a_damaged_plan_is_not_kept_for_ever(aged):
     output, names = aged
-    output.folder(names[0]).write_atomic(PLAN, b"{}")
+    output.folder(names[0]).write(PLAN, b"{}")
     age(output.folder(names[0]), days=ABANDONED_DAYS * 2)
     told = {fate.run_id: fate for fate in collect(output, now=NOW, keep=9, dry_run=False)}
     assert told[names[0]].state == "damaged"
@@ -443,7 +443,7 @@ def test_killed_halfway_a_run_is_incomplete_and_goes_the_next_time(aged, monkeyp
     """run.json goes first, plan.json last: never a complete run with holes."""
     output, names = aged
     folder, kept = output.folder(names[7]), f"{output.url}-kept"
-    there = [name for name in folder.files() if name != "LOCK"]
+    there = [name for name in sorted(folder.list()) if name != "LOCK"]
     remove = RunFolder.remove
     for stop in range(1, len(there)):
         shutil.copytree(folder.url, kept)
@@ -473,9 +473,9 @@ def test_what_killed_processes_left_goes_and_what_begins_stays(aged):
     (Path(emptied.root) / "for=job").mkdir()
     with begun.lock():
         collect(output, now=NOW, dry_run=True)
-        assert f"{PUBLISHED}.0123.part" in output.list()
+        assert f"{PUBLISHED}.0123.part" in output.names()
         collect(output, now=NOW, keep=9, dry_run=False)
-        left_over = set(output.list()) - set(names)
+        left_over = set(output.names()) - set(names)
         assert left_over == {begun.run_id, "PUBLISH.LOCK"}
 
 
@@ -502,8 +502,8 @@ def test_targets_other_than_a_disk(output):
     local, runs = output
     there = Output("memory://publish-test")
     try:
-        for name in local.files():
-            there.write_atomic(name, local.read_bytes(name))
+        for name in sorted(local.list()):
+            there.write(name, local.read(name))
         put(there, runs[0])
         put(there, runs[1], force=True)
         assert rollback(there, now="later") == (runs[1], runs[0])

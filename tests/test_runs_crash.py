@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from matchwright.engine import synthetic
+from matchwright.engine.errors import StoreFull
 from matchwright.engine.runs import execute
 from matchwright.engine.runs.folder import Output, RunFolder, Target
 from matchwright.engine.store import Store
@@ -132,7 +133,7 @@ class Killed(BaseException):
 
 def test_killed_after_every_single_write_it_goes_on(shop, tmp_path, monkeypatch):
     """The n-th file is not written any more, for every n; then the run is resumed."""
-    write = Target.write_atomic
+    write = Target.write
     left = [1_000]
 
     def failing(self, name, data):
@@ -141,7 +142,7 @@ def test_killed_after_every_single_write_it_goes_on(shop, tmp_path, monkeypatch)
         left[0] -= 1
         write(self, name, data)
 
-    monkeypatch.setattr(Target, "write_atomic", failing)
+    monkeypatch.setattr(Target, "write", failing)
     asked = {"kinds": ("job",), "slack": 5, "block": 50}
     with Store.open(shop) as store:
         snapshot = store.snapshot()
@@ -194,7 +195,7 @@ def test_damaged_units_are_named_and_done_again(shop, wanted, tmp_path, how):
     chosen = rng.sample(units[:-1], 4)
     for unit, what in zip(chosen, ("part", "queries", "slack", "unit"), strict=True):
         name = unit.file(what)
-        folder.write_atomic(name, how(folder.read_bytes(name), rng))
+        folder.write(name, how(folder.read(name), rng))
     events = []
     with Store.open(shop) as store:
         _, outcome = cases.do(store.snapshot(), tmp_path, slack=5, progress=events.append)
@@ -208,7 +209,7 @@ def test_a_unit_of_another_run_is_done_again(shop, wanted, tmp_path):
     folder = stopped(shop, tmp_path)
     first, second = folder.plan().units[:2]
     for what in ("part", "queries", "slack", "unit"):
-        folder.write_atomic(first.file(what), folder.read_bytes(second.file(what)))
+        folder.write(first.file(what), folder.read(second.file(what)))
     folder.remove(second.file("slack"))
     events = []
     with Store.open(shop) as store:
@@ -266,7 +267,7 @@ def test_a_limit_on_file_sizes_keeps_what_was_written(shop, wanted, tmp_path):
         snapshot = store.snapshot()
         resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, hard))
         try:
-            with pytest.raises(OSError, match="File too large"):
+            with pytest.raises(StoreFull, match="File too large"):
                 cases.do(snapshot, tmp_path, slack=5, block=100)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -278,7 +279,7 @@ def test_a_limit_on_file_sizes_keeps_what_was_written(shop, wanted, tmp_path):
 
 def test_a_full_target_ends_the_run_and_nothing_half_is_there(shop, wanted, tmp_path, monkeypatch):
     room = [6]
-    write = Target.write_atomic
+    write = Target.write
 
     def full(self, name, data):
         if room[0] == 0:
@@ -288,10 +289,10 @@ def test_a_full_target_ends_the_run_and_nothing_half_is_there(shop, wanted, tmp_
 
     with Store.open(shop) as store:
         snapshot = store.snapshot()
-        monkeypatch.setattr(RunFolder, "write_atomic", full)
+        monkeypatch.setattr(RunFolder, "write", full)
         with pytest.raises(OSError, match="No space left"):
             cases.do(snapshot, tmp_path, slack=5, block=30)
-        monkeypatch.setattr(RunFolder, "write_atomic", write)
+        monkeypatch.setattr(RunFolder, "write", write)
         _, outcome = cases.do(snapshot, tmp_path, slack=5)
     assert outcome.summary["digest"] == wanted
 
@@ -356,7 +357,7 @@ def test_the_executor_is_closed_when_writing_fails(shop, tmp_path, monkeypatch):
         if "queries" in name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
 
-    monkeypatch.setattr(Target, "write_atomic", full)
+    monkeypatch.setattr(Target, "write", full)
     monkeypatch.setattr(RunFolder, "exists", lambda self, name: False)
     with Store.open(shop) as store:
         snapshot = store.snapshot()

@@ -59,7 +59,7 @@ def write(folder: RunFolder, snapshot: Snapshot | None) -> bytes:
     from matchwright.kernels.ops import get_ops
 
     data = report_of(folder, snapshot, get_ops("cpu"))
-    folder.write_atomic(REPORT, data)
+    folder.write(REPORT, data)
     return data
 
 

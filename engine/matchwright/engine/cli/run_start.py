@@ -304,8 +304,9 @@ def _plan_view(ready: _Ready, how: _run.How) -> View:
         from matchwright.engine.runs.ray_plan import lines_of, plan_figures
 
         d = ready.snapshot.generation.d
-        document["ray"] = plan_figures(made, d, how.workers or usable_cores(), how.shards)
-        lines += lines_of(document["ray"])
+        figures = plan_figures(made, d, how.workers or usable_cores(), how.shards)
+        document["ray"] = figures
+        lines += lines_of(figures)
     return _run.facts_view(document, lines)
 
 

@@ -67,7 +67,7 @@ def _keep(folder: RunFolder, verdict: Verdict) -> None:
 
     told = {"digest": verdict.digest, "verdict": verdict.verdict, "sampled": verdict.sampled}
     try:
-        folder.write_atomic(VERDICT, json.dumps(told).encode() + b"\n")
+        folder.write(VERDICT, json.dumps(told).encode() + b"\n")
     except OSError as error:
         say(f"the verdict is not kept for the report: {harmless(error)}")
 

@@ -72,7 +72,7 @@ class Base:
         name = corpus_file(kind)
         if not self.folder.exists(name):
             return None
-        return from_parquet(self.folder.read_bytes(name), self.folder.url_of(name))
+        return from_parquet(self.folder.read(name), self.folder.url_of(name))
 
     def unusable(self, plan: Plan, kind: Kind) -> str:
         """Why nothing of the base helps a plan's queries of a kind; "" when something may."""

@@ -365,4 +365,4 @@ def _prints(one: Side, kind: Kind) -> Prints | None:
     name = corpus_file(kind)
     if not one.folder.exists(name):
         return None
-    return from_parquet(one.folder.read_bytes(name), one.folder.url_of(name))
+    return from_parquet(one.folder.read(name), one.folder.url_of(name))

@@ -215,7 +215,7 @@ def run_locked(
     if folder.exists(PLAN):
         plan = folder.plan()
     else:
-        folder.write_atomic(PLAN, plan.to_json())
+        folder.write(PLAN, plan.to_json())
     units.sweep(folder, plan)
     looked = units.look(folder, plan)
     for unit, why in looked.damaged.items():

@@ -18,16 +18,13 @@ import io
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import polars as pl
 
 from matchwright.engine.errors import (
-    DependencyUnavailable,
     InvalidArgument,
     NotFound,
     StoreDamaged,
@@ -36,6 +33,7 @@ from matchwright.engine.errors import (
 )
 from matchwright.engine.runs import lock
 from matchwright.engine.runs.plan import RUN_ID_DIGITS, Plan, Unit
+from matchwright.engine.store.remote import Names, Target
 
 PLAN, SUMMARY, METRICS, PUBLISHED = "plan.json", "run.json", "metrics.prom", "PUBLISHED.json"
 PUBLISHED_RUN = "published"
@@ -45,154 +43,12 @@ FILE_FORMAT = 1
 WHATS = ("part", "slack", "queries")
 """The Parquet files of a unit, in the order in which they are written."""
 
-Names = list[str]
-
 _RUN_ID = re.compile(rf"[0-9a-f]{{{RUN_ID_DIGITS}}}")
-_LOCAL = {"file", "local"}
-_PUT_IS_ATOMIC = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "memory"}
 
 
 def sha256(data: bytes) -> str:
     """In hexadecimal."""
     return hashlib.sha256(data).hexdigest()
-
-
-class Target:
-    """A folder of some fsspec file system. Names are relative to it, with "/".
-
-    Args:
-        url: a path, or an URL such as s3://bucket/folder.
-
-    Raises:
-        InvalidArgument: no file system has that scheme.
-        DependencyUnavailable: the package that the scheme needs is not installed.
-    """
-
-    def __init__(self, url: str | os.PathLike[str]) -> None:
-        text = os.fspath(url)
-        try:
-            self.fs, self.root = fsspec.core.url_to_fs(text)
-        except ImportError as error:
-            raise DependencyUnavailable(f"{text}: {error}") from None
-        except ValueError as error:
-            raise InvalidArgument(f"{text!r} is no target: {error}", field="output") from None
-        self.root = self.root.rstrip("/") or "/"
-        protocol = self.fs.protocol
-        self._protocols = {protocol} if isinstance(protocol, str) else set(protocol)
-        self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it is a folder of this machine."""
-        return bool(self._protocols & _LOCAL)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.url}>"
-
-    def path(self, name: str) -> str:
-        """The file system's path of a name."""
-        return f"{self.root}/{name}" if name else self.root
-
-    def url_of(self, name: str) -> str:
-        """A name as people write it."""
-        return f"{self.url}/{name}"
-
-    def exists(self, name: str) -> bool:
-        self.fs.invalidate_cache()
-        return bool(self.fs.exists(self.path(name)))
-
-    def size(self, name: str) -> int:
-        """Bytes of a file."""
-        return int(self.fs.size(self.path(name)))
-
-    def read_bytes(self, name: str) -> bytes:
-        """A whole file.
-
-        Raises:
-            NotFound: it is not there.
-        """
-        try:
-            data: bytes = self.fs.cat_file(self.path(name))
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            where = self.url_of(name)
-            raise NotFound(f"there is no file {where}", file=where) from None
-        return data
-
-    def read_json(self, name: str) -> Any:
-        """A JSON file.
-
-        Raises:
-            NotFound: it is not there.
-            StoreDamaged: it is not JSON.
-        """
-        try:
-            return json.loads(self.read_bytes(name))
-        except ValueError as error:
-            where = self.url_of(name)
-            raise StoreDamaged(f"{where}: is not JSON: {error}", file=where) from None
-
-    def write_atomic(self, name: str, data: bytes) -> None:
-        """Put a file in place, replacing the one that is there; readers see one or the other.
-
-        Raises:
-            OSError: what the target says; nothing is in place then.
-        """
-        path = self.path(name)
-        if self.is_local:
-            _write_local(Path(path), data)
-            return
-        if self._protocols & _PUT_IS_ATOMIC:
-            self.fs.pipe_file(path, data)
-            return
-        self.fs.makedirs(self.fs._parent(path), exist_ok=True)
-        part = f"{path}.{uuid.uuid4().hex}.part"
-        self.fs.pipe_file(part, data)
-        self.fs.mv(part, path)
-
-    def list(self, name: str = "") -> Names:
-        """Names of the files and folders right below a folder, sorted; none when it is absent."""
-        self.fs.invalidate_cache()
-        try:
-            found = self.fs.ls(self.path(name), detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in found)
-
-    def files(self) -> Names:
-        """Every file below, as names, sorted."""
-        self.fs.invalidate_cache()
-        skip = len(self.root.rstrip("/")) + 1
-        return sorted(path[skip:] for path in self.fs.find(self.root))
-
-    def remove(self, name: str) -> None:
-        """Remove a file; none is there afterwards, whether or not one was."""
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(self.path(name))
-
-    def remove_all(self) -> None:
-        """Remove the folder and all that is in it."""
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.rm(self.root, recursive=True)
-
-
-def _write_local(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with part.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 class RunFolder(Target):
@@ -215,7 +71,7 @@ class RunFolder(Target):
             NotFound: there is no run here.
             StoreDamaged, StoreFormat: plan.json cannot be used.
         """
-        return Plan.from_json(self.read_bytes(PLAN), self.url_of(PLAN))
+        return Plan.from_json(self.read(PLAN), self.url_of(PLAN))
 
     def summary(self) -> dict[str, Any] | None:
         """run.json, or None while the run is not complete.
@@ -252,7 +108,7 @@ class RunFolder(Target):
 
     def frame(self, unit: Unit, what: str) -> pl.DataFrame:
         """One of a unit's Parquet files: "part", "queries" or "slack". Raises as ``part``."""
-        return self.decoded(self.read_bytes(unit.file(what)), unit, what)
+        return self.decoded(self.read(unit.file(what)), unit, what)
 
     def decoded(self, data: bytes, unit: Unit, what: str) -> pl.DataFrame:
         """The frame of a unit's file that was read.
@@ -273,7 +129,7 @@ class RunFolder(Target):
     def write_frame(self, unit: Unit, what: str, frame: pl.DataFrame) -> bytes:
         """Write one of a unit's Parquet files; the bytes that were written."""
         data = encoded(frame, unit, what, self.run_id)
-        self.write_atomic(unit.file(what), data)
+        self.write(unit.file(what), data)
         return data
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
@@ -283,7 +139,7 @@ class RunFolder(Target):
             StoreLocked: another process is.
         """
         path, what = self.path(lock.FILE), f"run {self.run_id} in {self.url}"
-        if self.is_local:
+        if self.local is not None:
             return lock.local_lock(Path(path), what)
         return lock.object_lock(self.fs, path, what)
 
@@ -310,7 +166,7 @@ class Output(Target):
 
     def runs(self) -> Names:
         """Ids of the runs that are here, complete or not."""
-        names = [name for name in self.list() if _RUN_ID.fullmatch(name)]
+        names = [name for name in self.names() if _RUN_ID.fullmatch(name)]
         return [name for name in names if self.folder(name).exists(PLAN)]
 
     def folder(self, run_id: str) -> RunFolder:
@@ -330,7 +186,7 @@ class Output(Target):
     def publish(self, run_id: str, more: Mapping[str, Any] | None = None) -> None:
         """Switch PUBLISHED.json to a run, atomically."""
         document = {**(more or {}), "format": FILE_FORMAT, "run_id": run_id}
-        self.write_atomic(PUBLISHED, json.dumps(document, indent=1).encode() + b"\n")
+        self.write(PUBLISHED, json.dumps(document, indent=1).encode() + b"\n")
 
 
 def find_run(reference: str, output: str | os.PathLike[str] | None = None) -> RunFolder:

@@ -190,7 +190,7 @@ def _remove(folder: RunFolder, why: str) -> tuple[bool, str]:
     try:
         with folder.lock():
             folder.remove(SUMMARY)
-            for name in folder.files():
+            for name in sorted(folder.list()):
                 if name not in (PLAN, lock.FILE):
                     folder.remove(name)
             folder.remove(PLAN)
@@ -202,7 +202,7 @@ def _remove(folder: RunFolder, why: str) -> tuple[bool, str]:
 
 def _remove_empty(folder: RunFolder) -> None:
     """The folders of a run whose files are gone; what somebody has begun meanwhile stays."""
-    if not folder.is_local or folder.exists(PLAN):
+    if folder.local is None or folder.exists(PLAN):
         return
     folder.remove(lock.FILE)
     root = Path(folder.root)
@@ -215,13 +215,13 @@ def _remove_empty(folder: RunFolder) -> None:
 def _remove_leftovers(output: Output) -> None:
     """What killed publishers and collectors left: half-written files, folders without a plan."""
     runs = set(output.runs())
-    for name in output.list():
+    for name in output.names():
         if name.startswith(PUBLISHED) and name.endswith(".part"):
             output.remove(name)
         elif _RUN_ID.fullmatch(name) and name not in runs:
             folder = output.folder(name)
             with contextlib.suppress(StoreLocked):  # somebody is beginning it
                 with folder.lock():
-                    empty = set(folder.files()) <= {lock.FILE}
+                    empty = set(folder.list()) <= {lock.FILE}
                 if empty:
                     _remove_empty(folder)

@@ -215,7 +215,7 @@ def publishing(output: Output) -> contextlib.AbstractContextManager[None]:
         StoreLocked: another process is.
     """
     path, what = output.path(LOCK_FILE), f"publishing in {output.url}"
-    if output.is_local:
+    if output.local is not None:
         return lock.local_lock(Path(path), what)
     return lock.object_lock(output.fs, path, what)
 

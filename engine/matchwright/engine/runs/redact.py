@@ -104,7 +104,7 @@ def redact_output(url: str, gone: Gone, when: str, run: str | None = None) -> li
     output = Output(url)
     names = [name for name in _run_folders(output) if run in (None, name)]
     done = [_guarded(output.folder(name), gone, when) for name in names]
-    for name in output.list():
+    for name in output.names():
         if re.fullmatch(rf"{re.escape(PUBLISHED)}\.[0-9a-f]+\.part", name):
             output.remove(name)
     return done
@@ -112,7 +112,7 @@ def redact_output(url: str, gone: Gone, when: str, run: str | None = None) -> li
 
 def _run_folders(output: Output) -> list[str]:
     """Runs, and what is left of runs whose plan is gone."""
-    names = {name.split("/", 1)[0] for name in output.files() if "/" in name}
+    names = {name.split("/", 1)[0] for name in sorted(output.list()) if "/" in name}
     return sorted(set(output.runs()) | {name for name in names if _RUN_ID.fullmatch(name)})
 
 
@@ -132,7 +132,7 @@ def redact(folder: RunFolder, gone: Gone, when: str) -> Redaction:
     Raises:
         StoreDamaged, StoreFormat: a file that cannot be read; nothing says then that it is done.
     """
-    names = folder.files()
+    names = sorted(folder.list())
     strange = tuple(name for name in names if not _OURS.fullmatch(name))
     if PLAN not in names:
         if strange:
@@ -216,7 +216,7 @@ class _Redactor:
     def _put(self, more: Mapping[str, Any]) -> None:
         self._summary.update(more)
         data = json.dumps(self._summary, ensure_ascii=False, indent=1).encode() + b"\n"
-        self._folder.write_atomic(SUMMARY, data)
+        self._folder.write(SUMMARY, data)
 
     def _files(self, unit: Unit) -> Sequence[str]:
         return [what for what in WHATS if self._folder.exists(unit.file(what))]
@@ -239,7 +239,7 @@ class _Redactor:
 
     def _keys_of(self, unit: Unit, what: str) -> pl.DataFrame:
         """The key columns alone, so that units that hold nobody cost little."""
-        data = self._folder.read_bytes(unit.file(what))
+        data = self._folder.read(unit.file(what))
         names = ["query_key"] if what == "queries" else ["query_key", "key"]
         try:
             return pl.read_parquet(io.BytesIO(data), columns=names)
@@ -256,18 +256,18 @@ class _Redactor:
         """The unit's files without the erased; "sha256" and "bytes" of each, as they are now."""
         now: dict[str, dict[str, Any]] = {"sha256": {}, "bytes": {}}
         for what in self._files(unit):
-            data = self._folder.read_bytes(unit.file(what))
+            data = self._folder.read(unit.file(what))
             frame = self._folder.decoded(data, unit, what)
             stays = self._stays(unit, frame)
             if not stays.all():
                 left = frame.filter(pl.Series(stays))
                 data = encoded(left, unit, what, self._plan.run_id)
-                self._folder.write_atomic(unit.file(what), data)
+                self._folder.write(unit.file(what), data)
             now["sha256"][what], now["bytes"][what] = sha256(data), len(data)
         name = unit.file("unit")
         if self._folder.exists(name):
             about = _updated(self._folder.read_json(name), now)
-            self._folder.write_atomic(name, json.dumps(about, indent=1).encode() + b"\n")
+            self._folder.write(name, json.dumps(about, indent=1).encode() + b"\n")
         return now
 
     def _corpus(self, kind: Kind, *, write: bool) -> bool:
@@ -275,7 +275,7 @@ class _Redactor:
         name = f"corpus-{kind}.parquet"
         if not self._keys[kind].size or not self._folder.exists(name):
             return False
-        data = io.BytesIO(self._folder.read_bytes(name))
+        data = io.BytesIO(self._folder.read(name))
         frame = pl.read_parquet(data)
         stays = ~np.isin(frame["key"].to_numpy(), self._keys[kind])
         if write and not stays.all():
@@ -288,7 +288,7 @@ class _Redactor:
             frame.filter(pl.Series(stays)).write_parquet(
                 out, compression="zstd", compression_level=1, metadata=metadata
             )
-            self._folder.write_atomic(name, out.getvalue())
+            self._folder.write(name, out.getvalue())
         return not bool(stays.all())
 
 

@@ -51,8 +51,8 @@ def finish(
     digest = run_digest(folder)
     spent = time.perf_counter() - began
     summary = summarise(plan, records, about, digest, spent, moved or {})
-    folder.write_atomic(METRICS, metrics(summary).encode())
-    folder.write_atomic(SUMMARY, json.dumps(summary, indent=1).encode() + b"\n")
+    folder.write(METRICS, metrics(summary).encode())
+    folder.write(SUMMARY, json.dumps(summary, indent=1).encode() + b"\n")
     return summary
 
 
@@ -60,7 +60,7 @@ def write_prints(folder: RunFolder, kind: Kind, snapshot: SnapshotLike) -> None:
     """Fingerprints of every row that a run's queries could see."""
     name = f"corpus-{kind}.parquet"
     if not folder.exists(name):
-        folder.write_atomic(name, to_parquet(prints_of(snapshot.corpus(kind))))
+        folder.write(name, to_parquet(prints_of(snapshot.corpus(kind))))
 
 
 def summarise(

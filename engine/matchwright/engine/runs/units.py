@@ -70,7 +70,7 @@ def write_unit(
 
 def write_record(folder: RunFolder, unit: Unit, record: Mapping[str, Any]) -> None:
     """Write ``unit-00000.json``: from now on the unit is done."""
-    folder.write_atomic(unit.file("unit"), json.dumps(record, indent=1).encode() + b"\n")
+    folder.write(unit.file("unit"), json.dumps(record, indent=1).encode() + b"\n")
 
 
 def counts_of(answer: BlockAnswer) -> dict[str, int]:
@@ -95,7 +95,7 @@ def _known_sum(eligible_q: Any) -> int | None:
 def sweep(folder: RunFolder, plan: Plan) -> None:
     """Remove what a killed writer was in the middle of; the caller holds the lock."""
     for where in ("", *(f"for={kind}" for kind in plan.options.kinds)):
-        for name in folder.list(where):
+        for name in folder.names(where):
             if name.endswith(".part"):
                 folder.remove(f"{where}/{name}" if where else name)
 
@@ -117,7 +117,7 @@ def look(folder: RunFolder, plan: Plan) -> Looked:
     """Read every file of every unit that says it is done, and compare the hashes."""
     found = Looked()
     there: dict[Kind, set[str]] = {
-        kind: set(folder.list(f"for={kind}")) for kind in plan.options.kinds
+        kind: set(folder.names(f"for={kind}")) for kind in plan.options.kinds
     }
     for unit in plan.units:
         if unit.file("unit").rsplit("/", 1)[-1] not in there[unit.kind]:
@@ -147,7 +147,7 @@ def checked_record(folder: RunFolder, plan: Plan, unit: Unit) -> dict[str, Any]:
     for what in wanted:
         name = unit.file(what)
         try:
-            data = folder.read_bytes(name)
+            data = folder.read(name)
         except NotFound:
             raise NotFound(f"{folder.url_of(name)}: is missing", file=name) from None
         if sha256(data) != hashes[what]:

@@ -202,7 +202,7 @@ class _Verification:
         """No Parquet file beside those of the units: whoever reads a folder would read it too."""
         whats = ("part", "queries", "slack") if self.plan.options.slack else ("part", "queries")
         known = {unit.file(what) for unit in self.plan.units for what in whats}
-        for name in self.folder.files():
+        for name in sorted(self.folder.list()):
             if name.startswith("for=") and name.endswith(".parquet") and name not in known:
                 self.findings.expect("files", False, name, "is not a file of this run")
 
@@ -269,7 +269,7 @@ class _Verification:
         for what in ("part", "queries", "slack") if slack else ("part", "queries"):
             name = unit.file(what)
             try:
-                data = self.folder.read_bytes(name)
+                data = self.folder.read(name)
                 expected = hashes.get(what)
                 self.findings.expect(
                     "files", sha256(data) == expected, name, f"SHA-256 is not {expected}"
@@ -319,7 +319,7 @@ class _Verification:
             name = corpus_file(OTHER[kind])
             expected = prints_of(self.snapshot.corpus(OTHER[kind]))
             try:
-                stored = from_parquet(self.folder.read_bytes(name), name)
+                stored = from_parquet(self.folder.read(name), name)
             except (NotFound, StoreError, pl.exceptions.PolarsError) as error:
                 self.findings.expect("corpus", False, name, str(error))
                 continue

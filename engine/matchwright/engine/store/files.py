@@ -27,6 +27,8 @@ READ_ONLY_HINT = "mount the file system read-write, or give this user the permis
 _DISK_HINT = "look at the kernel's log and check the disk; what was acknowledged is kept"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+REFUSED = _FULL | _READ_ONLY
+"""Error numbers of a system that has no room, or gives no permission."""
 _VANISHED = {errno.ENOENT, errno.ENOTDIR}
 
 

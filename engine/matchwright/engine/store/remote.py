@@ -1,4 +1,4 @@
-"""A folder that something can be published to: any file system that fsspec knows.
+"""A folder that stores and runs are written to: any file system that fsspec knows.
 
 Objects appear under their names when they are complete. On a disk they are synced, then renamed; an
 object store's own upload is atomic; elsewhere they are written beside, then moved.
@@ -10,6 +10,7 @@ import datetime
 import fcntl
 import glob
 import hashlib
+import json
 import os
 import shutil
 import uuid
@@ -24,11 +25,13 @@ from matchwright.engine.errors import (
     InvalidArgument,
     MatchwrightError,
     NotFound,
+    StoreDamaged,
     StoreReadOnly,
 )
 from matchwright.engine.store import files
 
 COPY_BYTES = 1 << 20
+Names = list[str]
 _LOCAL = {"file", "local"}
 _PUT_IS_ATOMIC = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "memory"}
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
@@ -51,6 +54,12 @@ class Target:
         url: a path, or an URL such as ``s3://bucket/folder``.
         name: a folder below it, so that many stores share one place.
 
+    Attributes:
+        fs: the fsspec file system.
+        root: the folder's path there.
+        local: the folder, where it is one of this machine; else None.
+        url: the folder as people write it.
+
     Raises:
         InvalidArgument: no file system has that scheme, or a name that leaves the folder.
         DependencyUnavailable: the package that the scheme needs is not installed.
@@ -65,20 +74,24 @@ class Target:
                 raise InvalidArgument(f"got the name {name!r}, expected one such as 'shop/eu'")
             text = f"{text.rstrip('/')}/{name}"
         try:
-            self._fs, root = fsspec.core.url_to_fs(text)
+            self.fs, root = fsspec.core.url_to_fs(text)
         except ImportError as error:
             raise DependencyUnavailable(f"{text}: {error}")
         except ValueError as error:
             raise InvalidArgument(f"{text!r} is no target: {error}", field="url")
-        self._root = root.rstrip("/") or "/"
-        protocol = self._fs.protocol
+        self.root = root.rstrip("/") or "/"
+        protocol = self.fs.protocol
         known = {protocol} if isinstance(protocol, str) else set(protocol)
-        self.local = Path(self._root) if known & _LOCAL else None
+        self.local = Path(self.root) if known & _LOCAL else None
         self._atomic = bool(known & _PUT_IS_ATOMIC)
-        self.url = self._root if self.local else str(self._fs.unstrip_protocol(self._root))
+        self.url = self.root if self.local else str(self.fs.unstrip_protocol(self.root))
 
     def __repr__(self) -> str:
-        return f"<Target {self.url}>"
+        return f"<{type(self).__name__} {self.url}>"
+
+    def path(self, name: str) -> str:
+        """The file system's path of a name."""
+        return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
     def url_of(self, name: str) -> str:
         """A name as people write it."""
@@ -87,13 +100,51 @@ class Target:
     def list(self, folder: str = "") -> dict[str, Entry]:
         """Every file below a folder: name -> entry. None when the folder is not there."""
         with self._naming(folder, "read"):
-            self._fs.invalidate_cache()
+            self.fs.invalidate_cache()
             try:
-                found: Mapping[str, Any] = self._fs.find(self._path(folder), detail=True)
+                found: Mapping[str, Any] = self.fs.find(self.path(folder), detail=True)
             except FileNotFoundError:
                 return {}
-        skip = len(self._root.rstrip("/")) + 1
+        skip = len(self.root.rstrip("/")) + 1
         return {path[skip:]: Entry(int(info["size"]), _time(info)) for path, info in found.items()}
+
+    def names(self, folder: str = "") -> Names:
+        """Names of the files and folders right below a folder, sorted; none when it is absent."""
+        with self._naming(folder, "read"):
+            self.fs.invalidate_cache()
+            try:
+                found = self.fs.ls(self.path(folder), detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in found)
+
+    def exists(self, name: str) -> bool:
+        """Whether a file or folder is there."""
+        with self._naming(name, "read"):
+            self.fs.invalidate_cache()
+            return bool(self.fs.exists(self.path(name)))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            NotFound: it is not there.
+        """
+        with self._naming(name, "read"):
+            return int(self.fs.size(self.path(name)))
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file.
+
+        Raises:
+            NotFound: it is not there.
+            StoreDamaged: it is not JSON.
+        """
+        where = self.url_of(name)
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            raise StoreDamaged(f"{where}: is not JSON: {error}", file=where)
 
     def read(self, name: str) -> bytes:
         """A whole file.
@@ -102,7 +153,7 @@ class Target:
             NotFound: it is not there.
         """
         with self._naming(name, "read"):
-            data: bytes = self._fs.cat_file(self._path(name))
+            data: bytes = self.fs.cat_file(self.path(name))
         return data
 
     def fetch(self, name: str, path: Path) -> str:
@@ -139,7 +190,7 @@ class Target:
             NotFound: it is not there.
         """
         with self._naming(name, "read"):
-            file: IO[bytes] = self._fs.open(self._path(name), "rb")
+            file: IO[bytes] = self.fs.open(self.path(name), "rb")
         with file:
             yield file
 
@@ -153,30 +204,32 @@ class Target:
         """A file to write to; in place when the block ends without an error, else left out."""
         with self._naming(name, "written"):
             if self.local is not None:
-                yield from _writing_here(Path(self._path(name)))
+                yield from _writing_here(Path(self.path(name)))
             else:
-                yield from self._writing_there(self._path(name))
+                yield from self._writing_there(self.path(name))
 
     def _writing_there(self, path: str) -> Iterator[IO[bytes]]:
         under = path if self._atomic else f"{path}.{uuid.uuid4().hex}{PART}"
-        self._fs.makedirs(self._fs._parent(path), exist_ok=True)
-        file = self._fs.open(under, "wb")
+        self.fs.makedirs(self.fs._parent(path), exist_ok=True)
+        file = self.fs.open(under, "wb")
         try:
             yield file
         except BaseException:
-            _abandon(self._fs, file, under)
+            _abandon(self.fs, file, under)
             raise
         file.close()
         if under != path:
-            self._fs.mv(under, path)
+            self.fs.mv(under, path)
 
     def remove(self, name: str) -> None:
         """Removes a file; it need not be there."""
         with self._naming(name, "removed"), suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(name))
+            self.fs.rm_file(self.path(name))
 
-    def _path(self, name: str) -> str:
-        return f"{self._root.rstrip('/')}/{name}" if name else self._root
+    def remove_all(self) -> None:
+        """Removes the folder and all that is in it."""
+        with self._naming("", "removed"), suppress(FileNotFoundError):
+            self.fs.rm(self.root, recursive=True)
 
     @contextmanager
     def _naming(self, name: str, doing: str) -> Iterator[None]:
@@ -191,7 +244,7 @@ class Target:
                 raise files.failure(where, error, doing)
             raise NotFound(f"{where}: is not there", file=where)
         except OSError as error:
-            if self.local is not None:
+            if self.local is not None or error.errno in files.REFUSED:
                 raise files.failure(where, error, doing)
             if isinstance(error, PermissionError) and doing == "written":
                 raise StoreReadOnly(f"{where}: {error}; {files.READ_ONLY_HINT}", file=where)
@@ -203,7 +256,7 @@ class Target:
 
 
 def _writing_here(path: Path) -> Iterator[IO[bytes]]:
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PART}")
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PART}")
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
     try:
@@ -222,7 +275,7 @@ def _writing_here(path: Path) -> Iterator[IO[bytes]]:
 
 def _remove_abandoned(path: Path) -> None:
     """Removes what killed processes began to write in the place of ``path``."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PART}"):
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*{PART}"):
         with suppress(OSError), left.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
