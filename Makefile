@@ -22,7 +22,7 @@ demo: $(VENV)/.engine  ## Make a marketplace, serve it, match over gRPC: about a
 	$(BIN)/matchwright demo
 
 test: $(VENV)/.dev .chromium  ## All tests, large counts reduced: under ten minutes on two cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.dev  ## Lint, types, proto drift, then the tests: what CI runs
 	@$(MAKE) --no-print-directory lint types drift
