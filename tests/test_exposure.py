@@ -510,7 +510,7 @@ def test_a_pass_that_was_killed_begins_anew(store, moved, tmp_path, monkeypatch)
     """After any write of it: the same files in the end."""
     snapshot, policy = store.snapshot(), policy_of(**ALL)
     expected = moved[1]
-    write = RunFolder.write_atomic
+    write = RunFolder.write
     whole, _ = run_with(snapshot, tmp_path / "whole", policy, block=40)
 
     class Killed(BaseException):
@@ -530,7 +530,7 @@ def test_a_pass_that_was_killed_begins_anew(store, moved, tmp_path, monkeypatch)
     for n in (17, 18, 19, 25, 28):
         output = tmp_path / f"after-{n}"
         with monkeypatch.context() as patched:
-            patched.setattr(RunFolder, "write_atomic", dying_after(n))
+            patched.setattr(RunFolder, "write", dying_after(n))
             with pytest.raises(Killed):
                 run_with(snapshot, output, policy, block=40)
         folder, summary = run_with(snapshot, output, policy, block=40)
