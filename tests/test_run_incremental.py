@@ -13,7 +13,7 @@ import pytest
 
 from matchwright.engine import synthetic
 from matchwright.engine.cli import main
-from matchwright.engine.errors import DeadlineExceeded
+from matchwright.engine.errors import DeadlineExceeded, StoreDamaged, StoreFormat
 from matchwright.engine.policy import Policy
 from matchwright.engine.runs.fingerprint import (
     changes,
@@ -401,8 +401,13 @@ def test_a_print_follows_every_stored_value_and_nothing_else(market):
         found = changes(before, prints_of(Corpus(((other, None), *corpus.parts[1:]))))
         touched = found.new_keys.size + found.edited_keys.size
         assert touched == 1
-    back = from_parquet(to_parquet(before), "x")
+    data = to_parquet(before)
+    back = from_parquet(data, "x")
     assert changes(back, before).to_dict() == {"new": 0, "edited": 0, "gone": 0}
+    with pytest.raises(StoreDamaged, match="x: is damaged"):
+        from_parquet(data.replace(b"matchwright.layout", b"matchwright.lay0ut"), "x")
+    with pytest.raises(StoreFormat, match="x: fingerprints of format None"):
+        from_parquet(data.replace(b"matchwright.prints", b"matchwright.pr1nts"), "x")
 
 
 def others(segment, row):

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from matchwright.engine.cli import main
@@ -515,7 +515,8 @@ def test_throughput_adds_up(market, told):
     _, run = market
     seconds = [unit["seconds"] for unit in run.summary()["units"]]
     found = told["throughput"]
-    assert found["units"] == len(seconds) == len(found["steps"])
+    assert found["units"] == len(seconds) >= len(found["steps"])  # many units share a step
+    assert sum(step["queries"] for step in found["steps"]) == found["queries"]
     assert found["working_s"] == pytest.approx(sum(one["total"] for one in seconds), rel=1e-6)
     assert found["kernel_s"] == pytest.approx(sum(one["kernel"] for one in seconds), rel=1e-6)
     assert found["queries"] == sum(way["outcome"]["queries"] for way in told["ways"])
@@ -549,6 +550,7 @@ def test_the_same_run_gives_the_same_report(market, html):
     st.lists(st.floats(-1e6, 1e6).map(lambda v: v + 0.0), min_size=1, max_size=60),
     st.integers(0, 60),
 )
+@example([255.0, -5e-324], 1)
 def test_a_histogram_depends_on_the_values_alone(values, cut):
     whole, parts = Histogram(), Histogram()
     whole.add(np.array(values))

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from matchwright.engine.errors import StoreFormat
+from matchwright.engine.errors import StoreDamaged, StoreFormat
 from matchwright.engine.results import canonical_json
 from matchwright.engine.runs.subcorpus import gather, living_rows, spans
 from matchwright.kernels.types import Corpus, Int64, Segment, UInt8, UInt64
@@ -150,6 +150,7 @@ def from_parquet(data: bytes, where: str) -> Prints:
 
     Raises:
         StoreFormat: the file is of another format; the message names it.
+        StoreDamaged: it does not say what its prints were made of.
     """
     metadata = pl.read_parquet_metadata(io.BytesIO(data))
     if metadata.get("matchwright.prints") != str(PRINT_FORMAT):
@@ -158,10 +159,13 @@ def from_parquet(data: bytes, where: str) -> Prints:
             f"{where}: fingerprints of format {got!r}, expected {PRINT_FORMAT}; make the run anew",
             file=where,
         )
+    layout = metadata.get("matchwright.layout")
+    if layout is None:
+        raise StoreDamaged(f"{where}: is damaged; make the run anew", file=where)
     frame = pl.read_parquet(io.BytesIO(data))
     print_n2 = np.stack([frame[name].to_numpy() for name in COLUMNS[1:]], axis=1)
     nothing = np.zeros(0, dtype=np.int64)
-    return Prints(frame["key"].to_numpy(), print_n2, nothing, metadata["matchwright.layout"])
+    return Prints(frame["key"].to_numpy(), print_n2, nothing, layout)
 
 
 def _layout(corpus: Corpus) -> bytes:

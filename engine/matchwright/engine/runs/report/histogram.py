@@ -90,7 +90,9 @@ class Histogram:
         self._n += v_n.size
         self._sum += math.fsum((float(v_n.sum()),))
         self._widen()
-        bin_n = np.floor(np.ldexp(v_n, -self._exponent)).astype(np.int64)
+        scaled = np.floor(np.ldexp(v_n, -self._exponent))
+        scaled -= np.ldexp(scaled, self._exponent) > v_n  # tiny negative values underflow to 0
+        bin_n = scaled.astype(np.int64)
         first, last = int(bin_n.min()), int(bin_n.max())
         self._cover(first, last)
         for offset, count in enumerate(np.bincount(bin_n - first).tolist()):
@@ -103,7 +105,8 @@ class Histogram:
                 self._first, self._counts = _halved(self._first, self._counts)
 
     def _place(self, value: float) -> int:
-        return math.floor(math.ldexp(value, -self._exponent))
+        place = math.floor(math.ldexp(value, -self._exponent))
+        return place - (math.ldexp(place, self._exponent) > value)
 
     def _cover(self, first: int, last: int) -> None:
         if not self._counts:
