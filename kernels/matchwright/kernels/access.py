@@ -190,12 +190,8 @@ def unpack_bits(words: UInt64, n: int) -> NDArray[np.bool_]:
 
 def bit_rows(words: UInt64) -> Int64:
     """Positions of the bits that are set, ascending, int64."""
-    octets = words.view(np.uint8)
-    some = np.flatnonzero(octets != 0)
-    if some.size * 4 > octets.size:
-        return np.flatnonzero(unpack_bits(words, words.size * WORD))
-    place = _places(octets, some)
-    if place.size > some.size:  # octets with several bits have put theirs at the end
+    place, ascending = _positions(words)
+    if not ascending:
         place.sort()
     return place
 
@@ -209,16 +205,33 @@ def bit_places(words: UInt64) -> tuple[Int64, Int64]:
 
 def bit_positions(words: UInt64) -> Int64:
     """Flat positions of the bits that are set in uint64 (lines, width), in any order."""
-    octets = words.reshape(-1).view(np.uint8)
-    some = np.flatnonzero(octets != 0)
-    if some.size * 4 > octets.size:
-        return np.flatnonzero(unpack_bits(words.reshape(-1), words.size * WORD))
-    return _places(octets, some)
+    return _positions(words.reshape(-1))[0]
 
 
-def _places(octets: UInt8, some: NDArray[np.intp]) -> Int64:
-    """Positions of bits, where ``some`` are the octets that have any: first bits, then second."""
-    left, base, found = octets[some], some << 3, []
+def _positions(words: UInt64) -> tuple[Int64, bool]:
+    """Positions of the bits that are set in uint64 (width,), and whether they ascend.
+
+    Few words with bits: words are looked through, then the octets of those. More: octets are
+    looked through. Many: bits.
+    """
+    held = np.flatnonzero(words != 0)
+    if held.size * 4 <= words.size:
+        octets = words[held].view(np.uint8)
+        some = np.flatnonzero(octets != 0)
+        base = (held[some >> 3] << 6) + ((some & 7) << 3)
+    else:
+        octets = words.view(np.uint8)
+        some = np.flatnonzero(octets != 0)
+        if some.size * 4 > octets.size:
+            return np.flatnonzero(unpack_bits(words, words.size * WORD)), True
+        base = some << 3
+    place = _places(octets[some], base)
+    return place, place.size == some.size
+
+
+def _places(left: UInt8, base: Int64) -> Int64:
+    """Positions of the bits of octets that begin at ``base``: all first bits, then second ones."""
+    found = []
     while left.size:
         found.append(base + _FIRST_BIT[left])
         left = left & (left - np.uint8(1))

@@ -103,7 +103,7 @@ class Gather:
 
     def _batch(self, groups: Sequence[Few], pending: Pending) -> None:
         """All pairs of some groups, as one list of pairs."""
-        line, bit = bit_places(self.words_gw[[group.line for group in groups]])
+        line, bit = bit_places(self._lines([group.line for group in groups]))
         rows = self.layout.row_of_bit(bit)
         first = np.array([group.query[0] for group in groups])
         width = np.array([group.query.size for group in groups])
@@ -118,6 +118,12 @@ class Gather:
         points = self.ops.pair_dots(self.high_qd[query], x_nd).astype(np.int64) << SHIFT_MAX
         points += self.ops.pair_dots(self.low_qd[query], x_nd).astype(np.int64)
         pending.add(query, pack(points, rows, exact=True))
+
+    def _lines(self, lines: Sequence[int]) -> UInt64:
+        """Bits of some groups; neighbours are not copied."""
+        if lines[-1] - lines[0] == len(lines) - 1:
+            return self.words_gw[lines[0] : lines[-1] + 1]
+        return self.words_gw[list(lines)]
 
     def _group(self, group: Few, scratch: Scratch, pending: Pending) -> None:
         query, rows = group.query, self.layout.rows(self.words_gw[group.line])

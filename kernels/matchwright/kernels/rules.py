@@ -170,12 +170,12 @@ def _hours_overlap(p: HoursOverlap, rows: Rows) -> tuple[Bool, Bool]:
     start, end, zone = (rows.scalar(name) for name in ("hours_start", "hours_end", "zone"))
     known = (required != UNKNOWN) & (start != UNKNOWN) & (end != UNKNOWN)
     known &= (zone >= 0) & (zone < len(p.offset_minutes))
-    offsets = np.array([*p.offset_minutes, 0], dtype=np.int64)
+    offsets = np.array([*p.offset_minutes, 0], dtype=np.int32)
     offset = offsets[np.where(known, zone, len(p.offset_minutes))]
     begin = np.where(known, start - offset, 0)
     length = window_minutes(np.where(known, start, 0), np.where(known, end, 0))
-    wanted = window_minutes(np.int64(p.start_utc), np.int64(p.end_utc))
-    minutes = overlap_minutes(begin, length, np.int64(p.start_utc), wanted)
+    wanted = window_minutes(np.int32(p.start_utc), np.int32(p.end_utc))
+    minutes = overlap_minutes(begin, length, np.int32(p.start_utc), wanted)
     return known | asks_nothing, asks_nothing | (known & (minutes >= required))
 
 
@@ -185,14 +185,14 @@ def window_minutes(start: Any, end: Any) -> Any:
 
 
 def overlap_minutes(a: Any, a_length: Any, b: Any, b_length: Any) -> Any:
-    """Minutes that two daily windows share; they start at ``a`` and ``b``, on any day."""
-    a, b = np.mod(a, DAY_MINUTES), np.mod(b, DAY_MINUTES)
-    total = 0
-    for shift in (-DAY_MINUTES, 0, DAY_MINUTES):
-        begin = np.maximum(a, b + shift)
-        end = np.minimum(a + a_length, b + shift + b_length)
-        total = total + np.maximum(end - begin, 0)
-    return total
+    """Minutes that two daily windows share; they start at ``a`` and ``b``, on any day.
+
+    On the circle of a day, with the second window at 0 and the first ``later`` minutes after it,
+    they meet before the second one's end and again where the first one crosses 0.
+    """
+    later = np.mod(a - b, DAY_MINUTES)
+    before_end = np.clip(b_length - later, 0, a_length)
+    return before_end + np.clip(later + a_length - DAY_MINUTES, 0, b_length)
 
 
 def _key_in(p: KeyIn, rows: Rows) -> tuple[Bool, Bool]:

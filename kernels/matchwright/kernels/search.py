@@ -22,7 +22,7 @@ from matchwright.kernels.eligible import Eligibility
 from matchwright.kernels.gather import Few, Gather
 from matchwright.kernels.limbs import norm2_of
 from matchwright.kernels.planner import Load, Plan, gathered
-from matchwright.kernels.topk import Mask, Scan, unpack_lines
+from matchwright.kernels.topk import CROWDED, Mask, Scan, unpack_lines
 from matchwright.kernels.types import (
     Corpus,
     Counted,
@@ -281,12 +281,18 @@ class Search:
             return None
         sample, words = self._sample(layout, step)
         lines = None if mask is None else Mask(mask.words_gw[:, words], mask.line_q)
-        return self._likely(sample, query, lines, rank)
+        found = self._likely(sample, query, lines, rank)
+        if found is None:  # so many tie that the key has to decide
+            return self._scan_once(Layout(sample), query, lines, rank, None).likely(rank)
+        return found
 
     def _likely(
         self, sample: Corpus, query: NDArray[np.intp], lines: Mask | None, rank: int
     ) -> Bound | None:
-        """Where the first limbs put the row of this rank; None if rows or memory are too few."""
+        """Where the first limbs put the row of this rank; None if many rows tie there.
+
+        Also None if rows or memory are too few.
+        """
         ops, x_nd = self.ops, sample.parts[0][0].x_nd
         n = x_nd.shape[0]
         if n < rank:
@@ -297,6 +303,7 @@ class Search:
             return None
         parts = ops.split(self.queries.q_qd[query], self.norm2)
         kth_q = np.empty(query.size, dtype=np.int64)
+        tied = [0]
         spans = [(begin, min(begin + step, query.size)) for begin in range(0, query.size, step)]
 
         def work(mine: list[tuple[int, int]]) -> None:
@@ -305,10 +312,15 @@ class Search:
                 if lines is not None:
                     words = np.ascontiguousarray(lines.of(begin, end, slice(None)))
                     np.copyto(tile, NEVER, where=~unpack_lines(words, n))
-                kth_q[begin:end] = np.partition(tile, n - rank, axis=1)[:, n - rank]
+                kth = np.partition(tile, n - rank, axis=1)[:, n - rank]
+                level = np.count_nonzero(tile == kth[:, None], axis=1)
+                tied.append(int(level[kth > NEVER].max(initial=0)))
+                kth_q[begin:end] = kth
 
         shares = [spans[i :: ops.threads] for i in range(min(ops.threads, len(spans)))]
         ops.together([partial(work, mine) for mine in shares])
+        if max(tied) > rank + n // CROWDED:
+            return None
         floor_q = self.queries.floor_q
         least = POINTS_MIN if floor_q is None else floor_q[query].clip(POINTS_MIN, POINTS_MAX)
         points = np.where(kth_q > NEVER, kth_q << parts.shift_q, POINTS_MIN)
