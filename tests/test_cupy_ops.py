@@ -191,8 +191,18 @@ def test_points_and_contributions(device, reference):
     np.testing.assert_array_equal(ops.points(x_nd, q_d), got.sum(axis=1))
 
 
-def test_the_device_is_compared_with_the_reference_at_the_start(device):
+def test_the_device_is_compared_with_the_reference_at_the_start(device, monkeypatch):
+    selected, select = [], device.select
+
+    def watched(block, active_a):
+        selected.append(block.k)
+        select(block, active_a)
+
+    monkeypatch.setattr(device, "select", watched)
+    assert CupyOps(device=device, verify=False).device is device
+    assert not selected
     CupyOps(device=device)
+    assert set(selected) == {37}
 
 
 def test_a_device_that_is_wrong_is_refused():

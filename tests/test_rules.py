@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from matchwright.kernels import rules
+from matchwright.kernels import eligible, rules
 from matchwright.kernels.access import Layout
 from matchwright.kernels.eligible import Eligibility
 from matchwright.kernels.index import Reader, build_index
@@ -221,3 +221,21 @@ def test_an_empty_set_column():
     corpus = Corpus(((segment, None),))
     assert Ops().count(corpus, (SubsetOf("s", (), "V"),)) == (3, 0)
     assert Ops().count(corpus, (HasAll("s", (1,), "V"),)) == (0, 0)
+
+
+# ── Bits that stay for later queries ──────────────────────────────────────────────────────────
+
+
+def test_remembered_bits_are_right_bounded_and_hold_no_list_of_keys():
+    rng = np.random.default_rng(17)
+    segment = a_segment(rng, 300)
+    corpus, ops = Corpus(((segment, rng.random(300) < 0.8),)), Ops(threads=1)
+    asked = [cases.some_rules(rng, segment.key_n) for _ in range(60)]
+    asked += [(InRange("rate", low, low + 20, "RATE"),) for low in range(eligible.REMEMBERED)]
+    asked.append((KeyIn(tuple(segment.key_n[:5].tolist()), "KEY"),))
+    for group in [*asked, *asked[::-1]]:
+        rows, unverified = cases.eligible_rows(corpus, group)
+        assert ops.count(corpus, group) == (len(rows), unverified)
+        assert len(segment.memo) <= eligible.REMEMBERED
+    assert segment.memo
+    assert not any(isinstance(predicate, KeyIn) for predicate in segment.memo)

@@ -10,7 +10,7 @@ import numpy as np
 
 from matchwright.kernels.access import Layout, count_bits, put_bits
 from matchwright.kernels.index import Reader
-from matchwright.kernels.types import Bitmap, Bool, Predicate, Rules, UInt8, UInt64
+from matchwright.kernels.types import Bitmap, Bool, KeyIn, Predicate, Rules, UInt8, UInt64
 
 Bits = tuple[UInt8, UInt8 | None]
 """(passing, unverified) bits of one part; unverified is None where no row can be."""
@@ -102,7 +102,7 @@ class Eligibility:
 
     def _evaluate(self, p: int, predicate: Predicate) -> Bits:
         kept = self._kept.get((p, predicate))
-        if kept is None and self._alone:
+        if kept is None and self._alone and not isinstance(predicate, KeyIn):
             kept = self._remembered(p, predicate)
         elif kept is None:
             kept = self._reader(p).evaluate(predicate)
@@ -113,7 +113,10 @@ class Eligibility:
         return kept
 
     def _remembered(self, p: int, predicate: Predicate) -> Bits:
-        """Bits that one query leaves for the next ones: most ask the same of most columns."""
+        """Bits that one query leaves for the next ones: most ask the same of most columns.
+
+        Not those of keys: a list of ids is one query's own, and may be millions long.
+        """
         memo = self.layout.corpus.parts[p][0].memo
         bits: Bits | None = memo.get(predicate)
         if bits is None:
