@@ -22,8 +22,11 @@
     │   └── StoreLocked              STORE_LOCKED      75  UNAVAILABLE
     ├── Overloaded                   OVERLOADED        75  RESOURCE_EXHAUSTED
     ├── DeadlineExceeded             DEADLINE_EXCEEDED 75  DEADLINE_EXCEEDED
+    │   └── ModelLate                MODEL_LATE        75  DEADLINE_EXCEEDED
     ├── Cancelled                    CANCELLED         75  CANCELLED
     ├── DependencyUnavailable        DEPENDENCY_UNAVAILABLE  5  UNAVAILABLE
+    │   ├── ModelUnavailable         MODEL_UNAVAILABLE 5  UNAVAILABLE
+    │   └── ModelWrong               MODEL_WRONG       5  UNAVAILABLE
     ├── Unauthenticated              UNAUTHENTICATED   2  UNAUTHENTICATED
     ├── PermissionDenied             PERMISSION_DENIED 2  PERMISSION_DENIED
     ├── Unimplemented                UNIMPLEMENTED     2  UNIMPLEMENTED
@@ -167,6 +170,12 @@ class DeadlineExceeded(MatchwrightError):
     reason, exit_code, grpc_status = "DEADLINE_EXCEEDED", 75, "DEADLINE_EXCEEDED"
 
 
+class ModelLate(DeadlineExceeded):
+    """A served model gave no answer within the time that was left for it."""
+
+    reason = "MODEL_LATE"
+
+
 class Cancelled(MatchwrightError):
     """The caller left."""
 
@@ -177,6 +186,18 @@ class DependencyUnavailable(MatchwrightError):
     """A server or device that the call needs does not answer."""
 
     reason, exit_code, grpc_status = "DEPENDENCY_UNAVAILABLE", 5, "UNAVAILABLE"
+
+
+class ModelUnavailable(DependencyUnavailable):
+    """A served model cannot be asked. ``why``: UNREACHABLE, BREAKER_OPEN or NOT_READY."""
+
+    reason = "MODEL_UNAVAILABLE"
+
+
+class ModelWrong(DependencyUnavailable):
+    """A served model answered what cannot be used: shape, type, NaN, or an error of its own."""
+
+    reason = "MODEL_WRONG"
 
 
 class Unauthenticated(MatchwrightError):
