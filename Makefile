@@ -13,22 +13,22 @@ PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3 python3.14; 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check prove gpu-check protos lint types drift clean .chromium
+.PHONY: help demo test check prove gpu-check protos lint types drift clean .chromium .triton
 
 help:  ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/.engine  ## Make a marketplace, serve it, match over gRPC: about a minute
+demo: $(VENV)/.engine .triton  ## Make a marketplace, serve it, match over gRPC: about a minute
 	$(BIN)/matchwright demo
 
-test: $(VENV)/.dev .chromium  ## All tests, large counts reduced: under ten minutes on two cores
+test: $(VENV)/.dev .chromium .triton  ## All tests, large counts reduced: under ten minutes on two cores
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.dev  ## Lint, types, proto drift, then the tests: what CI runs
 	@$(MAKE) --no-print-directory lint types drift
 	@$(MAKE) --no-print-directory test
 
-prove: $(VENV)/.dev .chromium .venv-airflow/.done  ## All tests and benches with full counts; writes proofs/*.json
+prove: $(VENV)/.dev .chromium .venv-airflow/.done .venv-triton/.done  ## All tests and benches with full counts; writes proofs/*.json
 	$(BIN)/python bench/prove.py
 
 gpu-check:  ## Kernel tests and bench with the system's Python, NumPy, CuPy and pytest
@@ -65,8 +65,21 @@ types: $(VENV)/.dev  ## mypy --strict
 	.venv-airflow/bin/python -m pip install --quiet --disable-pip-version-check 'apache-airflow>=3,<4'
 	@touch $@
 
+# A Triton server for tests and the demo, in an environment of its own: it needs NumPy below 2. Where it
+# cannot be installed, those tests are skipped and the demo says that it does without; `make prove` fails.
+.triton: | $(BIN)/python
+	@mkdir -p .venv-triton; log=.venv-triton/install.log; \
+	$(MAKE) --no-print-directory .venv-triton/.done >$$log 2>&1 \
+		|| echo "going on without a Triton server: $$(grep -m 1 ERROR $$log || tail -n 1 $$log)"
+
+.venv-triton/.done: constraints-triton.txt | $(BIN)/python
+	[ -x .venv-triton/bin/python ] || $(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+		--retries 1 --timeout 20 -r constraints-triton.txt
+	@touch $@
+
 clean:  ## Remove the environment, caches and build outputs
-	rm -rf $(VENV) .venv-airflow .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build demo-store
+	rm -rf $(VENV) .venv-airflow .venv-triton .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build demo-store
 	find $(FOLDERS) tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -76,10 +89,10 @@ $(BIN)/python:
 
 # The engine and its command line: all that the demo needs.
 $(VENV)/.engine: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,triton]'
 	@touch $@
 
 # Everything that the tests need. CuPy is there so that the kernels compile, GPU or not.
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,gpu,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,triton,gpu,dev]'
 	@touch $(VENV)/.engine $@
