@@ -94,5 +94,5 @@ $(VENV)/.engine: pyproject.toml constraints.txt | $(BIN)/python
 
 # Everything that the tests need. CuPy is there so that the kernels compile, GPU or not.
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,triton,gpu,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,triton,otel,gpu,dev]'
 	@touch $(VENV)/.engine $@
