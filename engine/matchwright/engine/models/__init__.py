@@ -1,0 +1,1 @@
+"""Models that Triton serves: their repository, the client that asks them, and the encoder."""
