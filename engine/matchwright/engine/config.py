@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Literal
 
 from matchwright.engine.errors import InvalidArgument
 
@@ -57,6 +58,44 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelsConfig:
+    """Which models there are, and who serves them. See docs/models.md.
+
+    Attributes:
+        repository: the model repository's folder: versions, tokenizers, exported trees. None: a
+            store whose texts were encoded by a served encoder answers from what is stored.
+        triton: ``host:port`` of the Triton server's gRPC port; None: nothing new is asked of a
+            model.
+        shared_memory: tensors through memory shared with a server on this host: "auto" tries it
+            and falls back to the wire, "on" fails when it cannot be had, "off" does not try.
+        tls_ca: PEM file; when set, the connection is TLS and the server's certificate is checked.
+        timeout_ms: budget of a call whose caller gave no deadline.
+        write_wait_ms: how long a write waits for an encoder that does not answer before it is
+            refused. Bulk commands ask for it with --wait.
+    """
+
+    repository: Path | None = None
+    triton: str | None = None
+    shared_memory: Literal["auto", "on", "off"] = "auto"
+    tls_ca: Path | None = None
+    timeout_ms: int = 1_000
+    write_wait_ms: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.shared_memory not in ("auto", "on", "off"):
+            raise InvalidArgument(
+                f"shared_memory is {self.shared_memory!r}; expected auto, on or off",
+                field="shared_memory",
+            )
+        if self.timeout_ms < 1 or self.write_wait_ms < 0:
+            raise InvalidArgument(
+                f"timeout_ms is {self.timeout_ms} and write_wait_ms {self.write_wait_ms}; "
+                "expected 1 or more, and 0 or more",
+                field="timeout_ms",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """Everything that ``serve`` needs to know.
 
@@ -82,6 +121,7 @@ class ServerConfig:
         inflight_bytes_max: bytes of the requests that are being answered; the objects that are
             made of them take several times that. A request counts as 4,096 bytes at least.
         shutdown_grace_ms: how long a stopping server lets waiting calls finish.
+        models: the model repository and the server of the models; None uses none.
         limits: how much one request may ask for.
     """
 
@@ -101,6 +141,7 @@ class ServerConfig:
     batch_pairs_max: int = 2**28
     inflight_bytes_max: int = 256 << 20
     shutdown_grace_ms: int = 10_000
+    models: ModelsConfig | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

@@ -105,6 +105,8 @@ class Result:
         resolution: levels of the query grid that the coarsest weighted facet keeps.
         attainable: score of the best conceivable match.
         t: the query's step, float64.
+        degraded: what a served model did not give in time, so that the answer went without it:
+            ENCODER_UNREACHABLE, say, when the text facet counts as unknown. Empty when all is well.
         telemetry: plan, device, seconds; outside the contract.
     """
 
@@ -130,6 +132,7 @@ class Result:
     resolution: int
     attainable: float
     t: float
+    degraded: tuple[str, ...] = ()
     telemetry: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -173,6 +176,7 @@ class Result:
             "resolution": self.resolution,
             "attainable": self.attainable,
             "t": self.t,
+            **({"degraded": list(self.degraded)} if self.degraded else {}),
             "digest": self.digest(),
             "matches": [
                 {
@@ -192,9 +196,10 @@ class Result:
 
         One JSON object in UTF-8: keys sorted, no blanks, non-ASCII written as itself, values only
         strings, integers, lists and null. ``t`` and ``attainable`` are written by ``float.hex``;
-        keys are 16 hexadecimal digits. Scores are left out, being ``points * t``.
+        keys are 16 hexadecimal digits. Scores are left out, being ``points * t``; ``degraded``
+        while it is empty.
         """
-        value = {
+        value: dict[str, Any] = {
             "format": RESULT_FORMAT,
             "epoch": self.epoch,
             "generation": self.generation,
@@ -219,6 +224,8 @@ class Result:
             "attainable": float(self.attainable).hex(),
             "t": float(self.t).hex(),
         }
+        if self.degraded:
+            value["degraded"] = list(self.degraded)
         return canonical_json(value)
 
     def digest(self) -> str:
