@@ -122,6 +122,10 @@ class ServerConfig:
             made of them take several times that. A request counts as 4,096 bytes at least.
         shutdown_grace_ms: how long a stopping server lets waiting calls finish.
         models: the model repository and the server of the models; None uses none.
+        metrics_address: ``host:port`` of ``/metrics`` and ``/healthz``, plain HTTP; None, the
+            default, opens none. Choose loopback, or a network that only your monitoring reaches.
+        trace_endpoint: URL of an OTLP collector (gRPC), such as ``http://127.0.0.1:4317``; None,
+            the default, traces nothing.
         limits: how much one request may ask for.
     """
 
@@ -142,6 +146,8 @@ class ServerConfig:
     inflight_bytes_max: int = 256 << 20
     shutdown_grace_ms: int = 10_000
     models: ModelsConfig | None = None
+    metrics_address: str | None = None
+    trace_endpoint: str | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -152,6 +158,8 @@ class ServerConfig:
         for name in ("queue_pairs_max", "batch_pairs_max", "inflight_bytes_max", "memory_bytes"):
             if getattr(self, name) < 1:
                 raise InvalidArgument(f"{name} must be 1 or more", field=name)
+        if self.metrics_address is not None:
+            host_and_port(self.metrics_address, "metrics_address")
         if self.shutdown_grace_ms < 0:
             raise InvalidArgument("shutdown_grace_ms must be 0 or more", field="shutdown_grace_ms")
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -169,6 +177,21 @@ class ServerConfig:
     def address(self) -> str:
         """``host:port``, an IPv6 host in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def host_and_port(address: str, field: str) -> tuple[str, int]:
+    """``("::1", 9464)`` out of ``[::1]:9464``.
+
+    Raises:
+        InvalidArgument: a part is missing, or the port is none.
+    """
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
+        raise InvalidArgument(
+            f"{field} is {address!r}; expected HOST:PORT, such as 127.0.0.1:9464", field=field
+        )
+    return host, int(port)
 
 
 def is_loopback(host: str) -> bool:
