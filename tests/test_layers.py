@@ -24,6 +24,7 @@ ALLOWED = {
     "cupy": (KERNELS,),
     "numkong": (KERNELS,),
     "sqlite3": (f"{ENGINE}.store", f"{ENGINE}.records", f"{ENGINE}.cli.doctor"),
+    "lightgbm": (f"{ENGINE}.rerank.export", f"{ENGINE}.rerank.train"),
     "sklearn": (f"{ENGINE}.generation",),
     "typer": (f"{ENGINE}.cli",),
     "rich": (f"{ENGINE}.cli",),
