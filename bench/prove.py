@@ -158,8 +158,9 @@ CLAIMS = (
     ),
     Claim(
         "executors",
-        "One process, two and four processes of Ray give one digest, also when an actor is killed.",
-        tests=("test_ray_executor.py",),
+        "One process, several, and two and four processes of Ray give one digest, also when one of "
+        "them is killed.",
+        tests=("test_ray_executor.py", "test_run_processes.py"),
     ),
     Claim(
         "exposure",

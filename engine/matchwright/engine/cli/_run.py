@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from matchwright.engine.runs.plan import Plan
     from matchwright.engine.store import Snapshot, Store
     from matchwright.engine.store.leases import Lease
+    from matchwright.kernels.ops import Ops
 
 LEASE_S = 72 * 3600.0
 """How long a run keeps its epoch after it was last heard of: a weekend to resume it."""
@@ -93,7 +94,7 @@ KOption = Annotated[int, typer.Option("-k", help="How many matches of each, 1 to
 ExecutorOpt = Annotated[ExecutorOption, typer.Option("--executor", help="Who does the work.")]
 WorkersOption = Annotated[
     int | None,
-    typer.Option("--workers", help="Threads of this process, or processes of Ray; all cores."),
+    typer.Option("--workers", help="Processes, here or of Ray; as many as cores."),
 ]
 ShardsOption = Annotated[
     int | None,
@@ -182,17 +183,34 @@ def executor_of(plan: Plan, snapshot: Snapshot, store: Path, how: How) -> Execut
     if how.executor is ExecutorOption.RAY:
         return _ray(plan, snapshot, store, how)
     from matchwright.engine.runs.execute import LocalExecutor
-    from matchwright.kernels.ops import get_ops
 
-    ops = get_ops(how.device.value, threads=how.workers)
+    ops, processes = kernels_of(plan, how)
     if plan.options.base is None:
-        return LocalExecutor(ops, snapshot, plan)
+        if processes == 1:
+            return LocalExecutor(ops, snapshot, plan)
+        from matchwright.engine.runs.processes import ProcessExecutor
+
+        return ProcessExecutor(ops, snapshot, plan, store, processes=processes, say=say)
     from matchwright.engine.runs.base import Base
     from matchwright.engine.runs.folder import RunFolder
     from matchwright.engine.runs.incremental import IncrementalExecutor
     from matchwright.engine.runs.pairing import side
 
     return IncrementalExecutor(ops, snapshot, plan, Base(side(RunFolder(plan.base))))
+
+
+def kernels_of(plan: Plan, how: How) -> tuple[Ops, int]:
+    """(kernels of each process, how many processes) of a run on this machine."""
+    from matchwright.engine.runs.processes import processes_for
+    from matchwright.kernels.ops import get_ops
+
+    ops = get_ops(how.device.value, threads=how.workers)
+    if plan.options.base is not None or ops.name == "cupy":  # one process owns the device
+        return ops, 1
+    processes = processes_for(plan, ops.threads)
+    if processes == 1:
+        return ops, 1
+    return get_ops(ops.name, threads=ops.threads // processes), processes
 
 
 def _ray(plan: Plan, snapshot: Snapshot, store: Path, how: How) -> Executor:

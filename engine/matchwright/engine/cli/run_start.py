@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,7 +264,7 @@ def _plan_view(ready: _Ready, how: _run.How) -> View:
     from matchwright.engine.runs.plan import PLAN_FORMAT
     from matchwright.engine.runs.predict import predict
     from matchwright.engine.runs.units import look
-    from matchwright.kernels.ops import get_ops, usable_cores
+    from matchwright.kernels.ops import usable_cores
 
     made, folder = ready.plan, ready.folder
     state, left = "new", len(made.units)
@@ -273,8 +274,8 @@ def _plan_view(ready: _Ready, how: _run.How) -> View:
     if folder.summary() is not None:
         state, left = "complete", 0
     local = how.executor is _run.ExecutorOption.LOCAL
-    threads = how.workers if local else None
-    guess = predict(made, ready.snapshot, get_ops(how.device.value, threads=threads))
+    here = how if local else dataclasses.replace(how, workers=None)
+    guess = predict(made, ready.snapshot, *_run.kernels_of(made, here))
     units = {kind: len(made.units_of(kind)) for kind in made.options.kinds}
     document = {
         "format": PLAN_FORMAT,

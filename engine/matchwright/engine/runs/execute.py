@@ -119,15 +119,16 @@ class LocalExecutor:
         ops: the kernels.
         snapshot: the plan's epoch.
         plan: the plan.
-        prefetch: prepare the next unit on a thread of its own.
+        prefetch: prepare the next unit on a thread of its own. None: where a device computes;
+            kernels on the processor would wait for Python's lock more often than it saves.
     """
 
     def __init__(
-        self, ops: Ops, snapshot: SnapshotLike, plan: Plan, *, prefetch: bool = True
+        self, ops: Ops, snapshot: SnapshotLike, plan: Plan, *, prefetch: bool | None = None
     ) -> None:
         self.ops, self.snapshot, self.plan = ops, snapshot, plan
         self.questions = Questions(snapshot, plan)
-        self.prefetch = prefetch
+        self.prefetch = ops.name == "cupy" if prefetch is None else prefetch
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -141,7 +142,7 @@ class LocalExecutor:
     def answers(self, todo: Sequence[Unit]) -> Iterator[tuple[Unit, BlockAnswer]]:
         if not self.prefetch:
             for unit in todo:
-                yield unit, self._answer(self.questions.prepare(unit))
+                yield unit, self.answer(unit)
             return
         with ThreadPoolExecutor(1, thread_name_prefix="run-prepare") as ahead:
             waiting: Future[PreparedBlock] | None = None
@@ -150,6 +151,10 @@ class LocalExecutor:
                 last = n + 1 == len(todo)
                 waiting = None if last else ahead.submit(self.questions.prepare, todo[n + 1])
                 yield unit, self._answer(prepared)
+
+    def answer(self, unit: Unit) -> BlockAnswer:
+        """One unit."""
+        return self._answer(self.questions.prepare(unit))
 
     def _answer(self, prepared: PreparedBlock) -> BlockAnswer:
         options = self.plan.options

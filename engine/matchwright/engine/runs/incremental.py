@@ -270,7 +270,7 @@ class IncrementalExecutor(LocalExecutor):
         snapshot: the plan's epoch.
         plan: the plan.
         base: the earlier run.
-        prefetch: prepare the next unit on a thread of its own.
+        prefetch: as of ``LocalExecutor``.
     """
 
     def __init__(
@@ -280,7 +280,7 @@ class IncrementalExecutor(LocalExecutor):
         plan: Plan,
         base: Base,
         *,
-        prefetch: bool = True,
+        prefetch: bool | None = None,
     ) -> None:
         super().__init__(ops, snapshot, plan, prefetch=prefetch)
         self.incremental = Incremental(ops, snapshot, plan, base)

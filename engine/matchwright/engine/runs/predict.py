@@ -20,9 +20,15 @@ PROCESS_BYTES = 350 << 20
 """Of the interpreter with its libraries, and of units on their way."""
 
 
-def predict(plan: Plan, snapshot: SnapshotLike, ops: Ops) -> dict[str, Any]:
-    """Upper estimates: nobody knows before how many are eligible."""
+def predict(plan: Plan, snapshot: SnapshotLike, ops: Ops, processes: int = 1) -> dict[str, Any]:
+    """Upper estimates: nobody knows before how many are eligible.
+
+    Args:
+        ops: the kernels of each process.
+        processes: how many processes of this machine share the work.
+    """
     d = snapshot.generation.d
+    threads = ops.threads * processes
     costs = ops.costs_for(d)
     options = plan.options
     queries = pairs = rows = 0
@@ -30,7 +36,7 @@ def predict(plan: Plan, snapshot: SnapshotLike, ops: Ops) -> dict[str, Any]:
     for kind in options.kinds:
         corpus = plan.counts[OTHER[kind]]
         for unit in plan.units_of(kind):
-            seconds += costs.scan(corpus, unit.queries, d) / ops.threads
+            seconds += costs.scan(corpus, unit.queries, d) / threads
             queries += unit.queries
             pairs += unit.queries * corpus
             rows += unit.queries * min(options.k + options.slack, corpus)
@@ -40,12 +46,11 @@ def predict(plan: Plan, snapshot: SnapshotLike, ops: Ops) -> dict[str, Any]:
         "pairs": pairs,
         "rows_at_most": rows,
         "bytes_at_most": rows * (ROW_BYTES + CONTRIBUTION_BYTES * facets) + queries * QUERY_BYTES,
-        "seconds": round(seconds + queries * QUERY_SECONDS / ops.threads, 1),
-        "memory_bytes": PROCESS_BYTES
-        + ops.memory_bytes
+        "seconds": round(seconds + queries * QUERY_SECONDS / threads, 1),
+        "memory_bytes": processes * (PROCESS_BYTES + ops.memory_bytes)
         + max(corpus_bytes(snapshot.corpus(OTHER[kind])) for kind in options.kinds),
         "device": ops.name,
-        "threads": ops.threads,
+        "threads": threads,
     }
 
 

@@ -37,8 +37,8 @@ from matchwright.engine.runs.block import BlockAnswer
 from matchwright.engine.runs.execute import Questions
 from matchwright.engine.runs.plan import Plan, Unit
 from matchwright.engine.runs.prepare_block import PreparedBlock
-from matchwright.engine.runs.ray_shard import Shard
 from matchwright.engine.runs.shards import merge_found
+from matchwright.engine.runs.worker import Shard
 from matchwright.kernels.ops import usable_cores
 
 IN_FLIGHT = 2

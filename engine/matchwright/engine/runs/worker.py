@@ -1,6 +1,6 @@
-"""What one Ray actor does: holds rows of the corpus and answers blocks of queries from them.
+"""What another process does for a run: holds rows of the corpus and answers blocks of queries.
 
-Plain Python; ``ray_executor`` makes an actor of it.
+Plain Python: ``ray_executor`` makes actors of it, ``processes`` serves it over a socket pair.
 """
 
 from __future__ import annotations
