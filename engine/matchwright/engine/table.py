@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self, TypeAlias
 import numpy as np
 import polars as pl
 
+from matchwright.engine.prose import TEXT_DIGEST, Prose, joined, prose
 from matchwright.kernels.types import Bool, Int64
 
 Row: TypeAlias = Mapping[str, Any]
@@ -72,6 +73,10 @@ class Table(Protocol):
         what is not known."""
         ...
 
+    def keyed_prose(self, skills: int) -> list[Prose]:
+        """The same, each with its key."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrameTable:
@@ -113,6 +118,11 @@ class FrameTable:
         return self.frame.select(text=pl.concat_str(title, title, text, joined, separator="\n"))[
             "text"
         ]
+
+    def keyed_prose(self, skills: int) -> list[Prose]:
+        names = pl.col("skills").list.head(skills).list.eval(pl.element().struct.field("name"))
+        columns = self.frame.select("title", "text", skills=names.list.join(" ").fill_null(""))
+        return [prose(*row) for row in columns.iter_rows()]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,6 +168,12 @@ class RowTable:
     def prose(self, skills: int) -> list[str]:
         return [_prose(row, skills) for row in self.rows]
 
+    def keyed_prose(self, skills: int) -> list[Prose]:
+        return [
+            prose(row["title"], row["text"] or row.get(TEXT_DIGEST), _names(row, skills))
+            for row in self.rows
+        ]
+
 
 Records: TypeAlias = pl.DataFrame | Sequence[Row] | FrameTable | RowTable
 """What can be seen as a table."""
@@ -194,7 +210,11 @@ def _plain_integers(values: Sequence[int | None]) -> tuple[Int64, Bool]:
 
 
 def _prose(row: Row, skills: int) -> str:
-    title, text = row["title"] or "", row["text"] or ""
+    return joined(row["title"] or "", row["text"] or "", _names(row, skills))
+
+
+def _names(row: Row, skills: int) -> str:
     listed = islice(row["skills"] or (), skills)
-    names = [item["name"] for item in listed if item is not None and item["name"] is not None]
-    return f"{title}\n{title}\n{text}\n{' '.join(names)}"
+    return " ".join(
+        item["name"] for item in listed if item is not None and item["name"] is not None
+    )

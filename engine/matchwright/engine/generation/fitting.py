@@ -14,19 +14,21 @@ import numpy as np
 import polars as pl
 import scipy.sparse as sp
 
+from matchwright.engine.errors import InvalidArgument
 from matchwright.engine.generation import folder
 from matchwright.engine.generation.facets import category, rate, recency, skills, track
 from matchwright.engine.generation.facets.availability import Availability
 from matchwright.engine.generation.facets.base import Facet
 from matchwright.engine.generation.facets.experience import Experience
 from matchwright.engine.generation.facets.hours import Hours
-from matchwright.engine.generation.fixed import GRID, Rotation
+from matchwright.engine.generation.fixed import GRID, Rotation, blocks_of
 from matchwright.engine.generation.generation import Generation, parts
 from matchwright.engine.generation.manifest import (
     FORMAT_VERSION,
     Fitted,
     Manifest,
     Measures,
+    ServedState,
     TextState,
 )
 from matchwright.engine.generation.quantise import X_ABS_MAX
@@ -37,16 +39,18 @@ from matchwright.engine.generation.text import (
     TOKENS_MAX,
     WIDTH,
     HashedEncoder,
+    ProseEncoder,
     SvdEncoder,
     TextEncoder,
     counts,
+    is_served,
     prepare,
     tokens,
 )
 from matchwright.engine.generation.zones import year_of, zones_of
 from matchwright.engine.records import Kind
 from matchwright.engine.table import FrameTable
-from matchwright.kernels.types import Float64, Int16
+from matchwright.kernels.types import D_MAX, Float64, Int16
 
 SAMPLE = 50_000
 """Records of each kind that a fit looks at, unless told otherwise."""
@@ -67,6 +71,8 @@ def fit(
     seed: int,
     sample: int = SAMPLE,
     as_of: int,
+    encoder: ProseEncoder | None = None,
+    version: int = 0,
 ) -> Generation:
     """A generation for these records.
 
@@ -75,13 +81,27 @@ def fit(
         seed: of the sample, the rotations and the SVD.
         sample: records of each kind to look at, at most.
         as_of: the day, days since 1970-01-01; recency knots and zone offsets are set around it.
+        encoder: a served one; an embedded one is fitted when it is not given.
+        version: of a served one.
+
+    Raises:
+        InvalidArgument: the encoder is too wide, or of a width that the rotation cannot take.
+        ModelUnavailable, ModelLate, ModelWrong: a served encoder did not give a vector.
     """
     taken = {"job": take(jobs, seed, sample), "freelancer": take(freelancers, seed, sample)}
-    encoder, learnt = fit_encoder(pl.concat([prepare(records) for records in taken.values()]), seed)
+    used: TextEncoder
+    if encoder is None:
+        used, learnt = fit_encoder(
+            pl.concat([prepare(records) for records in taken.values()]), seed
+        )
+    else:
+        check_width(encoder.width)
+        used, learnt = encoder, 1_000
     return assemble(
         taken["job"],
         taken["freelancer"],
-        encoder=encoder,
+        encoder=used,
+        version=version,
         rotation_seed=seed,
         as_of=as_of,
         fitted=Fitted(seed, sample, jobs.height, freelancers.height, learnt),
@@ -159,6 +179,7 @@ def assemble(
     rotation_seed: int,
     as_of: int,
     fitted: Fitted,
+    version: int = 0,
 ) -> Generation:
     """Fits every other facet, then steps and means of all."""
     facets = {
@@ -176,7 +197,7 @@ def assemble(
         format_version=FORMAT_VERSION,
         as_of=as_of,
         rotation_seed=rotation_seed,
-        text=text_state(encoder),
+        text=text_state(encoder, version),
         job=blank,
         freelancer=blank,
         fitted=fitted,
@@ -203,8 +224,11 @@ def measured(
     )
 
 
-def text_state(encoder: TextEncoder) -> TextState:
-    """What the manifest says of an embedded encoder."""
+def text_state(encoder: TextEncoder, version: int = 0) -> TextState:
+    """What the manifest says of an encoder; ``version`` is of a served one."""
+    if is_served(encoder):
+        served = ServedState(version, encoder.width)
+        return TextState("served", encoder.content_hash, encoder.width, (), served=served)
     assert isinstance(encoder, HashedEncoder | SvdEncoder)
     return TextState(
         encoder="svd" if isinstance(encoder, SvdEncoder) else "hashed",
@@ -216,6 +240,31 @@ def text_state(encoder: TextEncoder) -> TextState:
             for name, content in folder.encoder_files(encoder).items()
         },
     )
+
+
+def check_width(width: int) -> None:
+    """Refuse an encoder whose dimensions do not fit beside the other facets.
+
+    Raises:
+        InvalidArgument: naming what would fit.
+    """
+    from matchwright.engine.generation.starting import starter  # made by this module itself
+
+    others = starter().d - WIDTH
+    if width > D_MAX - others:
+        raise InvalidArgument(
+            f"the encoder has {width} dimensions and the other facets {others}; at most "
+            f"{D_MAX - others} fit, since sums are exact up to {D_MAX} in all",
+            limit=D_MAX - others,
+        )
+    try:
+        blocks_of(width)
+    except ValueError as error:
+        raise InvalidArgument(
+            f"the encoder's dimensions cannot be rotated: {error}; pad its output with zeros, to "
+            "384 or 768 say",
+            limit=D_MAX - others,
+        ) from None
 
 
 def _measures(

@@ -20,6 +20,10 @@ GRID = 2.0**20
 
 _UNIT_BITS = 22
 """Bits of an entry before normalisation: squares of 2**9 such entries sum below 2**53."""
+_WIDE_UNIT_BITS = 21
+"""The same for up to 2**11 entries."""
+ODD_MAX = 7
+"""Of a width's odd factor: beyond it the blocks of a rotation mix too little."""
 
 
 def to_grid(value: NDArray[np.float64] | float) -> Float64:
@@ -54,10 +58,16 @@ def hats(value_n: Int64, knots: Int64) -> Float64:
 
 
 def unit(y_nw: Float64) -> Float64:
-    """Rows of integers (below 2**53) scaled to length 1, on the grid; rows of zeros stay zero."""
+    """Rows scaled to length 1, on the grid; rows of zeros stay zero.
+
+    Args:
+        y_nw: float64 (N, W), W at most 2**11: integers below 2**53, or any finite values, of which
+            the bits below 2**-21 of a row's largest entry do not count.
+    """
+    bits = _UNIT_BITS if y_nw.shape[1] <= 1 << 9 else _WIDE_UNIT_BITS
     largest = np.abs(y_nw).max(axis=1, initial=0.0)
     _, exponent = np.frexp(largest)
-    scaled = np.rint(np.ldexp(y_nw, (_UNIT_BITS - exponent)[:, None]))
+    scaled = np.rint(np.ldexp(y_nw, (bits - exponent)[:, None]))
     length = np.sqrt(np.square(scaled).sum(axis=1))
     length[length == 0] = 1.0
     return np.asarray(np.rint(scaled / length[:, None] * GRID))
@@ -82,16 +92,44 @@ def hadamard(width: int) -> Float64:
     return matrix
 
 
+def blocks_of(width: int) -> tuple[int, int]:
+    """(m, b): the odd factor of a width and its power of two, ``width = m * b``.
+
+    Raises:
+        ValueError: the odd factor is above ``ODD_MAX``, or the width is below 1.
+    """
+    block = width & -width
+    if width < 1 or width // block > ODD_MAX:
+        raise ValueError(
+            f"width {width} is not a power of two, or such a one times an odd number up to "
+            f"{ODD_MAX}"
+        )
+    return width // block, block
+
+
+def _mixing(odd: int) -> Float64:
+    """``m I - 2 J``, m times the reflection at the diagonal: integers, and orthogonal up to m."""
+    if odd == 1:
+        return np.ones((1, 1))
+    return np.asarray(odd * np.eye(odd) - 2.0)
+
+
 class Rotation:
-    """``v = rint(H diag(sign) raw / sqrt(width))``: spreads a block so that one grid serves it.
+    """``v = rint(M raw / sqrt(b) / m)``: spreads a block so that one grid serves it.
+
+    M is ``H_b diag(sign)`` for a width b that is a power of two. For m times as much it is the
+    Kronecker product of ``m I - 2 J`` (J all ones, m odd) with H_b, so every entry of a row
+    reaches every one of the rotated row.
 
     An orthogonal map, up to half a grid step for each entry. The product is of integers below
-    2**20 * width, so it is exact in float64.
+    2**20 * width * m, so it is exact in float64.
     """
 
     def __init__(self, width: int, seed: int, name: str) -> None:
-        self._matrix = sign_row(width, seed, name)[:, None] * hadamard(width)
-        self._root = np.sqrt(np.float64(width))
+        odd, block = blocks_of(width)
+        spread = hadamard(block) if odd == 1 else np.kron(_mixing(odd), hadamard(block))
+        self._matrix = sign_row(width, seed, name)[:, None] * spread
+        self._root = odd * np.sqrt(np.float64(block))
 
     def __call__(self, raw_nw: Float64) -> Float64:
         """Rotated grid integers, (N, W), of raw grid integers."""

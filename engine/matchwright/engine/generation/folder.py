@@ -7,12 +7,15 @@
     vocabulary.txt    learnt tokens, one a line                      (svd only)
     idf.npy           int32 (V,)
     projection.npy    int16 (V, width)
+
+Of a served encoder nothing is here but its name: what it gave is kept by the store.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matchwright.engine.errors import NotFound, StoreDamaged, StoreFormat
-from matchwright.engine.generation.manifest import FORMAT_VERSION, Manifest
+from matchwright.engine.generation.manifest import FORMAT_VERSION, Manifest, TextState
+from matchwright.engine.generation.served import NotServed
 from matchwright.engine.generation.text import HashedEncoder, SvdEncoder, TextEncoder
 
 MANIFEST = "generation.json"
@@ -54,7 +58,11 @@ def save(path: Path, manifest: Manifest, encoder: TextEncoder) -> None:
     (path / ID).write_text(f"{manifest.content_id()}\n", "ascii")
 
 
-def load(path: Path) -> tuple[Manifest, TextEncoder]:
+Served = Callable[[TextState], TextEncoder]
+"""Gives the encoder that a generation names, of those that are served."""
+
+
+def load(path: Path, served: Served | None = None) -> tuple[Manifest, TextEncoder]:
     """Read and check all files; see ``Generation.load`` for the errors."""
     file = path / MANIFEST
     if not file.is_file():
@@ -63,7 +71,7 @@ def load(path: Path) -> tuple[Manifest, TextEncoder]:
     manifest = _manifest(file, content)
     if manifest.content_id() != _read(path / ID).decode("ascii", "replace").strip():
         raise _damaged(file, "its content id is another than the one in the file id")
-    return manifest, _encoder(path, manifest)
+    return manifest, _encoder(path, manifest, served or NotServed)
 
 
 def parse(content: bytes, where: Path) -> Manifest:
@@ -89,7 +97,7 @@ def _manifest(file: Path, content: bytes) -> Manifest:
     )
 
 
-def _encoder(path: Path, manifest: Manifest) -> TextEncoder:
+def _encoder(path: Path, manifest: Manifest, served: Served) -> TextEncoder:
     state = manifest.text
     files = {name: _checked(path / name, digest) for name, digest in state.files.items()}
     encoder: TextEncoder
@@ -102,6 +110,8 @@ def _encoder(path: Path, manifest: Manifest) -> TextEncoder:
             _array(files[PROJECTION]),
             state.tf_table,
         )
+    elif state.encoder == "served":
+        encoder = served(state)
     else:
         raise StoreFormat(f"{path / MANIFEST}: unknown encoder {state.encoder!r}")
     if encoder.content_hash != state.content_hash:

@@ -15,8 +15,9 @@ import polars as pl
 from matchwright.engine.generation import folder
 from matchwright.engine.generation.drift import Drift, measure
 from matchwright.engine.generation.facets.base import OTHER, Facet
-from matchwright.engine.generation.facets.text import Text
+from matchwright.engine.generation.facets.text import AskedText, Text
 from matchwright.engine.generation.fixed import GRID, Rotation
+from matchwright.engine.generation.folder import Served
 from matchwright.engine.generation.manifest import Manifest, Measures
 from matchwright.engine.generation.params import FacetParams
 from matchwright.engine.generation.quantise import (
@@ -158,8 +159,26 @@ class Generation:
         block = self.parts[b].corpus(kind, as_table(records))
         return self._rotations[b](block.raw_nw), block.known_n
 
+    def asked_text(self, records: Records, deadline: float | None) -> AskedText | None:
+        """The texts of queries, as far as a served encoder can say them in time.
+
+        Args:
+            records: a frame of the schema of the kind that asks, or rows of it.
+            deadline: moment of the monotonic clock; None for the client's own budget.
+
+        Returns:
+            For ``query``; None where the encoder is embedded.
+        """
+        text = self.parts[0]
+        return text.asked(as_table(records), deadline) if isinstance(text, Text) else None
+
     def query(
-        self, kind: Kind, records: Records, policy_facets: FacetParams, as_of: int
+        self,
+        kind: Kind,
+        records: Records,
+        policy_facets: FacetParams,
+        as_of: int,
+        text: AskedText | None = None,
     ) -> QueryVectors:
         """Queries before weights.
 
@@ -168,13 +187,21 @@ class Generation:
             records: a frame of that kind's schema, or rows of it.
             policy_facets: the policy's facet parameters.
             as_of: the day, days since 1970-01-01.
+            text: from ``asked_text`` for the same records. Without it every text has to have a
+                vector: what a served encoder does not give is an error.
+
+        Raises:
+            ModelUnavailable, ModelLate, ModelWrong: see ``text``.
         """
         table = as_table(records)
         v_qd = np.zeros((table.height, self.d))
         known_qb = np.zeros((table.height, len(self.parts)), dtype=np.bool_)
         best_qb = np.zeros((table.height, len(self.parts)))
         for b, (start, end) in enumerate(self._spans):
-            block = self.parts[b].query(kind, table, policy_facets, as_of)
+            if text is not None and b == 0:
+                block = text.block
+            else:
+                block = self.parts[b].query(kind, table, policy_facets, as_of)
             known = known_qb[:, b] = block.known_q
             v_qd[known, start:end] = self._rotations[b](block.raw_qw[known]) / GRID
             best_qb[known, b] = block.best_q[known]
@@ -211,15 +238,20 @@ class Generation:
         folder.save(path, self.manifest, self.encoder)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path, served: Served | None = None) -> Self:
         """Read a generation from its folder.
+
+        Args:
+            path: the folder.
+            served: gives the encoder of a generation that a served one made. Without it such a
+                generation is read all the same, but has no text encoded.
 
         Raises:
             NotFound: there is no generation in the folder.
             StoreFormat: its format version is another.
             StoreDamaged: a file is missing or does not have its checksum.
         """
-        return cls(*folder.load(path))
+        return cls(*folder.load(path, served))
 
 
 def parts(manifest: Manifest, encoder: TextEncoder) -> tuple[Facet, ...]:

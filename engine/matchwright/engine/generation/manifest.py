@@ -19,14 +19,27 @@ FORMAT_VERSION = 1
 """Version of the definition of a score: any change of x, q, t or points needs the next one."""
 
 
+class ServedState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A served encoder. What it gave is in the store (``embeddings/``), not in the generation.
+
+    Attributes:
+        version: of the model ``encoder`` in its repository when the generation was made.
+        dimensions: of its output.
+    """
+
+    version: int
+    dimensions: int
+
+
 class TextState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which encoder, and what is stored beside the manifest.
 
     Attributes:
-        encoder: "hashed" or "svd".
+        encoder: "hashed", "svd" or "served".
         content_hash: the encoder's.
         tf_table: weight of a token by its count.
         files: name -> BLAKE2b-256 of the file, hex.
+        served: of a served encoder alone; left out of the manifest else.
     """
 
     encoder: str
@@ -34,6 +47,7 @@ class TextState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     width: int
     tf_table: tuple[int, ...]
     files: dict[str, str] = {}
+    served: ServedState | msgspec.UnsetType = msgspec.UNSET
 
 
 class Fitted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -16,8 +16,9 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 import polars as pl
@@ -26,7 +27,8 @@ from numpy.typing import NDArray
 
 from matchwright.engine.generation.fixed import unit
 from matchwright.engine.generation.hashing import hash64
-from matchwright.engine.table import FrameTable
+from matchwright.engine.prose import Prose
+from matchwright.engine.table import FrameTable, Table
 from matchwright.kernels.types import Float64, Int16, Int32, Int64
 
 WIDTH = 128
@@ -69,12 +71,46 @@ class TextEncoder(Protocol):
 
     @property
     def width(self) -> int:
-        """Dimensions, a power of two."""
+        """Dimensions: a power of two, or one times 3, 5 or 7."""
         ...
 
     def encode(self, texts: Texts) -> Float64:
         """float64 (N, width), grid integers of length 1; zeros where nothing can be said."""
         ...
+
+
+class ProseEncoder(TextEncoder, Protocol):
+    """An encoder that keeps what it gave, by the key of each text: a served one."""
+
+    def encode_prose(self, prose: Sequence[Prose]) -> Float64:
+        """As ``encode``. The same key gives the same bytes, also where its text is not kept."""
+        ...
+
+    def look(
+        self, prose: Sequence[Prose], deadline: float | None
+    ) -> tuple[Float64, Mapping[int, str]]:
+        """As ``encode_prose`` for texts that ask; never fails for want of a server.
+
+        Args:
+            prose: what asks.
+            deadline: moment of the monotonic clock by which the answer is needed.
+
+        Returns:
+            float64 (Q, width), and why some rows are zero: position -> reason.
+        """
+        ...
+
+
+def is_served(encoder: TextEncoder) -> TypeGuard[ProseEncoder]:
+    """Whether texts of this encoder are looked up by their keys."""
+    return hasattr(encoder, "encode_prose")
+
+
+def encode_table(encoder: TextEncoder, records: Table) -> Float64:
+    """float64 (N, width): the unit vectors of records."""
+    if is_served(encoder):
+        return encoder.encode_prose(records.keyed_prose(SKILLS_MAX))
+    return encoder.encode(records.prose(SKILLS_MAX))
 
 
 def prepare(records: pl.DataFrame) -> pl.Series:

@@ -7,7 +7,6 @@ it can be worked out again where the text itself is not kept.
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +15,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from matchwright.engine import prose
 from matchwright.engine.errors import StoreDamaged
+from matchwright.engine.prose import TEXT_DIGEST, text_digest
 from matchwright.engine.store.rows import Rows, from_flat
 
-HASH_BYTES = 16
 TEXT_FIELD = "text"
 _COMPRESS_FROM_BYTES = 384
 _RAW, _DEFLATED = b"\x00", b"\x01"
@@ -30,11 +30,7 @@ _decode = msgspec.msgpack.Decoder().decode
 
 def digest(*parts: bytes) -> bytes:
     """blake2b of the parts, each preceded by its length, so that no two lists collide."""
-    state = hashlib.blake2b(digest_size=HASH_BYTES, person=b"mw-store-v1")
-    for part in parts:
-        state.update(len(part).to_bytes(8, "little"))
-        state.update(part)
-    return state.digest()
+    return prose.digest(*parts)
 
 
 def pack_record(record: Mapping[str, Any], *, keep_text: bool) -> tuple[bytes, bytes]:
@@ -46,7 +42,7 @@ def pack_record(record: Mapping[str, Any], *, keep_text: bool) -> tuple[bytes, b
     text = known.get(TEXT_FIELD)
     hashed = known
     if isinstance(text, str):
-        hashed = {**known, TEXT_FIELD: digest(text.encode())}
+        hashed = {**known, TEXT_FIELD: text_digest(text)}
     covered = _encode(hashed)
     body = _encode(known) if keep_text and hashed is not known else covered
     return digest(covered), _deflate(body)
@@ -61,7 +57,7 @@ def unpack_record(body: bytes, expected: bytes, where: str) -> dict[str, Any]:
     try:
         record: dict[str, Any] = _decode(inflate(body))
         text = record.get(TEXT_FIELD)
-        hashed = {**record, TEXT_FIELD: digest(text.encode())} if isinstance(text, str) else record
+        hashed = {**record, TEXT_FIELD: text_digest(text)} if isinstance(text, str) else record
         intact = digest(_encode(hashed)) == expected
     except (msgspec.MsgspecError, zlib.error, AttributeError, TypeError, UnicodeError):
         intact = False
@@ -71,9 +67,9 @@ def unpack_record(body: bytes, expected: bytes, where: str) -> dict[str, Any]:
 
 
 def without_digest(record: dict[str, Any]) -> dict[str, Any]:
-    """The record as callers see it: a text that is not kept is unknown."""
+    """The record as callers see it: a text that is not kept is unknown, its digest apart."""
     if isinstance(record.get(TEXT_FIELD), bytes):
-        return {**record, TEXT_FIELD: None}
+        return {**record, TEXT_FIELD: None, TEXT_DIGEST: record[TEXT_FIELD]}
     return record
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from matchwright.engine.errors import FailedPrecondition, InvalidData, NotFound, unknown_key
+from matchwright.engine.prose import TEXT_DIGEST
 from matchwright.engine.store.blobs import TEXT_FIELD, without_digest
 from matchwright.engine.store.catalog import Kind
 from matchwright.engine.store.rows import EncodedRows, Rows
@@ -40,6 +41,7 @@ def patch_record(writer: Writer, kind: Kind, name: str, fields: Mapping[str, Any
             field=TEXT_FIELD,
         )
     merged = {**without_digest(record), **fields}
+    merged.pop(TEXT_DIGEST, None)
     pending = writer.pending(kind)
     tally = pending.add(writer.neighbours.to_frame(kind, [merged]), text_digest=carried)
     pending.drop_unchanged()

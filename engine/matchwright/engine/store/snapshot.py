@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from matchwright.engine.errors import EpochGone, MatchwrightError, NotFound, StoreDamaged
+from matchwright.engine.prose import TEXT_DIGEST
 from matchwright.engine.store import blobs
 from matchwright.engine.store.catalog import KINDS, Catalog, Kind
 from matchwright.engine.store.encode import Neighbours
@@ -161,6 +162,19 @@ class Snapshot:
             keys[here] = part.source.segment.key_n[local]
         return keys
 
+    def record_numbers(self, kind: Kind, rows: Sequence[int] | Int64) -> tuple[object, Int64]:
+        """(whose numbers they are, int64 numbers) of the records of global rows.
+
+        Equal pairs mean equal records: one catalog gives no number twice, and changes no record
+        that has one, but for the ids of the erased in lists of exclusions. A catalog that was
+        pulled or restored is another one.
+        """
+        rows_m = np.asarray(rows, dtype=np.int64)
+        seqs = np.zeros(len(rows_m), dtype=np.int64)
+        for part, here, local in self._split(kind, rows_m):
+            seqs[here] = part.source.seqs(local)
+        return self._catalog.token, seqs
+
     def _split(self, kind: Kind, rows_m: Int64) -> list[tuple[Part, Int64, Int64]]:
         base = self._bases[kind]
         if len(rows_m) and (rows_m.min() < 0 or rows_m.max() >= base[-1]):
@@ -182,19 +196,18 @@ class Snapshot:
         return frame(self._neighbours, kind, self._stored(kind, ids))
 
     def rows(self, kind: Kind, ids: Sequence[str]) -> list[dict[str, Any]]:
-        """``records`` as dictionaries of every field of the schema, for a few of them."""
-        schema = self._neighbours.schema(kind)
-        stored = map(blobs.without_digest, self._stored(kind, ids))
-        return [{name: record.get(name) for name in schema} for record in stored]
+        """``records`` as dictionaries of every field of the schema, for a few of them.
+
+        Where texts are not kept, the digest of a record's text is under ``prose.TEXT_DIGEST``.
+        """
+        return rows_of_schema(self._neighbours, kind, self._stored(kind, ids))
 
     def _stored(self, kind: Kind, ids: Sequence[str]) -> list[dict[str, Any]]:
         rows = self.rows_of(kind, ids)
         if len(rows) and rows.min() < 0:
             missing = ids[int(np.argmin(rows))]
             raise NotFound(f"there is no {kind} with the id {missing!r}", id=missing, kind=kind)
-        seqs = np.zeros(len(rows), dtype=np.int64)
-        for part, here, local in self._split(kind, rows):
-            seqs[here] = part.source.seqs(local)
+        _, seqs = self.record_numbers(kind, rows)
         found, number = self._fetch(kind, seqs.tolist())
         if len(found) < len(set(seqs.tolist())):
             raise self._missing(kind, number)
@@ -245,6 +258,20 @@ def frame(neighbours: Neighbours, kind: Kind, records: list[dict[str, Any]]) -> 
     return pl.DataFrame(
         {name: [row.get(name) for row in rows] for name in schema}, schema=schema, strict=True
     )
+
+
+def rows_of_schema(
+    neighbours: Neighbours, kind: Kind, records: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Stored records as rows of the kind's schema, with digests of texts that are not kept."""
+    schema = neighbours.schema(kind)
+    rows = []
+    for record in map(blobs.without_digest, records):
+        row = {name: record.get(name) for name in schema}
+        if TEXT_DIGEST in record:
+            row[TEXT_DIGEST] = record[TEXT_DIGEST]
+        rows.append(row)
+    return rows
 
 
 SnapshotSource = Callable[[], Snapshot]
