@@ -148,7 +148,33 @@ def test_windows_overlap_as_sets_of_minutes():
         expected = len(cases.minutes(a, b) & cases.minutes(c, d))
         lengths = rules.window_minutes(a, b), rules.window_minutes(c, d)
         assert rules.overlap_minutes(a, lengths[0], c, lengths[1]) == expected
-        assert rules.overlap_minutes(a - 1_440, lengths[0], c + 2_880, lengths[1]) == expected
+
+
+def test_the_windows_of_a_slice_are_those_of_its_rows():
+    """Also where hours, zones or both are unknown, and for a day with other offsets."""
+    rng = np.random.default_rng(7)
+    n = 1_000
+    some = {name: rng.integers(0, 1_441, n) for name in ("hours_start", "hours_end")}
+    some |= {"zone": rng.integers(-1, 5, n), "overlap_minutes": rng.integers(0, 600, n)}
+    scalars = {
+        name: np.where(rng.random(n) < 0.2, UNKNOWN, column).astype(np.int32)
+        for name, column in some.items()
+    }
+    segment = Segment(np.zeros((n, 1), np.int8), np.arange(n, dtype=np.uint64), scalars)
+    for offsets in ((0, 60, -720, 840), (60, 120, -660, 780)):
+        for required in (None, 0, 240):
+            p = HoursOverlap(offsets, 1_380, 300, required, "HOURS", True)
+            for rows in (slice(0, n), slice(64, 700), slice(990, 1_000)):
+                chosen = np.arange(n)[rows]
+                of_slice = rules.verdict(p, rules.Rows(segment, rows))
+                of_rows = rules.verdict(p, rules.Rows(segment, chosen))
+                one_by_one = [rules.verdict(p, rules.Rows(segment, chosen[[i]])) for i in range(9)]
+                for got, wanted, single in zip(
+                    of_slice, of_rows, zip(*one_by_one, strict=True), strict=True
+                ):
+                    assert (got == wanted).all()
+                    assert [bool(flag[0]) for flag in single] == wanted[:9].tolist()
+    assert len(segment.memo) == 2
 
 
 def test_vetoes_lists_all_that_fail_and_all_that_are_unsure():

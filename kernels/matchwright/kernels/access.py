@@ -9,6 +9,7 @@ a block of rows that begins on a multiple of 64 owns whole words::
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,6 +49,13 @@ def take_keys(corpus: Corpus, rows: Int64) -> UInt64:
 def _from_parts(
     corpus: Corpus, rows: Int64, out: NDArray[Any], column: Callable[[Segment], NDArray[Any]]
 ) -> NDArray[Any]:
+    if rows.size and (rows[1:] >= rows[:-1]).all():
+        cut = np.searchsorted(rows, corpus.base).tolist()
+        for p, (low, high) in enumerate(itertools.pairwise(cut)):
+            if low < high:
+                local = rows[low:high] - corpus.base[p]
+                column(corpus.parts[p][0]).take(local, axis=0, out=out[low:high], mode="clip")
+        return out
     part = np.searchsorted(corpus.base, rows, side="right") - 1
     for p in np.unique(part):
         mine = np.flatnonzero(part == p)

@@ -204,7 +204,7 @@ class Reader:
         good = np.zeros(self.octets, dtype=np.uint8)
         step = self._row_step // 64 * 64
         for begin in range(0, self.n, step):
-            rows = rules.Rows(self.segment, np.arange(begin, min(begin + step, self.n)))
+            rows = rules.Rows(self.segment, slice(begin, min(begin + step, self.n)))
             for out, flags in zip((known, good), rules.verdict(predicate, rows), strict=True):
                 packed = np.packbits(flags, bitorder="little")
                 out[begin // 8 : begin // 8 + packed.size] = packed

@@ -19,6 +19,7 @@ from matchwright.kernels.types import (
     HasNone,
     HoursOverlap,
     InRange,
+    Int16,
     Int32,
     Int64,
     KeyIn,
@@ -32,6 +33,7 @@ from matchwright.kernels.types import (
 )
 
 DAY_MINUTES = 1_440
+Windows = tuple[Bool, Int16, Int16]
 
 
 class Rows:
@@ -39,17 +41,17 @@ class Rows:
 
     Args:
         segment: the segment.
-        rows: int64 positions within the segment; None for all of them.
+        rows: int64 positions within the segment, or a slice of them; None for all.
     """
 
-    def __init__(self, segment: Segment, rows: Int64 | None = None) -> None:
+    def __init__(self, segment: Segment, rows: Int64 | slice | None = None) -> None:
         self.segment = segment
-        self.rows = rows
-        self.n = segment.n if rows is None else rows.size
+        self.rows = slice(0, segment.n) if rows is None else rows
+        self.n = rows.size if isinstance(rows, np.ndarray) else _span(self.rows, segment.n)
 
     @property
     def key_n(self) -> UInt64:
-        return self.segment.key_n if self.rows is None else self.segment.key_n[self.rows]
+        return self.segment.key_n[self.rows]
 
     def scalar(self, name: str) -> Int32:
         """int32 (n,) of one column."""
@@ -57,7 +59,7 @@ class Rows:
             column = self.segment.scalars[name]
         except KeyError:
             raise unknown_column(name, self.segment.scalars) from None
-        return column if self.rows is None else column[self.rows]
+        return column[self.rows]
 
     def set_column(self, name: str) -> SetColumn:
         """The rows' sets."""
@@ -65,14 +67,36 @@ class Rows:
             column = self.segment.sets[name]
         except KeyError:
             raise unknown_column(name, self.segment.sets) from None
-        return column if self.rows is None else _take_sets(column, self.rows)
+        return _take_sets(column, self.rows)
+
+    def windows(self, offset_minutes: tuple[int, ...]) -> Windows:
+        """The rows' working hours. Those of a slice are kept for the segment: they are the same
+        for every query of a day."""
+        if not isinstance(self.rows, slice):
+            return _windows(self, offset_minutes)
+        name = ("windows", offset_minutes)
+        kept: Windows | None = self.segment.memo.get(name)
+        if kept is None:
+            kept = self.segment.memo[name] = _windows(Rows(self.segment), offset_minutes)
+        known, begin, length = kept
+        return known[self.rows], begin[self.rows], length[self.rows]
+
+
+def _span(rows: slice, n: int) -> int:
+    return len(range(*rows.indices(n)))
 
 
 def unknown_column(name: str, known: Any) -> KeyError:
     return KeyError(f"no column {name!r} in this segment; it has: {', '.join(sorted(known))}")
 
 
-def _take_sets(column: SetColumn, rows: Int64) -> SetColumn:
+def _take_sets(column: SetColumn, rows: Int64 | slice) -> SetColumn:
+    if isinstance(rows, slice):
+        low, high, _ = rows.indices(column.known_n.size)
+        starts = column.start_n[low : high + 1]
+        return SetColumn(
+            starts - starts[0], column.value[starts[0] : starts[-1]], column.known_n[rows]
+        )
     start, stop = column.start_n[rows], column.start_n[rows + 1]
     size = stop - start
     starts = np.concatenate([[0], np.cumsum(size)]).astype(np.int64)
@@ -167,16 +191,23 @@ def _hours_overlap(p: HoursOverlap, rows: Rows) -> tuple[Bool, Bool]:
     asks_nothing = (required <= 0) & (required != UNKNOWN)
     if p.start_utc is None or p.end_utc is None:
         return asks_nothing, asks_nothing
-    start, end, zone = (rows.scalar(name) for name in ("hours_start", "hours_end", "zone"))
-    known = (required != UNKNOWN) & (start != UNKNOWN) & (end != UNKNOWN)
-    known &= (zone >= 0) & (zone < len(p.offset_minutes))
-    offsets = np.array([*p.offset_minutes, 0], dtype=np.int32)
-    offset = offsets[np.where(known, zone, len(p.offset_minutes))]
-    begin = np.where(known, start - offset, 0)
-    length = window_minutes(np.where(known, start, 0), np.where(known, end, 0))
-    wanted = window_minutes(np.int32(p.start_utc), np.int32(p.end_utc))
-    minutes = overlap_minutes(begin, length, np.int32(p.start_utc), wanted)
+    known, begin, length = rows.windows(p.offset_minutes)
+    known = known & (required != UNKNOWN)
+    wanted = np.int16(window_minutes(p.start_utc, p.end_utc))
+    minutes = overlap_minutes(begin, length, np.int16(p.start_utc % DAY_MINUTES), wanted)
     return known | asks_nothing, asks_nothing | (known & (minutes >= required))
+
+
+def _windows(rows: Rows, offset_minutes: tuple[int, ...]) -> Windows:
+    """(known bool, begin int16, length int16), (n,): minutes of the UTC day, and how many."""
+    start, end, zone = (rows.scalar(name) for name in ("hours_start", "hours_end", "zone"))
+    known = (start != UNKNOWN) & (end != UNKNOWN)
+    known &= (zone >= 0) & (zone < len(offset_minutes))
+    offsets = np.array([*offset_minutes, 0], dtype=np.int32)
+    offset = offsets[np.where(known, zone, len(offset_minutes))]
+    begin = np.mod(np.where(known, start - offset, 0), DAY_MINUTES)
+    length = window_minutes(np.where(known, start, 0), np.where(known, end, 0))
+    return known, begin.astype(np.int16), np.minimum(length, 2 * DAY_MINUTES).astype(np.int16)
 
 
 def window_minutes(start: Any, end: Any) -> Any:
@@ -185,14 +216,15 @@ def window_minutes(start: Any, end: Any) -> Any:
 
 
 def overlap_minutes(a: Any, a_length: Any, b: Any, b_length: Any) -> Any:
-    """Minutes that two daily windows share; they start at ``a`` and ``b``, on any day.
+    """Minutes that two daily windows share; they start at ``a`` and ``b``, minutes of the day.
 
     On the circle of a day, with the second window at 0 and the first ``later`` minutes after it,
     they meet before the second one's end and again where the first one crosses 0.
     """
-    later = np.mod(a - b, DAY_MINUTES)
-    before_end = np.clip(b_length - later, 0, a_length)
-    return before_end + np.clip(later + a_length - DAY_MINUTES, 0, b_length)
+    later = a - b
+    later = later + (later < 0) * np.int16(DAY_MINUTES)
+    before_end = np.minimum(np.maximum(b_length - later, 0), a_length)
+    return before_end + np.minimum(np.maximum(later + a_length - DAY_MINUTES, 0), b_length)
 
 
 def _key_in(p: KeyIn, rows: Rows) -> tuple[Bool, Bool]:

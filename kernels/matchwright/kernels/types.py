@@ -73,7 +73,7 @@ class Segment:
         sets: name -> SetColumn.
         index: what ``matchwright.kernels.index`` has built for this segment and stored beside it
             (name -> array), or empty: then rules are evaluated row by row.
-        memo: bits of predicates that kernels keep for later queries.
+        memo: what kernels keep of the rules for later queries: bits of predicates, working hours.
     """
 
     x_nd: Int8
