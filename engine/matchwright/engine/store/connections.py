@@ -41,6 +41,8 @@ class Connections:
 
     def __init__(self, path: Path, *, write: bool) -> None:
         self.path = path
+        self.token = object()
+        """Stands for this file and what it holds, wherever its numbers are remembered."""
         self._write = write
         self._free: list[sqlite3.Connection] = []
         self._lock = threading.Condition()

@@ -1,0 +1,274 @@
+"""Computes the features of ``features.FEATURES`` for the candidates of queries."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from matchwright.engine.prepare import Prepared, SnapshotLike
+from matchwright.engine.records import Kind
+from matchwright.engine.rerank import features_values as values
+from matchwright.engine.rerank.features import (
+    FEATURES,
+    INDEX,
+    SCORE_BITS,
+    SCORE_MAX,
+    UNKNOWN,
+    allowed,
+)
+from matchwright.engine.rerank.features_pool import RowPool
+from matchwright.engine.rerank.features_rows import Side, side_of_record, side_of_rows
+from matchwright.engine.rerank.features_values import Pairs
+from matchwright.engine.rerank.reciprocal import (
+    direction,
+    query_vectors,
+    reciprocal_points,
+    rows_of_queries,
+)
+from matchwright.engine.zones import as_zones, offset_minutes
+from matchwright.kernels.types import Bool, Corpus, Float64, Int32, Int64
+
+FACTS_MAX = 1 << 17
+"""Rows whose facts are kept: some 65 MB."""
+VECTORS_MAX = 1 << 16
+"""Query vectors of candidates that are kept: some 50 MB at 384 dimensions."""
+CONTEXTS_MAX = 1_024
+_GROUPS = {
+    "skills": values.skill_features,
+    "terms": values.term_features,
+    "person": values.person_features,
+    "client": values.client_features,
+}
+_OTHER: Mapping[Kind, Kind] = {"job": "freelancer", "freelancer": "job"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inline:
+    """A corpus with rows at its end that are not stored, and their records.
+
+    Attributes:
+        corpus: searched in place of the snapshot's own.
+        records: global row -> record.
+    """
+
+    corpus: Corpus
+    records: Mapping[int, Mapping[str, Any]]
+
+
+class FeatureMaker:
+    """Makes features, and keeps what is dear to make twice. Thread-safe.
+
+    What is kept changes no feature: keys hold everything that determines a row.
+
+    Args:
+        facts_max, vectors_max: most rows that are kept of either.
+    """
+
+    def __init__(self, facts_max: int = FACTS_MAX, vectors_max: int = VECTORS_MAX) -> None:
+        self.facts = RowPool(facts_max)
+        self.vectors = RowPool(vectors_max)
+        self._contexts: OrderedDict[Any, int] = OrderedDict()
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+
+    def make(
+        self,
+        snapshot: SnapshotLike,
+        prepared: Sequence[Prepared],
+        rows_per_query: Sequence[Int64],
+        *,
+        names: Sequence[str] | None = None,
+        inline: Inline | None = None,
+    ) -> Int32:
+        """Features of pairs, query after query, int32 (sum M, F).
+
+        Args:
+            rows_per_query: for each query int64 (M,) distinct global rows of the other kind.
+            names: compute these alone; other columns are ``UNKNOWN``.
+            inline: rows that are not stored; for queries of one kind.
+        """
+        sizes = [rows.size for rows in rows_per_query]
+        out = np.full((sum(sizes), len(FEATURES)), UNKNOWN, dtype=np.int32)
+        start_q = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        for kind in ("job", "freelancer"):
+            at = [n for n, query in enumerate(prepared) if query.request.kind == kind]
+            if at:
+                queries = [prepared[n] for n in at]
+                parts = [out[start_q[n] : start_q[n + 1]] for n in at]
+                rows = [np.asarray(rows_per_query[n], dtype=np.int64) for n in at]
+                _Block(self, snapshot, queries, rows, names, inline).fill(parts)
+        return out
+
+    def keys(
+        self, snapshot: SnapshotLike, kind: Kind, rows: Int64, corpus: Corpus, *what: Any
+    ) -> list[tuple[int, int]] | None:
+        """Keys of rows in a pool; None where a snapshot does not number its records."""
+        numbers = getattr(snapshot, "record_numbers", None)
+        if numbers is None or corpus is not snapshot.corpus(kind):
+            return None
+        token, seq_n = numbers(kind, rows)
+        context = self._context((token, kind, snapshot.generation.id, *what))
+        return [(context, seq) for seq in seq_n.tolist()]
+
+    def _context(self, what: Any) -> int:
+        """A small number that stands for what many keys share; none is ever used again."""
+        with self._lock:
+            number = self._contexts.get(what)
+            if number is None:
+                number = self._contexts[what] = next(self._numbers)
+            self._contexts.move_to_end(what)
+            if len(self._contexts) > CONTEXTS_MAX:
+                self._contexts.popitem(last=False)
+            return number
+
+
+class _Block:
+    """Queries of one kind and their candidates, of which some are shared."""
+
+    def __init__(
+        self,
+        maker: FeatureMaker,
+        snapshot: SnapshotLike,
+        queries: Sequence[Prepared],
+        rows_per_query: Sequence[Int64],
+        names: Sequence[str] | None,
+        inline: Inline | None,
+    ) -> None:
+        self.maker, self.snapshot, self.queries = maker, snapshot, queries
+        self.kind: Kind = queries[0].request.kind
+        self.other = _OTHER[self.kind]
+        self.corpus = snapshot.corpus(self.other) if inline is None else inline.corpus
+        self.rows_per_query = rows_per_query
+        wanted = INDEX.keys() if names is None else set(names)
+        self.groups = {f.group for f in FEATURES if f.name in wanted}
+        self.wanted = np.array([f.name in wanted for f in FEATURES], dtype=np.bool_)
+        if len(queries) == 1:
+            self.rows, self.at = rows_per_query[0], None
+        else:
+            self.rows, place = np.unique(np.concatenate(rows_per_query), return_inverse=True)
+            sizes = np.cumsum([rows.size for rows in rows_per_query])[:-1]
+            self.at = np.split(place, sizes)
+        self._records: dict[int, Mapping[str, Any]] = dict(inline.records) if inline else {}
+
+    def fill(self, parts: Sequence[Int32]) -> None:
+        """Write each query's features into its part, int32 (M, F)."""
+        if not self.rows.size:
+            return
+        side = self._side() if self.groups & _GROUPS.keys() else None
+        if "reciprocal" in self.groups:
+            self._reciprocal(parts)
+        for n, part in enumerate(parts):
+            if not len(part):
+                continue
+            query = self.queries[n]
+            _points(self.snapshot, self.corpus, query, self.rows_per_query[n], part)
+            if side is not None:
+                theirs = side if self.at is None else side.take(self.at[n])
+                pairs = self._pairs(query, theirs)
+                for group in sorted(self.groups & _GROUPS.keys()):
+                    for name, column in _GROUPS[group](pairs).items():
+                        part[:, INDEX[name]] = column
+            part[:, ~(self._allowed(query) & self.wanted)] = UNKNOWN
+
+    def _allowed(self, query: Prepared) -> Bool:
+        return allowed(query.policy)
+
+    def _side(self) -> Side:
+        keys = self.maker.keys(self.snapshot, self.other, self.rows, self.corpus)
+        return side_of_rows(
+            self.snapshot, self.other, self.corpus, self.rows, self._fetch, self.maker.facts, keys
+        )
+
+    def _fetch(self, at: Int64) -> list[Mapping[str, Any]]:
+        """Records of some of the rows; what was read for one purpose serves the next."""
+        rows = self.rows[at]
+        missing = np.array([row for row in rows.tolist() if row not in self._records], np.int64)
+        if missing.size:
+            ids = self.snapshot.ids_of(self.other, missing)
+            found = self.snapshot.rows(self.other, ids)
+            self._records.update(zip(missing.tolist(), found, strict=True))
+        return [self._records[row] for row in rows.tolist()]
+
+    def _pairs(self, query: Prepared, theirs: Side) -> Pairs:
+        generation = self.snapshot.generation
+        day = int(query.request.as_of or 0)
+        mine = side_of_record(self.kind, query.record, generation)
+        job, freelancer = (mine, theirs) if self.kind == "job" else (theirs, mine)
+        offsets = np.array(offset_minutes(as_zones(generation), day), dtype=np.int64)
+        plateau = query.policy.facets.recency_plateau_days
+        return Pairs(job, freelancer, theirs.n, day, offsets, plateau)
+
+    # ── Reciprocal fit ────────────────────────────────────────────────────────────────────────
+
+    def _reciprocal(self, parts: Sequence[Int32]) -> None:
+        x_qd = rows_of_queries(self.snapshot, self.queries)
+        alike: dict[Any, list[int]] = {}
+        for n, query in enumerate(self.queries):
+            day = int(query.request.as_of or 0)
+            alike.setdefault(direction(query.policy, day), []).append(n)
+        for what, members in alike.items():
+            used = np.arange(self.rows.size)
+            if self.at is not None and len(alike) > 1:
+                used = np.unique(np.concatenate([self.at[n] for n in members]))
+            q_ud, t_u = self._vectors(what, self.queries[members[0]], used)
+            for n in members:
+                here = used if self.at is None else np.searchsorted(used, self.at[n])
+                q_md = q_ud[here]
+                score = scaled(reciprocal_points(q_md, x_qd[n]), t_u[here])
+                parts[n][:, INDEX["reciprocal"]] = np.where(q_md.any(axis=1), score, UNKNOWN)
+
+    def _vectors(self, what: Any, like: Prepared, used: Int64) -> tuple[Any, Float64]:
+        keys = self.maker.keys(self.snapshot, self.other, self.rows[used], self.corpus, what)
+        return query_vectors(
+            self.snapshot,
+            self.other,
+            like.policy,
+            int(like.request.as_of or 0),
+            used.size,
+            lambda at: self._fetch(used[at]),
+            self.maker.vectors,
+            keys,
+        )
+
+
+def scaled(points: Any, t: Any) -> Int64:
+    """floor(points * t * 2^12), points * t rounded once as a result's score is; within ±SCORE_MAX.
+
+    The product with a power of two is exact, so these are the same integers everywhere.
+    """
+    score = np.asarray(points, dtype=np.float64) * t
+    limit = float(SCORE_MAX)
+    floor = np.clip(np.floor(score * (1 << SCORE_BITS)), -limit, limit)
+    return np.asarray(floor.astype(np.int64))
+
+
+def _points(
+    snapshot: SnapshotLike, corpus: Corpus, query: Prepared, rows: Int64, part: Int32
+) -> None:
+    """Score and facets of the first phase; a facet that is not asked is ``UNKNOWN``."""
+    from matchwright.engine.matcher import take_rows
+
+    x_md, _ = take_rows(corpus, rows, query.q_d.size)
+    product = x_md.astype(np.int32)
+    product *= query.q_d
+    points = product.sum(axis=1, dtype=np.int64)
+    part[:, INDEX["asking"]] = 0 if query.request.kind == "job" else 1
+    part[:, INDEX["score"]] = scaled(points, query.t)
+    for facet in snapshot.generation.facets:
+        span = slice(facet.start, facet.start + facet.width)
+        if query.q_d[span].any():
+            mine = product[:, span].sum(axis=1, dtype=np.int64)
+            part[:, INDEX[f"facet_{facet.name}"]] = scaled(mine, query.t)
+    if query.attainable > 0:
+        share = np.floor(points * query.t / query.attainable * 1_000)
+        part[:, INDEX["score_share"]] = np.clip(share, -2_000, 2_000)
+
+
+SHARED = FeatureMaker()
+"""One for the process; keys name the catalog, so stores do not mix."""

@@ -1,0 +1,76 @@
+"""How well the other direction fits: the candidate asks, the entity that asked is the row.
+
+The score is the exact one: what ``match`` would give that pair, asked the other way round under the
+same policy and on the same day. A candidate's query vector is dear (its text is encoded and
+every facet asked), so the most recent ones are kept, by everything that determines them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from matchwright.engine.policy import Policy
+from matchwright.engine.prepare import Prepared, SnapshotLike
+from matchwright.engine.records import Kind
+from matchwright.engine.rerank.features_pool import Arrays, RowPool
+from matchwright.kernels.types import Float64, Int8, Int16, Int64
+
+
+def direction(policy: Policy, as_of: int) -> tuple[Any, ...]:
+    """What of a policy and a day determines a query's vector."""
+    return tuple(policy.weights.items()), repr(policy.facets), as_of
+
+
+def query_vectors(
+    snapshot: SnapshotLike,
+    kind: Kind,
+    policy: Policy,
+    as_of: int,
+    n: int,
+    records: Callable[[Int64], Sequence[Mapping[str, Any]]],
+    pool: RowPool,
+    keys: Sequence[Any] | None,
+) -> tuple[Int16, Float64]:
+    """(int16 (N, D) vectors, float64 (N,) steps) of entities of ``kind`` as queries.
+
+    Args:
+        records: gives the records of some of the N.
+        pool, keys: as ``RowPool.take``.
+    """
+
+    def make(at: Int64) -> Arrays:
+        generation = snapshot.generation
+        vectors = generation.query(kind, records(at), policy.facets, as_of)
+        made = generation.quantise(vectors, kind, policy.weights)
+        return {"q": made.q_qd.astype(np.int16, copy=False), "t": np.asarray(made.t_q, np.float64)}
+
+    rows = pool.take(keys, n, make)
+    return rows["q"], rows["t"]
+
+
+def rows_of_queries(snapshot: SnapshotLike, prepared: Sequence[Prepared]) -> Int8:
+    """int8 (Q, D): queries of one kind as rows of their own corpus; stored ones as stored."""
+    from matchwright.engine.matcher import take_rows
+
+    kind = prepared[0].request.kind
+    x_qd = np.zeros((len(prepared), prepared[0].q_d.size), dtype=np.int8)
+    stored = [n for n, query in enumerate(prepared) if query.request.record is None]
+    inline = [n for n, query in enumerate(prepared) if query.request.record is not None]
+    if stored:
+        rows = snapshot.rows_of(kind, [str(prepared[n].request.id) for n in stored])
+        x_qd[stored], _ = take_rows(snapshot.corpus(kind), rows, x_qd.shape[1])
+    if inline:
+        records = [dict(prepared[n].record) for n in inline]
+        x_qd[inline] = snapshot.generation.encode(kind, records).x_nd
+    return x_qd
+
+
+def reciprocal_points(q_md: Int16, x_d: Int8) -> Int64:
+    """int64 (M,): points of one row under M queries.
+
+    Float64 sums of these integers stay below 2^53, so they are exact in any order.
+    """
+    return np.asarray((q_md.astype(np.float64) @ x_d.astype(np.float64)).astype(np.int64))
