@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
@@ -26,6 +26,7 @@ from matchwright.engine.errors import InvalidArgument, NotFound, unknown_key
 from matchwright.engine.generation.params import FacetParams
 from matchwright.engine.limits import Limits
 from matchwright.engine.policy_exposure import Exposure, exposure_of
+from matchwright.engine.policy_rerank import Rerank, rerank_of
 from matchwright.engine.policy_sections import (
     BUDGETS,
     FACET_FIELDS,
@@ -83,6 +84,7 @@ class Policy:
         count_floor: smaller counts are not shown to people who are not operators.
         used, forbidden: the input manifest, ``kind.field``.
         exposure: what runs do about who is shown; None for nothing.
+        rerank: the model that orders the best candidates; None for none.
         limits: further limits of the side that asks; empty except in effective policies.
         base: the id of the policy that an effective one was made from, else "".
         tz: version of the time zone database; "" except in effective policies.
@@ -97,6 +99,7 @@ class Policy:
     used: frozenset[str]
     forbidden: frozenset[str]
     exposure: Exposure | None = None
+    rerank: Rerank | None = None
     limits: Limits = ()
     base: str = ""
     tz: str = ""
@@ -167,6 +170,7 @@ class Policy:
             used=used,
             forbidden=forbidden,
             exposure=exposure_of(given, document, where),
+            rerank=rerank_of(given, where),
         )
         policy.check_manifest(where)
         return policy
@@ -238,6 +242,7 @@ class Policy:
             used=self.used,
             forbidden=self.forbidden,
             exposure=self.exposure,
+            rerank=self.rerank,
             limits=limits,
             base=self.base or self.id,
             tz=tz_version(),
@@ -245,6 +250,10 @@ class Policy:
         if weights or rules:
             changed.check_manifest(where)
         return changed
+
+    def without_rerank(self) -> Policy:
+        """The same policy without its second phase, which is another policy with another id."""
+        return self if self.rerank is None else replace(self, rerank=None)
 
     @cached_property
     def id(self) -> str:
@@ -271,6 +280,8 @@ class Policy:
         }
         if self.exposure is not None:  # left out when off: ids from before it stay
             value["exposure"] = self.exposure.to_dict()
+        if self.rerank is not None:
+            value["rerank"] = self.rerank.to_dict()
         if self.tz:
             limits = {name: plain(limit) for name, limit in self.limits}
             value |= {"base": self.base, "tz": self.tz, "limits": limits}

@@ -58,7 +58,8 @@ BUDGETS: Mapping[str, tuple[int, int]] = MappingProxyType(
 """Budget -> its range."""
 
 SECTIONS = (
-    "format", "name", "weights", "facets", "rules", "budgets", "audience", "exposure", "fields",
+    "format", "name", "weights", "facets", "rules", "budgets", "audience", "exposure", "rerank",
+    "fields",
 )  # fmt: skip
 _ON_UNKNOWN = ("fail", "pass")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,6 +69,8 @@ class Match:
         id, key: of the entity on the corpus side.
         points, score: ``score = points * t``.
         contributions: facet -> points; they add up to ``points``.
+        first_rank: rank in the first phase; None where the policy does not rerank.
+        model_score: what the model said; None where it was not asked, or did not answer in time.
     """
 
     rank: int
@@ -76,6 +79,78 @@ class Match:
     points: int
     score: float
     contributions: Mapping[str, int]
+    first_rank: int | None = None
+    model_score: float | None = None
+
+
+class Degraded(enum.StrEnum):
+    """Why an answer is in the order of the first phase, although its policy reranks."""
+
+    LATE = "LATE"
+    """The model gave no answer within the time that was left."""
+    UNREACHABLE = "UNREACHABLE"
+    """The server of the models cannot be reached."""
+    BREAKER_OPEN = "BREAKER_OPEN"
+    """It failed so often just now that it is not asked for a moment."""
+    NOT_READY = "NOT_READY"
+    """The server does not serve this version of the model."""
+    WRONG_OUTPUT = "WRONG_OUTPUT"
+    """The model answered what cannot be used: shape, NaN, or not what its trees say."""
+    NO_FEATURES = "NO_FEATURES"
+    """A served encoder that features need could not be asked."""
+    FAILED = "FAILED"
+    """A defect; the log says more."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reranked:
+    """The second phase of an answer.
+
+    Attributes:
+        model, version: who ordered it: "ranker" and a number.
+        content_hash: of what determines the model's scores.
+        grid_bits: model scores are ``scores * 2**-grid_bits``.
+        candidates: how many of the first phase the model was to order: at most the policy's M.
+        scores: int32 (returned,), exact; empty when degraded.
+        first_ranks: int32 (returned,), ranks in the first phase, 1 for the best.
+        last_key: order key of the last candidate when there were M, else None: nobody eligible
+            beyond it was looked at.
+        degraded: a ``Degraded``; None when the order is the model's.
+    """
+
+    model: str
+    version: int
+    content_hash: str
+    grid_bits: int
+    candidates: int
+    scores: Int32
+    first_ranks: Int32
+    last_key: OrderKey | None
+    degraded: str | None
+
+    def score(self, index: int) -> float | None:
+        """The model's score of one match; None when degraded."""
+        return None if self.degraded else math.ldexp(int(self.scores[index]), -self.grid_bits)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without those of single matches."""
+        return {
+            "model": self.model,
+            "version": self.version,
+            "content_hash": self.content_hash,
+            "grid_bits": self.grid_bits,
+            "candidates": self.candidates,
+            "last_key": None if self.last_key is None else str(self.last_key),
+            "degraded": self.degraded,
+        }
+
+    def canonical(self) -> dict[str, Any]:
+        """All of it, as part of a result's canonical form."""
+        return {
+            **self.to_dict(),
+            "scores": self.scores.tolist(),
+            "first_ranks": self.first_ranks.tolist(),
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +182,8 @@ class Result:
         t: the query's step, float64.
         degraded: what a served model did not give in time, so that the answer went without it:
             ENCODER_UNREACHABLE, say, when the text facet counts as unknown. Empty when all is well.
+        rerank: the second phase; None where the policy has none. ``ids`` and what goes with them
+            are then in the model's order, while ``kth_key`` stays the K-th's of the first phase.
         telemetry: plan, device, seconds; outside the contract.
     """
 
@@ -133,6 +210,7 @@ class Result:
     attainable: float
     t: float
     degraded: tuple[str, ...] = ()
+    rerank: Reranked | None = None
     telemetry: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -152,6 +230,8 @@ class Result:
             points=int(self.points[index]),
             score=float(self.scores[index]),
             contributions=dict(zip(self.facets, row, strict=False)),
+            first_rank=None if self.rerank is None else int(self.rerank.first_ranks[index]),
+            model_score=None if self.rerank is None else self.rerank.score(index),
         )
 
     def __iter__(self) -> Iterator[Match]:
@@ -177,6 +257,7 @@ class Result:
             "attainable": self.attainable,
             "t": self.t,
             **({"degraded": list(self.degraded)} if self.degraded else {}),
+            **({} if self.rerank is None else {"rerank": self.rerank.to_dict()}),
             "digest": self.digest(),
             "matches": [
                 {
@@ -185,6 +266,7 @@ class Result:
                     "score": match.score,
                     "points": match.points,
                     "contributions": dict(match.contributions),
+                    **({} if self.rerank is None else _model_part(match)),
                 }
                 for match in self
             ],
@@ -197,7 +279,7 @@ class Result:
         One JSON object in UTF-8: keys sorted, no blanks, non-ASCII written as itself, values only
         strings, integers, lists and null. ``t`` and ``attainable`` are written by ``float.hex``;
         keys are 16 hexadecimal digits. Scores are left out, being ``points * t``; ``degraded``
-        while it is empty.
+        while it is empty; ``rerank`` where there was none.
         """
         value: dict[str, Any] = {
             "format": RESULT_FORMAT,
@@ -226,11 +308,17 @@ class Result:
         }
         if self.degraded:
             value["degraded"] = list(self.degraded)
+        if self.rerank is not None:
+            value["rerank"] = self.rerank.canonical()
         return canonical_json(value)
 
     def digest(self) -> str:
         """SHA-256 of the canonical bytes, in hexadecimal."""
         return hashlib.sha256(self.canonical_bytes()).hexdigest()
+
+
+def _model_part(match: Match) -> dict[str, Any]:
+    return {"first_rank": match.first_rank, "model_score": match.model_score}
 
 
 def canonical_json(value: Any) -> bytes:
