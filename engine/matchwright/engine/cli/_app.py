@@ -15,6 +15,7 @@ from matchwright.engine.cli import (
     explain,
     ingest,
     match,
+    models,
     policy,
     run,
     serve,
@@ -57,5 +58,5 @@ def root(
         raise typer.Exit(2)
 
 
-for module in (demo, ingest, match, explain, serve, policy, store, run, doctor, bench):
+for module in (demo, ingest, match, explain, serve, policy, models, store, run, doctor, bench):
     module.register(app)

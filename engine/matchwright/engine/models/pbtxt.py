@@ -97,8 +97,8 @@ def _octal(char: str) -> str:
 def parse(text: str, where: str = "config.pbtxt") -> dict[str, list[Any]]:
     """A text as a mapping of field names to lists of their values, nested.
 
-    Without a schema nothing says which fields repeat, so that every field is a list. A map's entry is a
-    message with the fields ``key`` and ``value``.
+    Without a schema nothing says which fields repeat, so that every field is a list. A map's entry
+    is a message with the fields ``key`` and ``value``.
 
     Raises:
         InvalidData: when it is no text format; the message names the line.
@@ -119,7 +119,7 @@ class _Reader:
         while at < len(text):
             found = _TOKEN.match(text, at)
             if found is None:
-                raise self._wrong(text[at : at + 20].split("\n")[0], line)
+                raise self._wrong(text[at : at + 20].partition("\n")[0], line)
             if found.lastgroup != "skip":
                 yield str(found.lastgroup), found.group(), line
             line += found.group().count("\n")
