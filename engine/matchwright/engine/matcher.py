@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from matchwright.engine.corpus_rows import order_key, take_rows
 from matchwright.engine.errors import InvalidArgument, MatchwrightError
 from matchwright.engine.limits import Limits
 from matchwright.engine.policy import Policy
 from matchwright.engine.prepare import Prepared, SnapshotLike, prepare
 from matchwright.engine.records import Kind
 from matchwright.engine.request import Request, check_id, check_request
-from matchwright.engine.results import OrderKey, Result, Shortfall
+from matchwright.engine.rerank.rerank import Candidates, RankerSource, ranker_of, refuse_k, settle
+from matchwright.engine.results import Result, Shortfall
 from matchwright.kernels.ops import Ops
-from matchwright.kernels.order import mix32
 from matchwright.kernels.types import (
     K_MAX,
     Corpus,
     Counted,
     Int8,
     Int32,
-    Int64,
     Queries,
     Rules,
     TopK,
@@ -47,6 +47,8 @@ K_CLASSES = (10, 100, K_MAX)
 POLICIES_KEPT = 256
 
 Audience = Literal["operator", "client", "freelancer"]
+OnKernels = Callable[[float, float, int, str], None]
+"""Takes when it began (``time.perf_counter``), seconds, queries and the device's name."""
 
 
 class Source(Protocol):
@@ -89,12 +91,29 @@ class Matcher:
         source: a store (anything with ``snapshot()``), or one snapshot, to answer from that epoch.
         ops: the kernels.
         policy: weights, rules and budgets of every request.
+        rankers: where the model comes from that a policy with a section ``rerank`` names.
+
+    Raises:
+        FailedPrecondition: the policy reranks, and there is no such model, or it does not fit.
+
+    Attributes:
+        ranker: the model of the second phase; None where the policy has none.
+        on_kernels: told of each search of a block, on the thread that did it.
     """
 
-    def __init__(self, source: Source | SnapshotLike, ops: Ops, policy: Policy) -> None:
+    def __init__(
+        self,
+        source: Source | SnapshotLike,
+        ops: Ops,
+        policy: Policy,
+        rankers: RankerSource | None = None,
+    ) -> None:
         self.source = source
         self.ops = ops
         self.policy = policy
+        self.rankers = rankers
+        self.ranker = ranker_of(policy, rankers)
+        self.on_kernels: OnKernels | None = None
         self._effective: dict[bytes, Policy] = {}
         self._lock = threading.Lock()
 
@@ -127,10 +146,28 @@ class Matcher:
             raise answer
         return answer
 
-    def match_many(self, requests: Sequence[Request]) -> list[Result | MatchwrightError]:
+    def match_many(
+        self, requests: Sequence[Request], deadline: float | None = None
+    ) -> list[Result | MatchwrightError]:
         """An answer or an error for every request, in their order.
 
         All are answered from one epoch, the newest, but those that name another.
+
+        Args:
+            deadline: moment of the ranker's clock until which answers may wait for the model.
+
+        Raises:
+            InvalidArgument: more requests than the policy's ``batch_max``.
+        """
+        return settle(self.gather_many(requests), deadline)
+
+    def gather_many(
+        self, requests: Sequence[Request]
+    ) -> list[Result | Candidates | MatchwrightError]:
+        """The first phase of ``match_many``: answers, or candidates where the policy reranks.
+
+        Candidates become answers by their ranker: ``ask`` (awaited) or ``ask_blocking``, then
+        ``finish``. Only this part needs the kernels.
 
         Raises:
             InvalidArgument: more requests than the policy's ``batch_max``.
@@ -140,14 +177,16 @@ class Matcher:
             raise InvalidArgument(
                 f"a batch of {len(requests):,} requests; at most {most:,} are allowed"
             )
-        answers: dict[int, Result | MatchwrightError] = {}
+        answers: dict[int, Result | Candidates | MatchwrightError] = {}
         for snapshot, places in self._by_epoch(requests, answers):
             asked = [requests[at] for at in places]
             answers |= zip(places, self._answers(snapshot, asked), strict=True)
         return [answers[at] for at in range(len(requests))]
 
     def _by_epoch(
-        self, requests: Sequence[Request], answers: dict[int, Result | MatchwrightError]
+        self,
+        requests: Sequence[Request],
+        answers: dict[int, Result | Candidates | MatchwrightError],
     ) -> list[tuple[SnapshotLike, list[int]]]:
         """Snapshots, and which requests each one answers; epochs that are not there are errors."""
         if not requests:
@@ -169,11 +208,11 @@ class Matcher:
 
     def _answers(
         self, snapshot: SnapshotLike, requests: Sequence[Request]
-    ) -> list[Result | MatchwrightError]:
+    ) -> list[Result | Candidates | MatchwrightError]:
         """Answers from one epoch: one kernel call for each direction and class of K."""
-        answers: dict[int, Result | MatchwrightError] = {}
+        answers: dict[int, Result | Candidates | MatchwrightError] = {}
         groups: dict[Any, list[tuple[int, Prepared]]] = {}
-        prepared = prepare(snapshot, requests, self.policy.budgets, self.effective)
+        prepared = prepare(snapshot, requests, self.policy.budgets, self._asked)
         for at, query in enumerate(prepared):
             if isinstance(query, MatchwrightError):
                 answers[at] = query
@@ -181,8 +220,11 @@ class Matcher:
                 groups.setdefault(_group(query, len(requests)), []).append((at, query))
         for (_, k, plan, count), members in groups.items():
             queries = [query for _, query in members]
-            results = self._topk(snapshot, queries, k, plan=plan, count=count)
-            answers |= {at: result for (at, _), result in zip(members, results, strict=True)}
+            results: Sequence[Result | Candidates] = self._topk(
+                snapshot, queries, k, plan=plan, count=count
+            )
+            for (at, _), result in zip(members, results, strict=True):
+                answers[at] = result
         return [answers[at] for at in range(len(requests))]
 
     def effective(self, request: Request, limits: Limits) -> Policy:
@@ -195,6 +237,10 @@ class Matcher:
             return self._kept(b"", self.policy.effective)
         made = self.policy.effective(request.weights, request.rules, limits)
         return self._kept(bytes.fromhex(made.id), lambda: made)
+
+    def _asked(self, request: Request, limits: Limits) -> Policy:
+        refuse_k(self.policy, request.k)
+        return self.effective(request, limits)
 
     def _kept(self, name: bytes, make: Any) -> Policy:
         with self._lock:
@@ -291,15 +337,17 @@ class Matcher:
         *,
         plan: Any,
         count: bool,
-    ) -> list[Result]:
+    ) -> list[Result] | list[Candidates]:
         """One kernel call for queries of one direction."""
         kind = prepared[0].request.kind
         corpus = snapshot.corpus(OTHER[kind])
         began = time.perf_counter()
         top = self.ops.topk(corpus, as_queries(prepared), k, plan=plan, count=count)
         spent = time.perf_counter() - began
+        if self.on_kernels is not None:
+            self.on_kernels(began, spent, len(prepared), str(top.telemetry.get("device", "")))
         kept = [
-            top.row_qk[q, : min(int(top.returned_q[q]), query.request.k)]
+            top.row_qk[q, : min(int(top.returned_q[q]), _depth(query))]
             for q, query in enumerate(prepared)
         ]
         rows = np.concatenate(kept)
@@ -315,6 +363,8 @@ class Matcher:
                 tuple(ids[span]), key_n[span], x_nd[span], top.points_qk[q, : kept[q].size]
             )
             results.append(self._result(snapshot, query, top, q, hits, living, telemetry))
+        if self.ranker is not None:
+            return self.ranker.gather(snapshot, prepared, results, kept)
         return results
 
     def _result(
@@ -328,7 +378,8 @@ class Matcher:
         telemetry: Mapping[str, Any],
     ) -> Result:
         request, eligible = query.request, int(top.eligible_q[q])
-        full = len(hits.ids) == request.k
+        full = len(hits.ids) >= request.k
+        kth = request.k - 1
         return Result(
             epoch=str(snapshot.epoch),
             generation=snapshot.generation.id,
@@ -347,7 +398,7 @@ class Matcher:
             eligible=eligible,
             counted=Counted(top.counted).name,
             unverified=eligible if query.compiled.unsure else int(top.unverified_q[q]),
-            kth_key=order_key(query.key, hits.points[-1], hits.keys[-1]) if full else None,
+            kth_key=order_key(query.key, hits.points[kth], hits.keys[kth]) if full else None,
             shortfall=None if full else _shortfall(query, living, eligible, len(hits.ids)),
             resolution=query.resolution,
             attainable=query.attainable,
@@ -380,9 +431,16 @@ def _other_epoch(request: Request, newest: int) -> tuple[int | None, int | None]
 
 def _group(query: Prepared, batch: int) -> tuple[Kind, int, str, bool]:
     """Queries with the same value go to the kernels together."""
-    request = query.request
-    k = request.k if batch == 1 else next(size for size in K_CLASSES if size >= request.k)
+    request, k = query.request, _depth(query)
+    if batch > 1 and query.policy.rerank is None:
+        k = next(size for size in K_CLASSES if size >= k)
     return request.kind, k, request.plan, request.count
+
+
+def _depth(query: Prepared) -> int:
+    """How many rows the first phase finds: K, or as many as the policy has reranked."""
+    rerank = query.policy.rerank
+    return query.request.k if rerank is None else rerank.candidates
 
 
 def as_queries(prepared: Sequence[Prepared]) -> Queries:
@@ -401,24 +459,6 @@ def as_queries(prepared: Sequence[Prepared]) -> Queries:
         group_q=np.array(group_q, dtype=np.int32),
         floor_q=floor_q,
     )
-
-
-def take_rows(corpus: Corpus, rows: Int64, d: int) -> tuple[Int8, UInt64]:
-    """(x int8 (M, D), keys uint64 (M,)) of global rows, in their order; D is ``d``."""
-    x_nd = np.zeros((rows.size, d), dtype=np.int8)
-    key_n = np.zeros(rows.size, dtype=np.uint64)
-    part_m = np.searchsorted(corpus.base, rows, side="right") - 1
-    for part in np.unique(part_m).tolist():
-        here = np.flatnonzero(part_m == part)
-        segment, local = corpus.parts[part][0], rows[here] - corpus.base[part]
-        x_nd[here], key_n[here] = segment.x_nd[local], segment.key_n[local]
-    return x_nd, key_n
-
-
-def order_key(query_key: int, points: Any, corpus_key: Any) -> OrderKey:
-    """The 96-bit key by which a pair is ordered."""
-    mix = int(mix32(query_key, np.array([corpus_key], dtype=np.uint64))[0])
-    return OrderKey(int(points), mix, int(corpus_key) & 0xFFFFFFFF)
 
 
 def facet_names(snapshot: SnapshotLike) -> tuple[str, ...]:
@@ -447,4 +487,6 @@ __all__ = [
     "OTHER",
     "PairScore",
     "Request",
+    "order_key",
+    "take_rows",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from matchwright.engine.corpus_rows import take_rows
 from matchwright.engine.prepare import Prepared, SnapshotLike
 from matchwright.engine.records import Kind
 from matchwright.engine.rerank import features_values as values
@@ -252,8 +253,6 @@ def _points(
     snapshot: SnapshotLike, corpus: Corpus, query: Prepared, rows: Int64, part: Int32
 ) -> None:
     """Score and facets of the first phase; a facet that is not asked is ``UNKNOWN``."""
-    from matchwright.engine.matcher import take_rows
-
     x_md, _ = take_rows(corpus, rows, query.q_d.size)
     product = x_md.astype(np.int32)
     product *= query.q_d

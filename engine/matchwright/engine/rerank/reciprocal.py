@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from matchwright.engine.corpus_rows import take_rows
 from matchwright.engine.policy import Policy
 from matchwright.engine.prepare import Prepared, SnapshotLike
 from matchwright.engine.records import Kind
@@ -53,8 +54,6 @@ def query_vectors(
 
 def rows_of_queries(snapshot: SnapshotLike, prepared: Sequence[Prepared]) -> Int8:
     """int8 (Q, D): queries of one kind as rows of their own corpus; stored ones as stored."""
-    from matchwright.engine.matcher import take_rows
-
     kind = prepared[0].request.kind
     x_qd = np.zeros((len(prepared), prepared[0].q_d.size), dtype=np.int8)
     stored = [n for n, query in enumerate(prepared) if query.request.record is None]
