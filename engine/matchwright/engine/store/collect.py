@@ -53,6 +53,20 @@ class Sweep:
     finished: bool = True
 
 
+def overdue(connection: sqlite3.Connection, leases: LeaseFolder, retain_s: float) -> bool:
+    """Whether a writer would close an epoch now. Only looks, also where nothing may be written.
+
+    Raises:
+        StoreDamaged, StoreFormat: a lease file cannot be read, so that no epoch may be closed.
+    """
+    now = time.time()
+    kept = {note.epoch for note in leases.notes() if not note.expired(now)}
+    found = connection.execute(
+        "SELECT number FROM epoch WHERE open = 1 AND until <= ?", (now - retain_s,)
+    )
+    return any(number not in kept for (number,) in found)
+
+
 class Collector:
     """Closes epochs and removes what they leave. The writer's, under its lock.
 

@@ -145,6 +145,23 @@ class Figures:
         return {name: getattr(self, name) for name in names} | {"seconds": round(self.seconds, 3)}
 
 
+def worth_merging(
+    snapshot: Snapshot, target_rows: int, *, everything: bool = False
+) -> tuple[Kind, list[Part]] | None:
+    """What the policy would merge next in a store; None when there is nothing. Only looks."""
+    for kind in KINDS:
+        sealed = {
+            part.source.number: part
+            for part in snapshot.parts[kind]
+            if isinstance(part.source, SealedRows)
+        }
+        sizes = [Size(number, part.source.n, part.living) for number, part in sealed.items()]
+        chosen = choose(sizes, target_rows, everything=everything)
+        if chosen:
+            return kind, [sealed[number] for number in chosen]
+    return None
+
+
 @dataclass(slots=True)
 class _Merge:
     kind: Kind
@@ -165,13 +182,20 @@ class Compactor:
         writer: the store's.
         target_rows: living rows of a merged segment.
         pace: seconds of rest per second of work.
+        stop: ends it after the step that is under way; one of its own when not given.
     """
 
-    def __init__(self, writer: Writer, target_rows: int, pace: float = 0.0) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        target_rows: int,
+        pace: float = 0.0,
+        stop: threading.Event | None = None,
+    ) -> None:
         self._writer = writer
         self._target_rows = target_rows
         self._pace = pace
-        self._stop = threading.Event()
+        self._stop = threading.Event() if stop is None else stop
         self._thread: threading.Thread | None = None
         self.figures = Figures()
 
@@ -225,17 +249,8 @@ class Compactor:
 
     def _plan(self, everything: bool) -> _Merge | None:
         snapshot = self._writer.newest()
-        for kind in KINDS:
-            sealed = {
-                part.source.number: part
-                for part in snapshot.parts[kind]
-                if isinstance(part.source, SealedRows)
-            }
-            sizes = [Size(number, part.source.n, part.living) for number, part in sealed.items()]
-            chosen = choose(sizes, self._target_rows, everything=everything)
-            if chosen:
-                return _Merge(kind, snapshot, [sealed[number] for number in chosen])
-        return None
+        found = worth_merging(snapshot, self._target_rows, everything=everything)
+        return None if found is None else _Merge(found[0], snapshot, found[1])
 
     def _copy(self, merge: _Merge) -> float:
         """Writes the merged file; the seconds that it rested."""

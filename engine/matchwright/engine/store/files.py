@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,6 +32,9 @@ _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 REFUSED = _FULL | _READ_ONLY
 """Error numbers of a system that has no room, or gives no permission."""
 _VANISHED = {errno.ENOENT, errno.ENOTDIR}
+LOCK_POLL_S = 0.05
+"""How often whoever waits for the writer's lock tries to take it."""
+_log = logging.getLogger(__name__)
 
 
 def failure(path: object, error: OSError, doing: str = "written") -> StoreError:
@@ -111,28 +116,74 @@ class WriterLock:
 
     A ``flock`` on the file ``LOCK``: the kernel drops it when its holder dies, however it dies. The
     file names the holder's process for the message that the next one gets.
+
+    Args:
+        path: of the file ``LOCK``.
+        wait_s: seconds to wait for the process that holds it; 0 fails at once.
+        waiting: told once who is waited for, when somebody is.
+
+    Raises:
+        StoreLocked: another process holds it, still.
+        StoreReadOnly, StoreFull: the file cannot be made.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, wait_s: float = 0.0, waiting: Callable[[str], None] = _log.info
+    ) -> None:
         self._path = path
+        self._fd = -1
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise failure(path, error)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(self._fd, 64).decode("ascii", "replace").strip() or "unknown"
-            os.close(self._fd)
-            raise StoreLocked(
-                f"{path.parent}: process {holder} is writing to this store; "
-                "stop it, or send the change through it",
-                file=path,
-                holder=holder,
-            )
+            self._take(wait_s, waiting)
+        except BaseException:
+            self.release()
+            raise
         with suppress(OSError):  # a full disk: the lock holds all the same, it only has no name
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode("ascii"), 0)
+
+    def _take(self, wait_s: float, waiting: Callable[[str], None]) -> None:
+        until, told = time.monotonic() + wait_s, False
+        while not self._tried():
+            holder = os.pread(self._fd, 64, 0).decode("ascii", "replace").strip() or "unknown"
+            left = until - time.monotonic()
+            if left <= 0:
+                waited = f", after {wait_s:g} s still" if wait_s else ""
+                raise StoreLocked(
+                    f"{self._path.parent}: process {holder} is writing to this store{waited}; "
+                    "wait for longer, stop it, or send the change through it",
+                    file=self._path,
+                    holder=holder,
+                )
+            if not told:
+                waiting(
+                    f"{self._path.parent}: process {holder} is writing to this store; "
+                    f"waiting for it, {wait_s:g} s at most"
+                )
+                told = True
+            time.sleep(min(LOCK_POLL_S, left))
+
+    def _tried(self) -> bool:
+        """Whether we hold the lock now, of the file that has the name now.
+
+        A restore puts another folder, with a lock of its own, in the place of the one that somebody
+        waits in.
+        """
+        while True:
+            if self._fd < 0:
+                try:
+                    self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                except OSError as error:
+                    raise failure(self._path, error)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            try:
+                if os.path.samestat(os.fstat(self._fd), self._path.stat()):
+                    return True
+            except OSError:
+                pass
+            self.release()
 
     def release(self) -> None:
         """Lets the next writer in. Safe to call twice."""
