@@ -271,5 +271,15 @@ def _parameters(message: Mapping[str, list[Any]]) -> dict[str, str]:
     return found
 
 
-def _shown(values: object) -> str:
-    return "missing" if values is None else str(values)
+def _shown(values: list[Any] | None) -> str:
+    if values is None:
+        return "missing"
+    return ", ".join(_tensor_told(one) if isinstance(one, dict) else str(one) for one in values)
+
+
+def _tensor_told(fields: Mapping[str, list[Any]]) -> str:
+    """``embedding TYPE_FP32 [384]``; other fields of a tensor are named too."""
+    told = [str(one) for name in ("name", "data_type") for one in fields.get(name, [])]
+    more = [f"{name}: {value}" for name, value in fields.items()
+            if name not in ("name", "data_type", "dims")]  # fmt: skip
+    return " ".join([*told, str(fields.get("dims", [])), *more])
