@@ -20,7 +20,12 @@ ALLOWED = {
     "grpc_health": (f"{ENGINE}.service", CLIENTS),
     "grpc_reflection": (f"{ENGINE}.service",),
     "matchwright.v1": (f"{ENGINE}.service", CLIENTS, STUBS),
-    "asyncio": (f"{ENGINE}.batcher", f"{ENGINE}.service", CLIENTS),
+    "asyncio": (
+        f"{ENGINE}.batcher",
+        f"{ENGINE}.service",
+        f"{ENGINE}.models.triton.client",
+        CLIENTS,
+    ),
     "cupy": (KERNELS,),
     "numkong": (KERNELS,),
     "sqlite3": (f"{ENGINE}.store", f"{ENGINE}.records", f"{ENGINE}.cli.doctor"),
@@ -28,7 +33,7 @@ ALLOWED = {
     "sklearn": (f"{ENGINE}.generation",),
     "typer": (f"{ENGINE}.cli",),
     "rich": (f"{ENGINE}.cli",),
-    "tritonclient": (),
+    "tritonclient": (f"{ENGINE}.models.triton.link",),
 }
 FORBIDDEN = {
     # package -> what nothing inside it may import
