@@ -25,9 +25,13 @@ from matchwright.engine.eligibility import (
 )
 from matchwright.engine.errors import InvalidArgument, NotFound
 from matchwright.engine.limits import tightened
+from matchwright.engine.matcher import as_queries
 from matchwright.engine.prepare import Prepared, SnapshotLike, inline_key, inline_row
 from matchwright.engine.records import Kind
 from matchwright.engine.request import Request, check_id
+from matchwright.engine.rerank.features_pairs import Inline
+from matchwright.engine.rerank.rerank import refuse_k
+from matchwright.engine.rerank.rerank_explain import SecondPhase, not_eligible, second_phase
 from matchwright.engine.results import OrderKey
 from matchwright.engine.skill_match import SkillMatch, match_skills
 from matchwright.kernels.ops import Rank
@@ -129,6 +133,8 @@ class Explanation:
             it (not above 0 when nothing is); None when fewer than K are eligible.
         attainable: score of the best conceivable match.
         skills: matched, missing and further skills by name.
+        rerank: what the second phase made of the pair; None where the policy has none. ``rank``,
+            ``points`` and what else stands here are the first phase's.
     """
 
     direction: Kind
@@ -155,6 +161,7 @@ class Explanation:
     attainable: float | None
     contributions: tuple[FacetShare, ...]
     skills: SkillMatch
+    rerank: SecondPhase | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and tables."""
@@ -163,7 +170,8 @@ class Explanation:
         plain["unverified"] = [reason.to_dict() for reason in self.unverified]
         plain["contributions"] = [share.to_dict() for share in self.contributions]
         plain["skills"] = self.skills.to_dict()
-        return plain
+        second = plain.pop("rerank")
+        return plain if second is None else {**plain, "rerank": second.to_dict()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -208,6 +216,7 @@ def explain(
         )
     asking, other = (job, freelancer) if direction == "job" else (freelancer, job)
     request = _request(direction, asking, as_of, options)
+    refuse_k(matcher.policy, request.k)
     snapshot = matcher.snapshot(request)
     query = matcher.prepare_one(snapshot, request)
     target = _target(snapshot, "freelancer" if direction == "job" else "job", other)
@@ -283,6 +292,7 @@ class _Full:
     rank: Rank
     shares: tuple[FacetShare, ...]
     skills: SkillMatch
+    second: SecondPhase | None
 
 
 def _full(matcher: Matcher, snapshot: SnapshotLike, query: Prepared, target: _Target) -> _Full:
@@ -306,7 +316,25 @@ def _full(matcher: Matcher, snapshot: SnapshotLike, query: Prepared, target: _Ta
         rank,
         _shares(snapshot, query, parts, target.known_b),
         match_skills(both["job"], both["freelancer"], snapshot.generation),
+        _second(matcher, snapshot, query, target, eligible=not vetoes),
     )
+
+
+def _second(
+    matcher: Matcher, snapshot: SnapshotLike, query: Prepared, target: _Target, *, eligible: bool
+) -> SecondPhase | None:
+    """Where the model puts the pair; None where the policy has no second phase."""
+    ranker, settings = matcher.ranker, query.policy.rerank
+    if ranker is None or settings is None:
+        return None
+    if not eligible:
+        return not_eligible(ranker, settings.candidates)
+    top = matcher.ops.topk(target.corpus, as_queries([query]), settings.candidates)
+    rows = top.row_qk[0, : int(top.returned_q[0])]
+    inline = None
+    if target.corpus is not snapshot.corpus(_other(query)):
+        inline = Inline(target.corpus, {target.row: target.record})
+    return second_phase(ranker, snapshot, query, rows, target.row, inline, RANK_STEPS)
 
 
 def _nameless(
@@ -399,6 +427,7 @@ def _shown(full: _Full, audience: Audience, query: Prepared) -> Explanation:
         attainable=query.attainable if open_ else None,
         contributions=tuple(share if open_ else _closed(share) for share in full.shares),
         skills=full.skills if open_ else full.skills.without_collisions(),
+        rerank=full.second if open_ or full.second is None else full.second.shown(),
     )
 
 
