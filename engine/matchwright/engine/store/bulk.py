@@ -29,6 +29,8 @@ class BulkWriter:
         self._chunk_rows = chunk_rows
         self._pending = writer.pending(kind)
         self.epoch = writer.newest().epoch
+        self.waited_s = 0.0
+        """Seconds that the commits so far waited for a served encoder."""
 
     def __enter__(self) -> Self:
         return self
@@ -54,19 +56,26 @@ class BulkWriter:
         return tally
 
     def flush(self) -> Epoch:
-        """Commits what was taken in; the epoch that shows it."""
+        """Commits what was taken in; the epoch that shows it.
+
+        Raises:
+            ModelUnavailable, ModelLate, ModelWrong: texts cannot be encoded; the chunk is kept, and
+                the next flush tries again.
+        """
         pending, writer = self._pending, self._writer
         pending.drop_unchanged()
-        self._pending = writer.pending(self._kind)
         first_seq = writer.take_seqs(len(pending))
         while len(pending):
             generation = writer.newest().generation
-            rows = writer.encode(generation, pending, first_seq)
-            segment, written = writer.write_file(self._kind, generation.id, rows)
-            epoch = writer.commit_sealed(pending, rows, generation.id, segment, written)
+            with writer.ahead(pending.frame()) as waited_s:
+                self.waited_s += waited_s
+                rows = writer.encode(generation, pending, first_seq)
+                segment, written = writer.write_file(self._kind, generation.id, rows)
+                epoch = writer.commit_sealed(pending, rows, generation.id, segment, written)
             if epoch is not None:
                 self.epoch = epoch
                 break
             # A refit came in between: the file belongs to no generation in force.
             writer.discard([written.file])
+        self._pending = writer.pending(self._kind)
         return self.epoch

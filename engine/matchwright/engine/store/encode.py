@@ -21,6 +21,10 @@ from matchwright.kernels.types import Int8, Int32, SetColumn, UInt64
 if TYPE_CHECKING:
     import polars as pl
 
+    from matchwright.engine.generation.folder import Served
+    from matchwright.engine.prose import Prose
+    from matchwright.engine.table import Records
+
 ENCODE_ROWS = 8_192
 """Records encoded at once: bounds the memory that encoding takes beside its result."""
 
@@ -35,10 +39,17 @@ class GenerationLike(Protocol):
     def save(self, folder: Path) -> Any: ...
 
 
-EncodeRows = Callable[[Any, Kind, "pl.DataFrame", bytes], EncodedRows]
+EncodeRows = Callable[[Any, Kind, Any, bytes], EncodedRows]
 BuildIndex = Callable[
     [Mapping[str, Int32], Mapping[str, SetColumn], Int8, UInt64], Mapping[str, NDArray[Any]]
 ]
+
+
+def _prose(records: Any) -> list[Prose]:
+    from matchwright.engine.generation.text import SKILLS_MAX
+    from matchwright.engine.table import as_table
+
+    return as_table(records).keyed_prose(SKILLS_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,7 @@ class Neighbours:
         fit: (jobs, freelancers, seed=, sample=, as_of=) -> generation.
         starter: the generation of an empty store.
         load: folder -> generation.
+        prose: (records, frame or rows) -> the texts of theirs that an encoder reads, with keys.
     """
 
     schema: Callable[[Kind], pl.Schema]
@@ -68,10 +80,15 @@ class Neighbours:
     fit: Callable[..., GenerationLike]
     starter: Callable[[], GenerationLike]
     load: Callable[[Path], GenerationLike]
+    prose: Callable[[Any], list[Prose]] = _prose
 
 
-def default_neighbours() -> Neighbours:
-    """The engine's own record schemas, generation, rule columns and indexes."""
+def default_neighbours(served: Served | None = None) -> Neighbours:
+    """The engine's own record schemas, generation, rule columns and indexes.
+
+    Args:
+        served: gives the encoder of a generation that a served one made.
+    """
     from matchwright.engine import generation, records
     from matchwright.engine.generation import fitting
     from matchwright.kernels import index, order
@@ -86,7 +103,7 @@ def default_neighbours() -> Neighbours:
         take=fitting.take,
         fit=generation.fit,
         starter=generation.starter,
-        load=generation.Generation.load,
+        load=lambda folder: generation.Generation.load(folder, served),
     )
 
 
@@ -96,20 +113,21 @@ def _to_frame(kind: Kind, rows: list[dict[str, Any]]) -> pl.DataFrame:
     return to_frame(kind, rows)
 
 
-def encode_rows(generation: Any, kind: Kind, records: pl.DataFrame, salt: bytes) -> EncodedRows:
+def encode_rows(generation: Any, kind: Kind, records: Records, salt: bytes) -> EncodedRows:
     """Vectors from the generation, rule columns from the domain, keys from the ids.
 
     Args:
         generation: a ``matchwright.engine.generation.Generation``.
         kind: what the records are.
-        records: a frame of that kind's schema.
+        records: a frame of that kind's schema, or rows of it.
         salt: the store's 16 bytes.
     """
     from matchwright.engine.columns import columns
+    from matchwright.engine.table import as_table
     from matchwright.kernels.order import hash_keys
 
     scalars, sets = columns(kind, records, salt, generation)
-    key_n = hash_keys(records["id"].to_list(), salt)
+    key_n = hash_keys(as_table(records).values("id"), salt)
     return EncodedRows(generation.encode(kind, records).x_nd, key_n, scalars, sets)
 
 

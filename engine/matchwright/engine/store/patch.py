@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,18 +15,23 @@ from matchwright.engine.store.rows import EncodedRows, Rows
 from matchwright.engine.store.snapshot import Snapshot, locate, stored_record
 from matchwright.engine.store.writer import Write, Writer
 
+if TYPE_CHECKING:
+    import polars as pl
+
 TEXT_FACET = "text"
 TEXT_FACET_FIELDS = frozenset({"title", "skills", TEXT_FIELD})
 """What the text facet is made from."""
 
 
-def patch_record(writer: Writer, kind: Kind, name: str, fields: Mapping[str, Any]) -> Write:
-    """Merges fields into a stored record and writes it back. The caller holds the lock.
+def patched(
+    writer: Writer, kind: Kind, name: str, fields: Mapping[str, Any]
+) -> tuple[pl.DataFrame, bytes | None]:
+    """A record with some fields changed, and the digest of its text where that is not kept.
 
-    Where texts are not kept, the text's part of the vector is carried over from the stored row.
+    Raises:
+        NotFound, InvalidData, FailedPrecondition: see ``Store.patch``.
     """
-    snapshot = writer.newest()
-    record = _stored(writer, snapshot, kind, name)
+    record = _stored(writer, writer.newest(), kind, name)
     schema = writer.neighbours.schema(kind)
     for field in fields:
         if field not in schema:
@@ -42,12 +47,22 @@ def patch_record(writer: Writer, kind: Kind, name: str, fields: Mapping[str, Any
         )
     merged = {**without_digest(record), **fields}
     merged.pop(TEXT_DIGEST, None)
+    return writer.neighbours.to_frame(kind, [merged]), carried
+
+
+def patch_record(writer: Writer, kind: Kind, name: str, fields: Mapping[str, Any]) -> Write:
+    """Merges fields into a stored record and writes it back. The caller holds the lock.
+
+    Where texts are not kept, the text's part of the vector is carried over from the stored row.
+    """
+    snapshot = writer.newest()
+    record, carried = patched(writer, kind, name, fields)
     pending = writer.pending(kind)
-    tally = pending.add(writer.neighbours.to_frame(kind, [merged]), text_digest=carried)
+    tally = pending.add(record, text_digest=carried)
     pending.drop_unchanged()
     epoch = snapshot.epoch
     if len(pending):
-        rows = writer.encode(snapshot.generation, pending, writer.take_seqs(1))
+        rows = writer.encode(snapshot.generation, pending, writer.take_seqs(1), carried)
         if carried is not None:
             rows = _with_text_of(snapshot, kind, rows)
         epoch = writer.commit_live(pending, rows)

@@ -83,7 +83,7 @@ class Pending:
             InvalidData: columns or ids that the schema does not allow; nothing was taken in.
             KeyCollision: an id whose key another id has; nothing was taken in.
         """
-        records = self._conform(records)
+        records = self.conform(records)
         ids: list[str] = records["id"].to_list()
         if not ids:
             return Tally()
@@ -117,7 +117,12 @@ class Pending:
         self._entries[name] = entry
         self._id_of_key[entry.key] = name
 
-    def _conform(self, records: pl.DataFrame) -> pl.DataFrame:
+    def conform(self, records: pl.DataFrame) -> pl.DataFrame:
+        """The records with the schema's columns and types.
+
+        Raises:
+            InvalidData: columns or ids that the schema does not allow.
+        """
         import polars as pl
 
         schema = self._neighbours.schema(self.kind)

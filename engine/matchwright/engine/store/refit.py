@@ -13,6 +13,7 @@ import numpy as np
 from matchwright.engine.errors import FailedPrecondition
 from matchwright.engine.store import blobs, files
 from matchwright.engine.store.catalog import KINDS, Kind, SegmentRow
+from matchwright.engine.store.embeddings_ahead import Tell, embed_all, served
 from matchwright.engine.store.encode import ENCODE_ROWS, encode_in_slices
 from matchwright.engine.store.rows import Rows, make_rows
 from matchwright.engine.store.snapshot import frame, stored_record
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import polars as pl
+
+    from matchwright.engine.models.artefacts import EncoderArtefact
+
+_LATE_ROUNDS = 5
 
 
 class Refit:
@@ -36,11 +41,16 @@ class Refit:
         self._chunk_rows = chunk_rows
         self._built: list[tuple[SegmentRow, Int64]] = []
 
-    def run(self, *, seed: int, sample: int, as_of: int) -> Any:
+    def run(
+        self, *, seed: int, sample: int, as_of: int, encoder: EncoderArtefact | None, tell: Tell
+    ) -> Any:
         """Returns the generation, in force.
 
         Raises:
             FailedPrecondition: the store does not keep texts, so there is nothing to fit to.
+            InvalidArgument: the encoder's dimensions do not fit.
+            ModelUnavailable, ModelLate, ModelWrong: it did not encode a text; the generation in
+                force stays, and so do the embeddings that were made.
         """
         writer = self._writer
         if not writer.loader.state.keep_text and any(map(writer.newest().count, KINDS)):
@@ -48,14 +58,14 @@ class Refit:
                 "this store does not keep texts, so its records cannot be encoded again; "
                 "import them into a new store"
             )
-        jobs, freelancers = (self._sample(kind, seed, sample) for kind in KINDS)
-        generation = writer.neighbours.fit(jobs, freelancers, seed=seed, sample=sample, as_of=as_of)
+        generation = self._fit(seed, sample, as_of, encoder, tell)
         writer.collector.building.add(generation.id)
         try:
             save_generation(writer.root, generation)
             start = writer.take_seqs(0)
             for kind in KINDS:
                 self._build(generation, kind, start)
+            self._embed_late(generation)
             with writer.lock:
                 self._switch(generation)
         except BaseException:
@@ -63,8 +73,47 @@ class Refit:
             raise
         finally:
             writer.collector.building.discard(generation.id)
+        if (used := served(generation)) is not None:
+            writer.texts.file(used).set_ahead(ahead=False)
         writer.collect()
         return generation
+
+    def _fit(
+        self, seed: int, sample: int, as_of: int, artefact: EncoderArtefact | None, tell: Tell
+    ) -> Any:
+        """The generation; of a served encoder after every text has been encoded."""
+        writer = self._writer
+        given: dict[str, Any] = {}
+        if artefact is not None:
+            from matchwright.engine.generation.fitting import check_width
+
+            check_width(artefact.dimensions)
+            encoder = writer.texts.of(artefact)
+            embed_all(writer.texts, encoder, writer.catalog, writer.neighbours, tell)
+            given = {"encoder": encoder, "version": artefact.version}
+        jobs, freelancers = (self._sample(kind, seed, sample) for kind in KINDS)
+        return writer.neighbours.fit(
+            jobs, freelancers, seed=seed, sample=sample, as_of=as_of, **given
+        )
+
+    def _embed_late(self, generation: Any) -> None:
+        """Texts that were written while segments were built, before the lock is taken.
+
+        Each round finds those that came during the one before; the few of the last are encoded
+        under the lock.
+        """
+        encoder = served(generation)
+        for _ in range(_LATE_ROUNDS if encoder is not None else 0):
+            writer = self._writer
+            late = [
+                one
+                for kind in KINDS
+                for records in self._late_records(kind)
+                for one in writer.neighbours.prose(records)
+            ]
+            assert encoder is not None
+            if not encoder.ensure(late, wait_s=writer.texts.wait_s).texts:
+                return
 
     def _sample(self, kind: Kind, seed: int, sample: int) -> pl.DataFrame:
         """The records that a fit on everything would choose; only they are read."""
@@ -144,6 +193,17 @@ class Refit:
 
     def _late(self, generation: Any, kind: Kind) -> list[Rows]:
         """Rows of the records that were committed after their chunk had been read."""
+        return [
+            self._encode(generation, kind, seq_n, records)
+            for seq_n, records in self._late_chunks(kind)
+        ]
+
+    def _late_records(self, kind: Kind) -> Iterator[pl.DataFrame]:
+        for _, records in self._late_chunks(kind):
+            yield records
+
+    def _late_chunks(self, kind: Kind) -> Iterator[tuple[Int64, pl.DataFrame]]:
+        """(seqs, records) that are in force and were in no chunk."""
         writer = self._writer
         where = str(writer.catalog.path)
         built = [seq_n for row, seq_n in self._built if row.kind == kind]
@@ -155,14 +215,10 @@ class Refit:
                 seq: stored_record(name, content, body, where)
                 for seq, name, content, body in fetched
             }
-        late = []
         for low in range(0, len(missing), ENCODE_ROWS):
             seq_n = missing[low : low + ENCODE_ROWS]
             chosen = [records[seq] for seq in seq_n.tolist()]
-            late.append(
-                self._encode(generation, kind, seq_n, frame(writer.neighbours, kind, chosen))
-            )
-        return late
+            yield seq_n, frame(writer.neighbours, kind, chosen)
 
     def _adopt(self, connection: sqlite3.Connection, kind: Kind, number: int) -> None:
         """Enters the new files; rows whose record went away meanwhile are dead from the start."""

@@ -11,9 +11,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -25,16 +27,17 @@ from matchwright.engine.errors import (
     NotFound,
     StoreError,
 )
-from matchwright.engine.store import catalog, creation, files, migrate, refit, replica
+from matchwright.engine.store import catalog, creation, files, migrate, refit, replica, tend
 from matchwright.engine.store.bulk import BulkWriter
 from matchwright.engine.store.catalog import KINDS, Catalog, Kind
 from matchwright.engine.store.check import damages
 from matchwright.engine.store.collect import Collector
-from matchwright.engine.store.compact import PACE, Compactor, Figures, vacuum
+from matchwright.engine.store.compact import PACE, Compactor, Figures, Stopped, vacuum
+from matchwright.engine.store.embeddings_ahead import Embeddings, Tell, silent
 from matchwright.engine.store.encode import Neighbours, default_neighbours
 from matchwright.engine.store.leases import LeaseFolder
 from matchwright.engine.store.loader import Loader
-from matchwright.engine.store.patch import patch_record
+from matchwright.engine.store.patch import patch_record, patched
 from matchwright.engine.store.reading import Reading
 from matchwright.engine.store.report import report
 from matchwright.engine.store.snapshot import Snapshot
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from matchwright.engine.erasure import Erasure
+    from matchwright.engine.models.opened import Models
     from matchwright.engine.store.backup import Backup
     from matchwright.engine.store.erase import Who
     from matchwright.engine.store.publish import Published
@@ -77,10 +81,12 @@ class Store(Reading):
         chunk_rows: int,
         retain_s: float,
         compact: Literal["background", "off"],
+        texts: Embeddings,
     ) -> None:
         self.root = root
         self._file_lock = lock
         self._neighbours = neighbours
+        self._texts = texts
         self._seal_rows = seal_rows
         self._chunk_rows = chunk_rows
         opened = Catalog(root / catalog.FILE, write=lock is not None)
@@ -89,6 +95,7 @@ class Store(Reading):
         self._writer = None
         self._compactor: Compactor | None = None
         with ExitStack() as undo:
+            undo.callback(texts.close)
             undo.callback(opened.close)
             version = opened.check()
             if lock is not None:
@@ -99,7 +106,7 @@ class Store(Reading):
             self._loader.newest(now=True)
             if lock is not None:
                 collector = Collector(root, self._leases, retain_s)
-                self._writer = Writer(root, opened, self._loader, neighbours, collector)
+                self._writer = Writer(root, opened, self._loader, neighbours, collector, texts)
                 self._writer.collect()
                 with opened.look() as connection:
                     collector.remove_orphans(connection)
@@ -122,6 +129,9 @@ class Store(Reading):
         chunk_rows: int = CHUNK_ROWS,
         retain_s: float = RETAIN_S,
         compact: Literal["background", "off"] = "off",
+        models: Models | None = None,
+        wait_s: float = 0.0,
+        waiting: Callable[[str], None] | None = None,
     ) -> Self:
         """Opens the store in a folder.
 
@@ -139,10 +149,14 @@ class Store(Reading):
                 longer ones take a lease. The writer's counts.
             compact: "background" merges segments in a thread while the store is open for writing;
                 for processes that stay.
+            models: the model repository and who serves its models. Where the generation's encoder
+                is a served one, new texts need it; what is stored is read without.
+            wait_s: for mode "w", seconds to wait for another writer; 0 fails at once.
+            waiting: told once who is waited for; by default the log is.
 
         Raises:
             NotFound: there is no store, and ``create`` was not asked for.
-            StoreLocked: another writer has it.
+            StoreLocked: another writer has it, after ``wait_s`` still.
             StoreDamaged, StoreFormat: a file is damaged or newer; the message names it.
         """
         root = Path(path)
@@ -150,13 +164,18 @@ class Store(Reading):
             raise InvalidArgument(f"got mode {mode!r}, create {create}; expected 'r' or 'w'")
         if not create and not (root / catalog.FILE).is_file():
             raise NotFound(f"{root}: holds no store; import into it to make one", file=root)
-        neighbours = neighbours or default_neighbours()
+        texts = Embeddings(root, models, write=mode == "w")
+        neighbours = neighbours or default_neighbours(texts.encoder)
         if mode == "w":
             replica.refuse_writer(root)
         if create:
             creation.make_folders(root)
-        lock = files.WriterLock(root / "LOCK") if mode == "w" else None
+        lock = None
+        if mode == "w":
+            lock = files.WriterLock(root / "LOCK", wait_s=wait_s, waiting=waiting)
         try:
+            if mode == "w":
+                replica.refuse_writer(root)  # it may have become one while we waited
             if create:
                 creation.create(root, neighbours, keep_text, salt)
             while True:
@@ -169,6 +188,7 @@ class Store(Reading):
                         chunk_rows=chunk_rows,
                         retain_s=retain_s,
                         compact=compact,
+                        texts=texts,
                     )
         except BaseException:
             if lock is not None:
@@ -262,9 +282,12 @@ class Store(Reading):
         Raises:
             InvalidData: columns or ids that the schema does not allow.
             KeyCollision: an id whose key another id has.
+            ModelUnavailable, ModelLate, ModelWrong: the generation's encoder is a served one, and
+                did not encode a new text, for as long as a write waits; nothing was written.
         """
         writer = self._writing()
-        with writer.lock:
+        records = writer.pending(kind).conform(records)
+        with writer.ahead(records) as waited_s, writer.lock:
             pending = writer.pending(kind)
             tally = pending.add(records)
             pending.drop_unchanged()
@@ -274,7 +297,9 @@ class Store(Reading):
                 rows = writer.encode(writer.newest().generation, pending, first)
                 epoch = writer.commit_live(pending, rows)
                 self._seal_if_large(kind)
-        return Write(epoch, tally.accepted, tally.replaced, tally.duplicate)
+        return Write(
+            epoch, tally.accepted, tally.replaced, tally.duplicate, waited_s=round(waited_s, 3)
+        )
 
     def patch(self, kind: Kind, id: str, fields: Mapping[str, Any]) -> Write:  # noqa: A002
         """Changes some fields of a record; None makes a field unknown.
@@ -283,12 +308,14 @@ class Store(Reading):
             NotFound: there is no such record.
             InvalidData: a field or value that the schema does not allow.
             FailedPrecondition: title or skills change, but the text beside them is not kept.
+            ModelUnavailable, ModelLate, ModelWrong: as for ``upsert``.
         """
         writer = self._writing()
-        with writer.lock:
+        record, text = patched(writer, kind, id, fields)
+        with writer.ahead(record, text) as waited_s, writer.lock:
             write = patch_record(writer, kind, id, fields)
             self._seal_if_large(kind)
-        return write
+        return replace(write, waited_s=round(waited_s, 3))
 
     def delete(self, kind: Kind, ids: Sequence[str]) -> Write:
         """Deletes records; ids that are not there are counted as absent."""
@@ -329,7 +356,68 @@ class Store(Reading):
         vacuum(writer)
         return figures
 
-    def refit(self, *, seed: int, sample: int, as_of: int) -> Any:
+    def due(self, *, retain_s: float = RETAIN_S) -> tend.Due:
+        """What ``tend`` would find to do. Readers may ask; nothing is written, no lock is taken.
+
+        Args:
+            retain_s: how long an epoch without a lease stays.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        snapshot = self.snapshot()
+        if self.trouble is not None:
+            raise self.trouble
+        return tend.look(self.root, snapshot, self._catalog, self._chunk_rows, retain_s)
+
+    def tend(
+        self,
+        *,
+        retain_s: float = RETAIN_S,
+        pace: float = PACE,
+        stop: threading.Event | None = None,
+    ) -> Figures:
+        """One step of housekeeping for a process that reads: it writes as anybody else would.
+
+        At most one merge; what no open epoch needs any more goes. The writer's lock is held for the
+        step alone, so that who waits for it gets it afterwards.
+
+        Args:
+            retain_s: how long an epoch without a lease stays.
+            pace: seconds of rest per second of work.
+            stop: ends it after what is under way; a merge that is not committed leaves nothing.
+
+        Returns:
+            What was done.
+
+        Raises:
+            StoreLocked: a writer is at work; try again later.
+            StoreFull, StoreReadOnly: so it is; nothing is lost.
+            StoreDamaged, StoreFormat: a file that cannot be used; it stays as it is.
+        """
+        with Store.open(
+            self.root,
+            mode="w",
+            neighbours=self._neighbours,
+            seal_rows=self._seal_rows,
+            chunk_rows=self._chunk_rows,
+            retain_s=retain_s,
+        ) as opened:
+            compactor = Compactor(opened._writing(), self._chunk_rows, pace, stop)
+            with suppress(Stopped):
+                compactor.merge_one()
+        return compactor.figures
+
+    def refit(
+        self,
+        *,
+        seed: int,
+        sample: int,
+        as_of: int,
+        encoder: Literal["embedded", "served"] = "embedded",
+        encoder_version: int | None = None,
+        tell: Tell = silent,
+    ) -> Any:
         """Fits a generation on a sample of each kind, encodes everything again, switches.
 
         Readers stay on their snapshots; killed in between, the old generation stays in force.
@@ -338,13 +426,23 @@ class Store(Reading):
             seed: of the sample and the fit.
             sample: records of each kind at most.
             as_of: days since 1970-01-01 UTC.
+            encoder: "embedded" is fitted too; "served" is the one of the model repository that the
+                store was opened with.
+            encoder_version: of a served one; the newest by default.
+            tell: told of records whose texts have an embedding, and of all.
 
         Raises:
             FailedPrecondition: the store does not keep texts.
+            InvalidArgument, NotFound: the encoder's dimensions do not fit, or it is not there.
+            ModelUnavailable, ModelLate, ModelWrong: a served encoder did not encode every text. The
+                generation in force stays; what was encoded stays as well.
         """
         writer = self._writing()
+        artefact = self._texts.artefact(encoder_version) if encoder == "served" else None
         with writer.structure:
-            return refit.Refit(writer, self._chunk_rows).run(seed=seed, sample=sample, as_of=as_of)
+            return refit.Refit(writer, self._chunk_rows).run(
+                seed=seed, sample=sample, as_of=as_of, encoder=artefact, tell=tell
+            )
 
     def erase(
         self,

@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from matchwright.engine.errors import StoreError
+from matchwright.engine.prose import TEXT_DIGEST
 from matchwright.engine.store import blobs
 from matchwright.engine.store.catalog import Catalog, Kind, SegmentRow, State
 from matchwright.engine.store.collect import Collector, merge_dead
+from matchwright.engine.store.embeddings_ahead import Embeddings, served
 from matchwright.engine.store.encode import Neighbours, encode_in_slices
 from matchwright.engine.store.loader import Loader
 from matchwright.engine.store.pending import Pending
@@ -29,6 +31,9 @@ from matchwright.engine.store.segment_file import Written, write_segment
 from matchwright.engine.store.snapshot import Epoch, Snapshot, locate
 from matchwright.engine.store.sources import LiveView, sort_keys
 from matchwright.kernels.types import Int64, UInt64
+
+if TYPE_CHECKING:
+    import polars as pl
 
 LIVE_FANOUT = 32
 
@@ -41,6 +46,7 @@ class Write:
         epoch: in force after the change.
         accepted, replaced, duplicate: records that were new, changed, equal to what was there.
         deleted, absent: ids that were deleted, or were not there to delete.
+        waited_s: how long the write waited for a served encoder; 0.0 when it had no new text.
     """
 
     epoch: Epoch
@@ -49,6 +55,7 @@ class Write:
     duplicate: int = 0
     deleted: int = 0
     absent: int = 0
+    waited_s: float = 0.0
 
 
 class Writer:
@@ -58,6 +65,7 @@ class Writer:
         root: the store's folder.
         catalog, loader, neighbours: the store's.
         collector: removes what no epoch needs any more.
+        texts: the served encoders of the store.
 
     Attributes:
         structure: held by whoever replaces sealed segments over longer than a commit (refit,
@@ -71,6 +79,7 @@ class Writer:
         loader: Loader,
         neighbours: Neighbours,
         collector: Collector,
+        texts: Embeddings,
     ) -> None:
         self.root = root
         self.catalog = catalog
@@ -80,6 +89,7 @@ class Writer:
         self.lock = threading.RLock()
         self.structure = threading.Lock()
         self.collector = collector
+        self.texts = texts
         loader.newest(now=True)
         self._next_seq = loader.state.next_seq
         self._next_segment = loader.state.next_segment
@@ -132,6 +142,7 @@ class Writer:
                     break
             with self.catalog.look() as connection:
                 self.collector.remove_generations(connection)
+            self.texts.tidy()
 
     def newest(self) -> Snapshot:
         """The newest snapshot: for a writer, what all its own commits made."""
@@ -175,13 +186,36 @@ class Writer:
 
     # ── Encoding ──────────────────────────────────────────────────────────────────────────────
 
-    def encode(self, generation: Any, pending: Pending, first_seq: int) -> Rows:
-        """Rows for the pending records."""
+    @contextmanager
+    def ahead(self, records: pl.DataFrame, text: bytes | None = None) -> Iterator[float]:
+        """The texts of records are encoded before the block; the seconds that it waited.
+
+        Must not be called while holding ``lock``. A refit that switches to another encoder
+        meanwhile leaves texts that are encoded when their rows are.
+
+        Args:
+            text: the digest of a single record's text that is not kept.
+        """
+        generation = self.newest().generation
+        rows: Any = records
+        if text is not None:
+            rows = [{**row, TEXT_DIGEST: text} for row in records.iter_rows(named=True)]
+        with self.texts.ahead(generation, lambda: self.neighbours.prose(rows)) as sent:
+            yield 0.0 if sent is None else sent.seconds
+
+    def encode(
+        self, generation: Any, pending: Pending, first_seq: int, text: bytes | None = None
+    ) -> Rows:
+        """Rows for the pending records; ``text`` is the digest of a single one's, not kept."""
         salt = self.loader.state.salt
         frame = pending.frame()
-        encoded = encode_in_slices(
-            self.neighbours.encode_rows, generation, pending.kind, frame, salt
-        )
+        if text is not None and served(generation) is not None:
+            rows = [{**row, TEXT_DIGEST: text} for row in frame.iter_rows(named=True)]
+            encoded = self.neighbours.encode_rows(generation, pending.kind, rows, salt)
+        else:
+            encoded = encode_in_slices(
+                self.neighbours.encode_rows, generation, pending.kind, frame, salt
+            )
         seq_n = np.arange(first_seq, first_seq + len(pending), dtype=np.int64)
         return make_rows(encoded, pending.ids, pending.key_n, seq_n)
 

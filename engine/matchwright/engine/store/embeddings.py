@@ -1,0 +1,322 @@
+"""Embeddings of served encoders: ``DIR/embeddings/HASH.sqlite``, a file for each encoder.
+
+::
+
+    about      one row: format, the encoder's content hash, dimensions, since when it is ahead
+    embedding  key (BLAKE2b-128 of the text) -> CRC-32 of key and value, value
+
+A value is the unit vector as int32 in units of 2**-20, the grid of all facets: its entries are
+integers of at most 2**20, so four bytes lose nothing and two would. What is stored first stays:
+whoever stores the same text again gets what is there. Rows are appended in the order of their
+numbers, so that a copy of a file that grew is the earlier copy and more.
+
+Several processes may write, each through transactions of its own: a writer of the store, and
+``matchwright embed``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from matchwright.engine.errors import EpochGone, StoreDamaged, StoreFormat
+from matchwright.engine.store import files
+from matchwright.engine.store.connections import PAGE_BYTES, Connections
+
+if TYPE_CHECKING:
+    from matchwright.kernels.types import Int32
+
+FOLDER, SUFFIX = "embeddings", ".sqlite"
+FORMAT = 1
+_APPLICATION_ID = 0x4D575345  # "MWSE"
+_PARAMETERS_MAX = 500
+_VALUE = np.dtype("<i4")
+_CHECKSUM_BYTES = 4
+AHEAD_S = 30 * 86_400.0
+"""How long embeddings stay that were made ahead of a generation that never came."""
+_TABLES = (
+    """CREATE TABLE about (
+  one INTEGER PRIMARY KEY CHECK (one = 1), encoder TEXT NOT NULL, dimensions INTEGER NOT NULL,
+  ahead REAL)""",
+    """CREATE TABLE embedding (
+  n INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, value BLOB NOT NULL)""",
+)
+
+
+def path_of(root: Path, content_hash: str) -> Path:
+    """Where an encoder's embeddings are."""
+    return root / FOLDER / f"{content_hash}{SUFFIX}"
+
+
+def content_hash_of(path: Path) -> str:
+    """The encoder of a file."""
+    return path.name.removesuffix(SUFFIX)
+
+
+def paths(root: Path) -> list[Path]:
+    """The files that are there."""
+    return sorted((root / FOLDER).glob(f"*{SUFFIX}"))
+
+
+@contextmanager
+def held(root: Path, *, alone: bool) -> Iterator[None]:
+    """Nothing is taken out of the files, and no file goes, but by who holds them alone.
+
+    A copy of a store holds them with others while it copies catalog and embeddings, so that the
+    one has all that the other names.
+    """
+    folder = root / FOLDER
+    if not folder.is_dir():
+        yield
+        return
+    try:
+        fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if alone or error.errno not in files.REFUSED:
+            raise files.failure(folder / ".lock", error)
+        fd = -1  # nobody takes anything out of a folder that is read-only
+    try:
+        if fd >= 0:
+            fcntl.flock(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+class EmbeddingFile(Connections):
+    """One file, open.
+
+    Args:
+        path: the file; a writer makes it.
+        dimensions: of its values.
+        write: whether it may be changed.
+    """
+
+    def __init__(self, path: Path, dimensions: int, *, write: bool) -> None:
+        super().__init__(path, write=write)
+        self.dimensions = dimensions
+
+    def prepare(self) -> None:
+        """Makes the tables, unless they are there; puts the file in write-ahead mode."""
+        with self.guard(), self.lend() as connection:
+            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+            connection.execute("PRAGMA journal_mode = WAL")
+        with self.change() as connection:
+            if self._tables(connection):
+                return
+            for statement in _TABLES:
+                connection.execute(statement)
+            connection.execute(
+                "INSERT INTO about VALUES (1, ?, ?, NULL)",
+                (content_hash_of(self.path), self.dimensions),
+            )
+            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {FORMAT}")
+
+    @staticmethod
+    def _tables(connection: sqlite3.Connection) -> int:
+        return int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+
+    def check(self) -> None:
+        """Refuses what is not such a file, or another encoder's.
+
+        Raises:
+            StoreFormat: a newer format.
+            StoreDamaged: the message names the file.
+        """
+        with self.guard(), self.lend() as connection:
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version > FORMAT:
+                raise StoreFormat(
+                    f"{self.path}: has format {version}, this version reads up to {FORMAT}; "
+                    "use a newer matchwright",
+                    file=self.path,
+                )
+            about = None
+            if application == _APPLICATION_ID:
+                about = connection.execute("SELECT encoder, dimensions FROM about").fetchone()
+        if about != (content_hash_of(self.path), self.dimensions):
+            raise damaged(self.path, f"is of the encoder {about}, or of none")
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, Int32]:
+        """key -> int32 (dimensions,), of those that are there.
+
+        Raises:
+            StoreDamaged: a value does not match its checksum.
+        """
+        found: dict[bytes, Int32] = {}
+        with self.look() as connection:
+            for chunk in _chunks(keys):
+                marks = ", ".join("?" * len(chunk))
+                rows = connection.execute(
+                    f"SELECT key, value FROM embedding WHERE key IN ({marks})", chunk
+                )
+                for key, value in rows:
+                    found[key] = unpack(key, value, self.dimensions, self.path)
+        return found
+
+    def missing(self, keys: Sequence[bytes]) -> set[bytes]:
+        """The keys that are not there."""
+        left = set(keys)
+        with self.look() as connection:
+            for chunk in _chunks(keys):
+                marks = ", ".join("?" * len(chunk))
+                found = connection.execute(
+                    f"SELECT key FROM embedding WHERE key IN ({marks})", chunk
+                )
+                left.difference_update(key for (key,) in found)
+        return left
+
+    def put(self, keys: Sequence[bytes], rows: Int32) -> None:
+        """Stores int32 (N, dimensions) under N keys, in one transaction; what is there stays."""
+        values = [pack(key, row) for key, row in zip(keys, rows, strict=True)]
+        with self.change() as connection:
+            connection.executemany(
+                "INSERT INTO embedding (key, value) VALUES (?, ?) ON CONFLICT (key) DO NOTHING",
+                zip(keys, values, strict=True),
+            )
+
+    def set_ahead(self, *, ahead: bool) -> None:
+        """Says that a generation is to come, or that it has come."""
+        with self.change() as connection:
+            connection.execute("UPDATE about SET ahead = ?", (time.time() if ahead else None,))
+
+    def is_ahead(self) -> bool:
+        """Whether somebody counts on it although no generation has this encoder yet."""
+        with self.look() as connection:
+            (ahead,) = connection.execute("SELECT ahead FROM about").fetchone()
+        return ahead is not None and time.time() - ahead < AHEAD_S
+
+    def count(self) -> int:
+        """How many embeddings there are."""
+        with self.look() as connection:
+            return int(connection.execute("SELECT count(*) FROM embedding").fetchone()[0])
+
+
+class EmbeddingCache:
+    """One encoder's embeddings in a store; the file need not be there.
+
+    Args:
+        path: the file.
+        dimensions: of its values.
+        writable: whether new ones are stored; the file is made with the first.
+    """
+
+    def __init__(self, path: Path, dimensions: int, *, writable: bool) -> None:
+        self.path = path
+        self.dimensions = dimensions
+        self.writable = writable
+        self._lock = threading.Lock()
+        self._file: EmbeddingFile | None = None
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, Int32]:
+        """See ``EmbeddingFile.get``."""
+        file = self._opened()
+        found: dict[bytes, Int32] = {}
+        with suppress(EpochGone):  # a pull put another file in its place
+            found = file.get(keys) if file is not None else {}
+        if len(found) < len(keys):
+            renewed = self._renewed(file)
+            return renewed.get(keys) if renewed is not None else found
+        return found
+
+    def missing(self, keys: Sequence[bytes]) -> set[bytes]:
+        """See ``EmbeddingFile.missing``."""
+        file = self._opened()
+        if file is None:
+            return set(keys)
+        return file.missing(keys)
+
+    def put(self, keys: Sequence[bytes], rows: Int32) -> None:
+        """See ``EmbeddingFile.put``."""
+        self.file().put(keys, rows)
+
+    def file(self) -> EmbeddingFile:
+        """The file, made by a writer if it is not there."""
+        with self._lock:
+            if self._file is None:
+                self._file = self._open(make=True)
+            return self._file
+
+    def close(self) -> None:
+        """Lets the file go; it is opened again when it is needed."""
+        with self._lock:
+            file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def _opened(self) -> EmbeddingFile | None:
+        with self._lock:
+            if self._file is None and self.path.is_file():
+                self._file = self._open(make=False)
+            return self._file
+
+    def _open(self, *, make: bool) -> EmbeddingFile:
+        if make and self.writable:
+            with files.naming(self.path):
+                self.path.parent.mkdir(exist_ok=True)
+        file = EmbeddingFile(self.path, self.dimensions, write=self.writable)
+        try:
+            if self.writable:
+                file.prepare()
+            file.check()
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _renewed(self, file: EmbeddingFile | None) -> EmbeddingFile | None:
+        """The file that took the place of ours, after a pull; None when it is the same."""
+        if self.writable or file is None or not file.replaced():
+            return None
+        with self._lock:
+            if self._file is file:
+                file.close()
+                self._file = self._open(make=False)
+            return self._file
+
+
+def pack(key: bytes, row: Int32) -> bytes:
+    """A value as it is stored."""
+    data = row.astype(_VALUE).tobytes()
+    return zlib.crc32(key + data).to_bytes(_CHECKSUM_BYTES, "little") + data
+
+
+def unpack(key: object, value: object, dimensions: int, path: Path) -> Int32:
+    """The inverse of ``pack``: int32 (dimensions,), read-only.
+
+    Raises:
+        StoreDamaged: the value is not what was stored under the key.
+    """
+    # A damaged file may give anything: text, a number, nothing.
+    if isinstance(key, bytes) and isinstance(value, bytes):
+        data = value[_CHECKSUM_BYTES:]
+        same = zlib.crc32(key + data) == int.from_bytes(value[:_CHECKSUM_BYTES], "little")
+        if same and len(data) == dimensions * _VALUE.itemsize:
+            return np.frombuffer(data, dtype=_VALUE).astype(np.int32, copy=False)
+    raise damaged(path, "a stored embedding does not match its checksum")
+
+
+def damaged(path: Path, why: str) -> StoreDamaged:
+    """The error for a file of embeddings that cannot be used."""
+    return StoreDamaged(
+        f"{path}: {why}; restore it from a copy, or remove it and run `matchwright embed`",
+        file=path,
+    )
+
+
+def _chunks(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    for low in range(0, len(keys), _PARAMETERS_MAX):
+        yield keys[low : low + _PARAMETERS_MAX]
