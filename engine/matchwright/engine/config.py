@@ -124,6 +124,9 @@ class ServerConfig:
         models: the model repository and the server of the models; None uses none.
         metrics_address: ``host:port`` of ``/metrics`` and ``/healthz``, plain HTTP; None, the
             default, opens none. Choose loopback, or a network that only your monitoring reaches.
+        compact: whether the server merges segments of its stores and removes what no epoch needs,
+            beside answering. It writes then; without it, it only reads. See docs/store.md.
+        retain_s: with ``compact``, how long an epoch without a lease stays; that of the writers.
         trace_endpoint: URL of an OTLP collector (gRPC), such as ``http://127.0.0.1:4317``; None,
             the default, traces nothing.
         limits: how much one request may ask for.
@@ -148,6 +151,8 @@ class ServerConfig:
     models: ModelsConfig | None = None
     metrics_address: str | None = None
     trace_endpoint: str | None = None
+    compact: bool = False
+    retain_s: float = 60.0
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -160,6 +165,10 @@ class ServerConfig:
                 raise InvalidArgument(f"{name} must be 1 or more", field=name)
         if self.metrics_address is not None:
             host_and_port(self.metrics_address, "metrics_address")
+        if not self.retain_s >= 0:
+            raise InvalidArgument(
+                f"retain_s is {self.retain_s}; expected 0 or more", field="retain_s"
+            )
         if self.shutdown_grace_ms < 0:
             raise InvalidArgument("shutdown_grace_ms must be 0 or more", field="shutdown_grace_ms")
         if (self.tls_cert is None) != (self.tls_key is None):

@@ -53,6 +53,17 @@ OutputOption = Annotated[
 StoreOption = Annotated[
     Path, typer.Option("--store", metavar="DIR", help="The folder of the marketplace.")
 ]
+WAIT_S = 60.0
+"""How long commands that write wait for another writer, unless they are told."""
+WaitOption = Annotated[
+    float,
+    typer.Option(
+        "--wait",
+        metavar="SECONDS",
+        min=0,
+        help="How long to wait for another writer of the store; 0 fails at once.",
+    ),
+]
 PolicyOption = Annotated[
     Path | None,
     typer.Option(

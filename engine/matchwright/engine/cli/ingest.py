@@ -11,13 +11,15 @@ import typer
 
 from matchwright.engine.cli._failures import Interrupted, harmless
 from matchwright.engine.cli._options import (
+    WAIT_S,
     FormatOption,
     KindsArgument,
     OutputOption,
     StoreOption,
+    WaitOption,
 )
 from matchwright.engine.cli._output import View, Writer
-from matchwright.engine.cli._progress import bytes_progress
+from matchwright.engine.cli._progress import bytes_progress, say
 from matchwright.engine.errors import InvalidData, PartlyDone
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ def ingest(
     strict: StrictOption = False,
     aliases: AliasesOption = None,
     quarantine: QuarantineOption = None,
+    wait: WaitOption = WAIT_S,
     format_: FormatOption = None,
     output: OutputOption = None,
 ) -> int:
@@ -76,7 +79,14 @@ def ingest(
     with Writer(format_, output) as writer:
         try:
             report = into_store(
-                kind, files, store, checked, strict=strict, quarantine=target, show=True
+                kind,
+                files,
+                store,
+                checked,
+                strict=strict,
+                quarantine=target,
+                show=True,
+                wait_s=wait,
             )
         except KeyboardInterrupt:
             raise Interrupted(
@@ -118,8 +128,11 @@ def into_store(
     strict: bool = False,
     quarantine: Path | None = None,
     show: bool = False,
+    wait_s: float = 0.0,
 ) -> Report:
     """Import ``files`` into the store at ``store``, which is made when there is none.
+
+    Another writer is waited for, ``wait_s`` at most; stderr says so.
 
     Raises:
         MatchwrightError: what is wrong with files, map or store.
@@ -128,7 +141,7 @@ def into_store(
 
     with contextlib.ExitStack() as stack:
         tell: Progress | None = stack.enter_context(bytes_progress("reading")) if show else None
-        sink = stack.enter_context(_StoreSink(kind, store))
+        sink = stack.enter_context(_StoreSink(kind, store, wait_s))
         if quarantine is not None:
             stack.enter_context(_folder_for(quarantine))
             stack.enter_context(_known_to(store, quarantine))
@@ -144,9 +157,10 @@ class _StoreSink:
     refused before anything is read.
     """
 
-    def __init__(self, kind: Kind, store: Path) -> None:
+    def __init__(self, kind: Kind, store: Path, wait_s: float) -> None:
         self._kind: Kind = kind
         self._store = store
+        self._wait_s = wait_s
         self._open = contextlib.ExitStack()
         self._sink: BulkWriter | None = None
 
@@ -167,7 +181,10 @@ class _StoreSink:
         if self._sink is None:
             from matchwright.engine.store import Store
 
-            store = self._open.enter_context(Store.open(self._store, mode="w", create=True))
+            opened = Store.open(
+                self._store, mode="w", create=True, wait_s=self._wait_s, waiting=say
+            )
+            store = self._open.enter_context(opened)
             self._sink = self._open.enter_context(store.bulk(self._kind))
         return self._sink
 

@@ -10,10 +10,12 @@ import typer
 from matchwright.engine.cli import store_copies, store_epochs, store_erase
 from matchwright.engine.cli._failures import Interrupted, harmless
 from matchwright.engine.cli._options import (
+    WAIT_S,
     AsOfOption,
     FormatOption,
     OutputOption,
     StoreOption,
+    WaitOption,
     date_of,
     day_of,
 )
@@ -49,6 +51,7 @@ def refit(
         int, typer.Option(help="Records of each kind to fit on, at most.")
     ] = REFIT_SAMPLE,
     as_of: AsOfOption = None,
+    wait: WaitOption = WAIT_S,
     format_: FormatOption = None,
     output: OutputOption = None,
 ) -> None:
@@ -62,7 +65,7 @@ def refit(
     day = day_of(as_of)
     began = time.monotonic()
     try:
-        with Store.open(store, mode="w") as opened:
+        with Store.open(store, mode="w", wait_s=wait, waiting=say) as opened:
             before = opened.generation.id
             say(f"fitting on at most {sample:,} records of each kind, seed {seed}, {date_of(day)}")
             generation = opened.refit(seed=seed, sample=sample, as_of=day)

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from matchwright.engine.cli._failures import Interrupted, harmless
-from matchwright.engine.cli._options import FormatOption, OutputOption, StoreOption
+from matchwright.engine.cli._options import (
+    WAIT_S,
+    FormatOption,
+    OutputOption,
+    StoreOption,
+    WaitOption,
+)
 from matchwright.engine.cli._output import View, Writer, plainly
 from matchwright.engine.cli._progress import say
 from matchwright.engine.errors import InvalidArgument, StoreError, VerificationFailed
@@ -90,6 +96,7 @@ def pull(
         bool,
         typer.Option("--promote", help="Make the replica a store of its own, to be written to."),
     ] = False,
+    wait: WaitOption = WAIT_S,
     format_: FormatOption = None,
     output: OutputOption = None,
 ) -> None:
@@ -104,7 +111,16 @@ def pull(
         _answer({"store": str(store), "promoted": True}, format_, output)
         return
     with _kept("the replica is what it was"), _progress() as progress:
-        done = run(source, store, name=name, epoch=epoch, verify=verify, progress=progress)
+        done = run(
+            source,
+            store,
+            name=name,
+            epoch=epoch,
+            verify=verify,
+            progress=progress,
+            wait_s=wait,
+            waiting=say,
+        )
     _answer(dataclasses.asdict(done), format_, output)
 
 
@@ -137,6 +153,7 @@ def restore(
     replace: Annotated[
         bool, typer.Option("--replace", help="Take the place of the store that is there.")
     ] = False,
+    wait: WaitOption = WAIT_S,
     format_: FormatOption = None,
     output: OutputOption = None,
 ) -> None:
@@ -144,7 +161,15 @@ def restore(
     from matchwright.engine.store.restore import restore as run
 
     with _kept("nothing was put in place"), _progress() as progress:
-        done = run(source, store, replace=replace, stdin=sys.stdin.buffer, progress=progress)
+        done = run(
+            source,
+            store,
+            replace=replace,
+            stdin=sys.stdin.buffer,
+            progress=progress,
+            wait_s=wait,
+            waiting=say,
+        )
     _answer(dataclasses.asdict(done), format_, output)
 
 

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from matchwright.engine.cli._failures import Interrupted
-from matchwright.engine.cli._options import FormatOption, OutputOption, StoreOption
+from matchwright.engine.cli._options import (
+    WAIT_S,
+    FormatOption,
+    OutputOption,
+    StoreOption,
+    WaitOption,
+)
 from matchwright.engine.cli._output import View, Writer
 from matchwright.engine.cli._progress import say
 from matchwright.engine.errors import InvalidArgument
@@ -50,6 +56,7 @@ def compact(
             help="How long epochs without a lease stay, and files that only they need.",
         ),
     ] = 60.0,
+    wait: WaitOption = WAIT_S,
     format_: FormatOption = None,
     output: OutputOption = None,
 ) -> None:
@@ -61,7 +68,7 @@ def compact(
         say(f"merge {done.merges}: {done.rows:,} rows, {done.bytes_written:,} bytes so far")
 
     try:
-        with Store.open(store, mode="w", retain_s=retain) as opened:
+        with Store.open(store, mode="w", retain_s=retain, wait_s=wait, waiting=say) as opened:
             figures = opened.compact(everything=everything, told=told)
             after = opened.info(drift=False)
     except KeyboardInterrupt:
@@ -80,6 +87,7 @@ def migrate(
     no_copy: Annotated[
         bool, typer.Option("--no-copy", help="Do not keep the catalog as it was.")
     ] = False,
+    wait: WaitOption = WAIT_S,
     format_: FormatOption = None,
     output: OutputOption = None,
 ) -> None:
@@ -88,7 +96,7 @@ def migrate(
 
     began = time.monotonic()
     try:
-        done = run(store, keep_copy=not no_copy)
+        done = run(store, keep_copy=not no_copy, wait_s=wait, waiting=say)
     except KeyboardInterrupt:
         raise Interrupted("the store has the format that it had; run it again") from None
     document = {

@@ -11,9 +11,11 @@ import typer
 
 from matchwright.engine.cli._failures import Interrupted, harmless
 from matchwright.engine.cli._options import (
+    WAIT_S,
     FormatOption,
     OutputOption,
     StoreOption,
+    WaitOption,
     ids_of,
 )
 from matchwright.engine.cli._output import View, Writer, plainly
@@ -50,6 +52,7 @@ def erase(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is, erase none.")] = (
         False
     ),
+    wait: WaitOption = WAIT_S,
     format_: FormatOption = None,
     output: OutputOption = None,
 ) -> int:
@@ -75,7 +78,7 @@ def erase(
         return 0
     _confirm(len(names), kind.value, found, yes)
     try:
-        with Store.open(store, mode="w") as opened:
+        with Store.open(store, mode="w", wait_s=wait, waiting=say) as opened:
             done = opened.erase(
                 kind.value, names, runs=runs or (), quarantine=quarantine or (), step=say
             )

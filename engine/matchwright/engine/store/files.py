@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from matchwright.engine.errors import (
+    InvalidArgument,
     StoreDamaged,
     StoreError,
     StoreFull,
@@ -120,20 +121,23 @@ class WriterLock:
     Args:
         path: of the file ``LOCK``.
         wait_s: seconds to wait for the process that holds it; 0 fails at once.
-        waiting: told once who is waited for, when somebody is.
+        waiting: told once who is waited for, when somebody is; the log is by default.
 
     Raises:
+        InvalidArgument: ``wait_s`` is below 0, or no number.
         StoreLocked: another process holds it, still.
         StoreReadOnly, StoreFull: the file cannot be made.
     """
 
     def __init__(
-        self, path: Path, *, wait_s: float = 0.0, waiting: Callable[[str], None] = _log.info
+        self, path: Path, *, wait_s: float = 0.0, waiting: Callable[[str], None] | None = None
     ) -> None:
+        if not wait_s >= 0:
+            raise InvalidArgument(f"got a wait of {wait_s} s, expected 0 or more", field="wait_s")
         self._path = path
         self._fd = -1
         try:
-            self._take(wait_s, waiting)
+            self._take(wait_s, waiting or _log.info)
         except BaseException:
             self.release()
             raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +31,19 @@ class Migrated:
     copy: Path | None
 
 
-def migrate(root: Path, *, keep_copy: bool = True) -> Migrated:
+def migrate(
+    root: Path,
+    *,
+    keep_copy: bool = True,
+    wait_s: float = 0.0,
+    waiting: Callable[[str], None] | None = None,
+) -> Migrated:
     """Brings the store in a folder to this version's format. Killed in between, it starts over.
 
     Args:
         root: the folder.
         keep_copy: keep the catalog as it was beside the new one, as ``catalog.format-N.sqlite``.
+        wait_s, waiting: how long to wait for a writer, and who is told; see ``files.WriterLock``.
 
     Raises:
         NotFound: there is no store.
@@ -46,7 +54,7 @@ def migrate(root: Path, *, keep_copy: bool = True) -> Migrated:
     path = root / catalog.FILE
     if not path.is_file():
         raise NotFound(f"{root}: holds no store", file=root)
-    lock = files.WriterLock(root / "LOCK")
+    lock = files.WriterLock(root / "LOCK", wait_s=wait_s, waiting=waiting)
     try:
         with closing(Catalog(path, write=True)) as opened:
             before = opened.check()

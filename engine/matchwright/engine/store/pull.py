@@ -57,6 +57,8 @@ def pull(
     epoch: str | None = None,
     verify: bool = False,
     progress: Progress = silent,
+    wait_s: float = 0.0,
+    waiting: Callable[[str], None] | None = None,
 ) -> Pulled:
     """Makes or updates the replica in ``root``; readers of it stay up and see the new epoch.
 
@@ -67,6 +69,8 @@ def pull(
         epoch: a number or whole name that is still kept there; the one in force by default.
         verify: read what is here already too, and fetch again what is damaged.
         progress: told of bytes.
+        wait_s, waiting: how long to wait for another pull, and who is told; see
+            ``files.WriterLock``.
 
     Raises:
         NotFound: nothing is published there, or not that epoch.
@@ -83,7 +87,7 @@ def pull(
         root.mkdir(parents=True, exist_ok=True)
         for folder in (SEGMENTS, GENERATIONS):
             (root / folder).mkdir(exist_ok=True)
-    lock = files.WriterLock(root / "LOCK")
+    lock = files.WriterLock(root / "LOCK", wait_s=wait_s, waiting=waiting)
     try:
         _check_place(root, manifest)
         for attempt in range(_TRIES):

@@ -13,7 +13,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +74,8 @@ def restore(
     stdin: IO[bytes] | None = None,
     neighbours: Neighbours | None = None,
     progress: Progress = silent,
+    wait_s: float = 0.0,
+    waiting: Callable[[str], None] | None = None,
 ) -> Restored:
     """Makes the store in ``root`` from a backup.
 
@@ -84,6 +86,8 @@ def restore(
         stdin: where "-" reads from.
         neighbours: what loads a generation.
         progress: told of bytes and records.
+        wait_s, waiting: how long to wait for a writer of the store that is replaced, and who is
+            told; see ``files.WriterLock``.
 
     Raises:
         NotFound: there is no such backup.
@@ -99,7 +103,8 @@ def restore(
     with ExitStack() as stack:
         opened = stack.enter_context(_opened(os.fspath(source), stdin))
         if before:
-            stack.callback(files.WriterLock(root / "LOCK").release)
+            lock = files.WriterLock(root / "LOCK", wait_s=wait_s, waiting=waiting)
+            stack.callback(lock.release)
         with files.naming(temporary):
             temporary.mkdir(parents=True, exist_ok=True)
         # It becomes the lock of the store, held until all is done.
