@@ -31,6 +31,8 @@ ALLOWED = {
     "sqlite3": (f"{ENGINE}.store", f"{ENGINE}.records", f"{ENGINE}.cli.doctor"),
     "lightgbm": (f"{ENGINE}.rerank.export", f"{ENGINE}.rerank.train"),
     "sklearn": (f"{ENGINE}.generation",),
+    "prometheus_client": (f"{ENGINE}.metrics",),
+    "opentelemetry": (f"{ENGINE}.service.traces",),
     "typer": (f"{ENGINE}.cli",),
     "rich": (f"{ENGINE}.cli",),
     "tritonclient": (f"{ENGINE}.models.triton.link",),

@@ -145,6 +145,26 @@ DEFINITIONS = (
         "gauge",
         "1 since the GPU was lost and the CPU answers in its place.",
     ),
+    Definition(
+        "matchwright_device_fallbacks_total",
+        "counter",
+        "Calls that the CPU answered although there was a GPU.",
+        {"reason": "`OUT_OF_MEMORY`, `CALL_FAILED`, `DEVICE_LOST`, `UNFIT`, `RESTING`, `LOST`"},
+        read=True,
+    ),
+    Definition(
+        "matchwright_device_errors_total",
+        "counter",
+        "What went wrong on the GPU.",
+        {"reason": "`OUT_OF_MEMORY`, `CALL_FAILED`, `DEVICE_LOST`"},
+        read=True,
+    ),
+    Definition(
+        "matchwright_device_splits_total",
+        "counter",
+        "Times that a call was halved because the GPU's memory was short.",
+        read=True,
+    ),
     # The catalog
     Definition("matchwright_epoch_number", "gauge", "The epoch that is answered from.", _MARKET),
     Definition(
@@ -176,7 +196,7 @@ DEFINITIONS = (
         "matchwright_model_calls_total",
         "counter",
         "Calls of a model, retries not counted.",
-        {**_MODEL, "outcome": "`ok`, or the reason as in a degraded answer"},
+        {**_MODEL, "outcome": "`OK`, or the reason as in a degraded answer"},
     ),
     Definition(
         "matchwright_model_call_duration_seconds",
@@ -195,7 +215,7 @@ DEFINITIONS = (
     Definition(
         "matchwright_model_breaker_state",
         "gauge",
-        "1 for the state that the circuit breaker is in.",
+        "How many of a model's versions have a circuit breaker in that state.",
         {**_MODEL, "state": "`closed`, `open`, `half_open`"},
     ),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +16,7 @@ from matchwright.engine.errors import InvalidArgument
 
 _DEFAULT = "default"
 _MIB = 1 << 20
+_OTLP = "OTEL_EXPORTER_OTLP"
 
 
 def serve(
@@ -53,6 +56,21 @@ def serve(
     insecure_listen: Annotated[
         bool, typer.Option("--insecure-listen", help="Allow others to reach it without TLS.")
     ] = False,
+    metrics_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Serve /metrics and /healthz there, in plain HTTP; nowhere when not given.",
+        ),
+    ] = None,
+    trace_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Send traces to this OTLP collector (gRPC), or to the one that "
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT names.",
+        ),
+    ] = None,
 ) -> int:
     """Answer over gRPC until Ctrl-C or SIGTERM."""
     config = ServerConfig(
@@ -71,6 +89,8 @@ def serve(
         queue_pairs_max=queue_pairs_max,
         batch_pairs_max=batch_pairs_max,
         shutdown_grace_ms=shutdown_grace_ms,
+        metrics_address=metrics_address,
+        trace_endpoint=trace_endpoint or traces_to(os.environ),
     )
     if memory_mb < 1 or (threads is not None and threads < 1):
         raise InvalidArgument("--memory-mb and --threads take 1 or more")
@@ -79,6 +99,30 @@ def serve(
 
     run(config)
     return 0
+
+
+def traces_to(environ: Mapping[str, str]) -> str | None:
+    """Where OpenTelemetry's standard variables send traces; None for nowhere.
+
+    This is the one place that reads them; the SDK reads the rest (sampler, headers, certificates,
+    resource) by itself, once traces are asked for.
+
+    Raises:
+        InvalidArgument: a protocol other than gRPC is asked for.
+    """
+    off = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if off or environ.get("OTEL_TRACES_EXPORTER", "otlp").strip() == "none":
+        return None
+    endpoint = environ.get(f"{_OTLP}_TRACES_ENDPOINT") or environ.get(f"{_OTLP}_ENDPOINT")
+    protocol = environ.get(f"{_OTLP}_TRACES_PROTOCOL") or environ.get(f"{_OTLP}_PROTOCOL") or "grpc"
+    if endpoint and protocol != "grpc":
+        raise InvalidArgument(
+            f"the environment asks for OTLP over {protocol!r}; traces are sent over grpc: set "
+            f"{_OTLP}_TRACES_PROTOCOL=grpc and an endpoint that speaks it (port 4317 by custom), "
+            "or OTEL_TRACES_EXPORTER=none",
+            field="trace_endpoint",
+        )
+    return endpoint or None
 
 
 def stores_of(given: list[str]) -> dict[str, Path]:

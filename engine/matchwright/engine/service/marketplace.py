@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from matchwright.engine.batcher import Batcher, Lane, Outcomes
+from matchwright.engine.batcher import Lane, Outcomes
 from matchwright.engine.errors import (
     EpochNotReached,
     FailedPrecondition,
@@ -21,6 +21,7 @@ from matchwright.engine.limits import check_limits
 from matchwright.engine.matcher import OTHER, Matcher
 from matchwright.engine.records import KINDS, Kind
 from matchwright.engine.request import Request
+from matchwright.engine.service.metrics import Submits
 
 EPOCH_LOOK_S = 0.05
 """How often a store is asked whether an epoch has come: as often as it looks itself."""
@@ -48,10 +49,10 @@ class Marketplace:
         name: as requests spell it.
         store: where epochs come from.
         matcher: answers from the same store.
-        batcher: the queue before the device; shared by all marketplaces.
+        batcher: the way to the queue before the device, which all marketplaces share.
     """
 
-    def __init__(self, name: str, store: StoreLike, matcher: Matcher, batcher: Batcher) -> None:
+    def __init__(self, name: str, store: StoreLike, matcher: Matcher, batcher: Submits) -> None:
         self.name = name
         self.store = store
         self.matcher = matcher

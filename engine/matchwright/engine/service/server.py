@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,10 @@ from matchwright.engine.errors import (
 from matchwright.engine.matcher import Matcher
 from matchwright.engine.policy import Policy
 from matchwright.engine.service.auth import Tokens
+from matchwright.engine.service.conditions import Conditions
 from matchwright.engine.service.marketplace import Marketplace
 from matchwright.engine.service.match_service import Context, MatchService
+from matchwright.engine.service.observe import Observer
 from matchwright.engine.service.status import abort
 from matchwright.engine.store import Store
 from matchwright.kernels.ops import get_ops
@@ -79,8 +81,19 @@ class Server:
         self._inflight = 0
         self._grpc: grpc.aio.Server | None = None
         self._health = health.HealthServicer()
+        self._serving = False
+        self._watching: asyncio.Task[None] | None = None
+        self.metrics_address: str | None = None
         try:
-            self._service = MatchService(self._open(), config.limits)
+            self._observer = Observer(config, tuple(METHODS))
+            self._resources.callback(self._observer.close)
+            markets = self._open()
+            self._conditions = Conditions(
+                {name: market.store for name, market in markets.items()},
+                self._ops,
+                self._observer.breakers if config.models is not None else None,
+            )
+            self._service = MatchService(markets, config.limits)
         except BaseException:
             self._resources.close()
             raise
@@ -96,11 +109,13 @@ class Server:
                 field="batch_items_max",
             )
         ops = get_ops(config.device, threads=config.threads, memory_bytes=config.memory_bytes)
-        markets = {}
+        self._ops, markets = ops, {}
         for name, folder in config.stores.items():
             store = self._resources.enter_context(Store.open(folder))
             matcher = Matcher(store, ops, policy)
-            markets[name] = Marketplace(name, store, matcher, self._batcher)
+            matcher.on_kernels = self._observer.kernels
+            way = self._observer.batcher(name, self._batcher)
+            markets[name] = Marketplace(name, store, matcher, way)
         return markets
 
     async def start(self) -> str:
@@ -113,27 +128,48 @@ class Server:
             DependencyUnavailable: the address cannot be listened on.
             NotFound, InvalidArgument: a TLS file that is not there or not PEM.
         """
-        server = grpc.aio.server(interceptors=[_Guard(self._tokens)], options=self._options())
+        interceptors = [*self._observer.interceptors(), _Guard(self._tokens)]
+        server = grpc.aio.server(interceptors=interceptors, options=self._options())
         self._grpc = server
         server.add_generic_rpc_handlers((self._handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
         port = self._listen(server)
+        await asyncio.to_thread(self._conditions.look)
+        await self._tell_health(self._conditions.parts())
         await server.start()
-        for name in ("", SERVICE):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self.metrics_address = self._observer.start(
+            self._batcher, self._conditions, lambda: self._inflight, self._told_health
+        )
+        self._watching = asyncio.create_task(self._conditions.watch(self._tell_health))
+        await self._tell_health({"": None, SERVICE: None})
+        self._serving = True
         return self.config.address.rpartition(":")[0] + f":{port}"
 
     async def stop(self, grace_s: float | None = None) -> None:
         """Tell health checks, take no new calls, let those that run finish, close the stores."""
         grace = self.config.shutdown_grace_ms / 1_000 if grace_s is None else grace_s
         until = time.monotonic() + grace
+        self._serving = False
         await self._health.enter_graceful_shutdown()
         if self._grpc is not None:
             await self._grpc.stop(grace)
         await self._batcher.drain(max(0.0, until - time.monotonic()))
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait((self._watching,))
+        await asyncio.to_thread(self._observer.close)
         self._resources.close()
+
+    async def _tell_health(self, parts: Mapping[str, str | None]) -> None:
+        """What health checks of each name answer; a reason means NOT_SERVING."""
+        for name, trouble in parts.items():
+            status = "SERVING" if trouble is None else "NOT_SERVING"
+            await self._health.set(name, getattr(health_pb2.HealthCheckResponse, status))
+
+    def _told_health(self) -> tuple[bool, Mapping[str, str | None]]:
+        return self._serving, self._conditions.parts()
 
     def _options(self) -> list[tuple[str, int]]:
         most = self.config.limits.message_bytes_max
@@ -308,6 +344,8 @@ async def _serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
         loop.add_signal_handler(number, signalled)
     try:
         on_ready(await server.start())
+        if server.metrics_address is not None:
+            _log.info("metrics at http://%s/metrics", server.metrics_address)
         await asked.wait()
         stopping = asyncio.ensure_future(server.stop())
         hurry = asyncio.ensure_future(again.wait())
