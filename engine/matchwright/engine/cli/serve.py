@@ -18,6 +18,22 @@ _DEFAULT = "default"
 _MIB = 1 << 20
 _OTLP = "OTEL_EXPORTER_OTLP"
 
+MetricsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Serve /metrics and /healthz there, in plain HTTP; nowhere when not given.",
+    ),
+]
+TracesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Send traces to this OTLP collector (gRPC), or to the one that "
+        f"{_OTLP}_TRACES_ENDPOINT or {_OTLP}_ENDPOINT names.",
+    ),
+]
+
 
 def serve(
     store: Annotated[
@@ -56,21 +72,8 @@ def serve(
     insecure_listen: Annotated[
         bool, typer.Option("--insecure-listen", help="Allow others to reach it without TLS.")
     ] = False,
-    metrics_address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Serve /metrics and /healthz there, in plain HTTP; nowhere when not given.",
-        ),
-    ] = None,
-    trace_endpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Send traces to this OTLP collector (gRPC), or to the one that "
-            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT names.",
-        ),
-    ] = None,
+    metrics_address: MetricsOption = None,
+    trace_endpoint: TracesOption = None,
 ) -> int:
     """Answer over gRPC until Ctrl-C or SIGTERM."""
     config = ServerConfig(
