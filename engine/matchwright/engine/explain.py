@@ -366,7 +366,9 @@ def _shares(
     snapshot: SnapshotLike, query: Prepared, parts: Sequence[int], known_b: Sequence[bool]
 ) -> tuple[FacetShare, ...]:
     generation, kind = snapshot.generation, query.request.kind
-    vectors = generation.query(kind, [query.record], query.policy.facets, query.request.as_of)
+    vectors = generation.query(
+        kind, [query.record], query.policy.facets, query.request.as_of, query.text
+    )
     shares = []
     for b, (facet, points) in enumerate(zip(generation.facets, parts, strict=True)):
         weight = query.policy.weights.get(facet.name, 0.0)

@@ -19,7 +19,7 @@ from matchwright.engine.corpus_rows import order_key, take_rows
 from matchwright.engine.errors import InvalidArgument, MatchwrightError
 from matchwright.engine.limits import Limits
 from matchwright.engine.policy import Policy
-from matchwright.engine.prepare import Prepared, SnapshotLike, prepare
+from matchwright.engine.prepare import Prepared, SnapshotLike, encode_ahead, prepare
 from matchwright.engine.records import Kind
 from matchwright.engine.request import Request, check_id, check_request
 from matchwright.engine.rerank.rerank import Candidates, RankerSource, ranker_of, refuse_k, settle
@@ -159,15 +159,30 @@ class Matcher:
         Raises:
             InvalidArgument: more requests than the policy's ``batch_max``.
         """
-        return settle(self.gather_many(requests), deadline)
+        return settle(self.gather_many(requests, deadline), deadline)
+
+    def encode_ahead(self, requests: Sequence[Request], deadline: float | None = None) -> None:
+        """Has a served encoder encode texts that are given inline, before they are matched.
+
+        For whoever must not wait for a model where the kernels are: call it elsewhere, first.
+
+        Args:
+            deadline: moment of the monotonic clock at which the answer is needed.
+        """
+        if any(request.record is not None for request in requests):
+            encode_ahead(self.snapshot(), requests, deadline)
 
     def gather_many(
-        self, requests: Sequence[Request]
+        self, requests: Sequence[Request], deadline: float | None = None
     ) -> list[Result | Candidates | MatchwrightError]:
         """The first phase of ``match_many``: answers, or candidates where the policy reranks.
 
         Candidates become answers by their ranker: ``ask`` (awaited) or ``ask_blocking``, then
         ``finish``. Only this part needs the kernels.
+
+        Args:
+            deadline: moment of the monotonic clock until which a served encoder may take for texts
+                that are given inline.
 
         Raises:
             InvalidArgument: more requests than the policy's ``batch_max``.
@@ -180,7 +195,7 @@ class Matcher:
         answers: dict[int, Result | Candidates | MatchwrightError] = {}
         for snapshot, places in self._by_epoch(requests, answers):
             asked = [requests[at] for at in places]
-            answers |= zip(places, self._answers(snapshot, asked), strict=True)
+            answers |= zip(places, self._answers(snapshot, asked, deadline), strict=True)
         return [answers[at] for at in range(len(requests))]
 
     def _by_epoch(
@@ -207,12 +222,12 @@ class Matcher:
         return [(snapshots[wanted], found) for wanted, found in places.items()]
 
     def _answers(
-        self, snapshot: SnapshotLike, requests: Sequence[Request]
+        self, snapshot: SnapshotLike, requests: Sequence[Request], deadline: float | None = None
     ) -> list[Result | Candidates | MatchwrightError]:
         """Answers from one epoch: one kernel call for each direction and class of K."""
         answers: dict[int, Result | Candidates | MatchwrightError] = {}
         groups: dict[Any, list[tuple[int, Prepared]]] = {}
-        prepared = prepare(snapshot, requests, self.policy.budgets, self._asked)
+        prepared = prepare(snapshot, requests, self.policy.budgets, self._asked, deadline)
         for at, query in enumerate(prepared):
             if isinstance(query, MatchwrightError):
                 answers[at] = query
@@ -403,6 +418,7 @@ class Matcher:
             resolution=query.resolution,
             attainable=query.attainable,
             t=query.t,
+            degraded=query.degraded,
             telemetry=telemetry,
         )
 

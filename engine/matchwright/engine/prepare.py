@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from matchwright.engine.columns import columns
 from matchwright.engine.eligibility import Compiled, compile_rules, narrowed
@@ -23,13 +24,17 @@ from matchwright.engine.errors import (
 )
 from matchwright.engine.limits import Limits, check_limits, tightened
 from matchwright.engine.policy import Budgets, Policy
-from matchwright.engine.records import Kind, to_rows
+from matchwright.engine.records import KINDS, Kind, to_rows
 from matchwright.engine.request import Request, check_id, check_request
 from matchwright.engine.results import canonical_json
 from matchwright.engine.rule_shapes import Day, QueryRow
 from matchwright.engine.zones import as_zones, offset_minutes
 from matchwright.kernels.types import Corpus, Int16, Int64, Rules, UInt64
 
+if TYPE_CHECKING:
+    from matchwright.engine.generation.facets.text import AskedText
+
+TEXT = "text"
 INLINE_PERSON = b"mw-inline-v1"
 """Personalisation of the hash of an inline record; names the version of its canonical form."""
 NO_ID = "-"
@@ -66,6 +71,8 @@ class Prepared:
         rules: the predicates, with them.
         q_d: int16 (D,).
         t, resolution, attainable: as in a result.
+        degraded: what the answer has to go without, as in a result.
+        text: the text as a served encoder gave it; None where the encoder is embedded.
     """
 
     request: Request
@@ -79,6 +86,8 @@ class Prepared:
     t: float
     resolution: int
     attainable: float
+    degraded: tuple[str, ...] = ()
+    text: AskedText | None = None
 
     @property
     def floor(self) -> int | None:
@@ -110,6 +119,7 @@ def prepare(
     requests: Sequence[Request],
     budgets: Budgets,
     effective: EffectivePolicy,
+    deadline: float | None = None,
 ) -> list[Outcome]:
     """A query, or the reason why there is none, for every request, in their order.
 
@@ -117,6 +127,8 @@ def prepare(
         snapshot: where stored entities and the generation come from.
         budgets: limits of one request.
         effective: the policy that a request runs under, given its checked limits.
+        deadline: moment of the monotonic clock until which a served encoder may take for texts
+            that are given inline; None for its own budget.
     """
     done: dict[int, Outcome] = {}
     drafts: list[_Draft] = []
@@ -131,8 +143,27 @@ def prepare(
         _read_stored(snapshot, kind, same, done)
         ready = [(draft, draft.row) for draft in same if draft.row is not None]
         if ready:
-            done |= _finish(snapshot, kind, *zip(*ready, strict=True))
+            done |= _finish(snapshot, kind, deadline, *zip(*ready, strict=True))
     return [done[at] for at in range(len(requests))]
+
+
+def encode_ahead(
+    snapshot: SnapshotLike, requests: Sequence[Request], deadline: float | None = None
+) -> None:
+    """Has texts that are given inline encoded by a served encoder, so that ``prepare`` need not
+    wait for it: it finds them, or that they failed a moment ago. Raises nothing of its own.
+
+    Args:
+        deadline: as for ``prepare``.
+    """
+    for kind in KINDS:
+        rows = []
+        for request in requests:
+            if request.kind == kind and isinstance(request.record, Mapping):
+                with suppress(MatchwrightError):  # ``prepare`` says what is wrong with it
+                    rows.append(inline_row(kind, request.record)[0])
+        if rows:
+            snapshot.generation.asked_text(rows, deadline)
 
 
 def _draft(snapshot: SnapshotLike, at: int, request: Request, effective: EffectivePolicy) -> _Draft:
@@ -230,15 +261,21 @@ def _absent(kind: Kind, name: str) -> NotFound:
 
 
 def _finish(
-    snapshot: SnapshotLike, kind: Kind, drafts: Sequence[_Draft], rows: Sequence[dict[str, Any]]
+    snapshot: SnapshotLike,
+    kind: Kind,
+    deadline: float | None,
+    drafts: Sequence[_Draft],
+    rows: Sequence[dict[str, Any]],
 ) -> dict[int, Outcome]:
     """Vectors and predicates of drafts of one kind, each with its record."""
     own = snapshot.keys([str(row["id"]) for row in rows]).tolist()
     keys = _keys(snapshot, kind, drafts, rows, own)
     compiled = _compiled(snapshot, kind, drafts, rows, own)
     done: dict[int, Outcome] = {}
+    text = snapshot.generation.asked_text(rows, deadline)
     for group in _alike(drafts):
-        vectors = _vectors(snapshot, kind, drafts[group[0]], [rows[n] for n in group])
+        said = None if text is None else text.take(group)
+        vectors = _vectors(snapshot, kind, drafts[group[0]], [rows[n] for n in group], said)
         for n, vector in zip(group, vectors, strict=True):
             draft = drafts[n]
             try:
@@ -302,18 +339,31 @@ class Vector:
     t: float
     resolution: int
     attainable: float
+    degraded: tuple[str, ...]
+    text: AskedText | None
 
 
 def _vectors(
-    snapshot: SnapshotLike, kind: Kind, like: _Draft, rows: Sequence[dict[str, Any]]
+    snapshot: SnapshotLike,
+    kind: Kind,
+    like: _Draft,
+    rows: Sequence[dict[str, Any]],
+    text: AskedText | None,
 ) -> list[Vector]:
     """Vectors of rows that are all asked under the day and the weights of one draft."""
     generation, policy = snapshot.generation, like.policy
-    vectors = generation.query(kind, rows, policy.facets, _day(like))
+    vectors = generation.query(kind, rows, policy.facets, _day(like), text)
     made = generation.quantise(vectors, kind, policy.weights)
+    # A text that weighs nothing is not missed.
+    missing = text.missing if text is not None and policy.weights.get(TEXT) else {}
     return [
         Vector(
-            made.q_qd[n], float(made.t_q[n]), int(made.resolution_q[n]), float(made.attainable_q[n])
+            made.q_qd[n],
+            float(made.t_q[n]),
+            int(made.resolution_q[n]),
+            float(made.attainable_q[n]),
+            (missing[n],) if n in missing else (),
+            None if text is None else text.take([n]),
         )
         for n in range(len(rows))
     ]
@@ -352,6 +402,8 @@ def _prepared(
         t=vector.t,
         resolution=vector.resolution,
         attainable=vector.attainable,
+        degraded=vector.degraded,
+        text=vector.text,
     )
 
 

@@ -31,6 +31,8 @@ from matchwright.kernels.types import Float64, Int32
 
 REMEMBERED = 4_096
 """Embeddings of texts that were asked inline, kept in memory alone: nobody stored them."""
+FAILED_S = 1.0
+"""How long a text that asks is not sent again after it failed."""
 STORED_AT_ONCE = 1_024
 """Embeddings of one transaction: what a kill loses at most, beside the calls in flight."""
 _FAILED = (ModelUnavailable, ModelLate, ModelWrong)
@@ -97,6 +99,7 @@ class ServedEncoder:
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._remembered: OrderedDict[bytes, Int32] = OrderedDict()
+        self._failed: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
 
     @property
     def content_hash(self) -> str:
@@ -130,6 +133,9 @@ class ServedEncoder:
     ) -> tuple[Float64, Mapping[int, str]]:
         """As ``encode_prose`` for texts that ask: rows that cannot be had are zeros, with a reason.
 
+        A text that failed is not sent again for a moment, so that whoever had it encoded ahead
+        does not wait twice.
+
         Args:
             deadline: moment of the monotonic clock by which the answer is needed.
         """
@@ -139,8 +145,11 @@ class ServedEncoder:
         for one in prose:
             if one.key in found or one.blank:
                 continue
+            failed = self._failed_just_now(one.key)
             if one.text is None:
                 why[one.key] = "ENCODER_TEXT_NOT_KEPT"
+            elif failed is not None:
+                why[one.key] = failed
             else:
                 new[one.key] = one
         if new:
@@ -149,6 +158,7 @@ class ServedEncoder:
                 found |= self._embedded(new, until if deadline is None else deadline)
             except _FAILED as error:
                 why |= dict.fromkeys(new, reason_of(error))
+                self._note_failure(new, reason_of(error))
         missing = {n: why[one.key] for n, one in enumerate(prose) if one.key in why}
         return self._rows(prose, found), missing
 
@@ -223,6 +233,19 @@ class ServedEncoder:
             while len(self._remembered) > REMEMBERED:
                 self._remembered.popitem(last=False)
         return made
+
+    def _note_failure(self, keys: Iterable[bytes], reason: str) -> None:
+        with self._lock:
+            for key in keys:
+                self._failed[key] = reason, time.monotonic()
+                self._failed.move_to_end(key)
+            while len(self._failed) > REMEMBERED:
+                self._failed.popitem(last=False)
+
+    def _failed_just_now(self, key: bytes) -> str | None:
+        with self._lock:
+            reason, at = self._failed.get(key, ("", 0.0))
+        return reason if reason and time.monotonic() - at < FAILED_S else None
 
     def _stored(self, prose: Sequence[Prose]) -> dict[bytes, Int32]:
         keys = list({one.key for one in prose if not one.blank})
