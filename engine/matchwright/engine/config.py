@@ -211,3 +211,9 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def tritonserver_in(environ: Mapping[str, str]) -> Path | None:
+    """The ``tritonserver`` that MATCHWRIGHT_TRITONSERVER names, for servers that we start."""
+    named = environ.get("MATCHWRIGHT_TRITONSERVER", "").strip()
+    return Path(named) if named else None

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from matchwright.engine.cli import models_build, models_check, models_list, models_roll
+from matchwright.engine.cli import (
+    models_build,
+    models_check,
+    models_list,
+    models_roll,
+    models_serve,
+)
 
 group = typer.Typer(
     help="Build, check and serve the models: encoder and ranker.", rich_markup_mode=None
@@ -13,6 +19,6 @@ group = typer.Typer(
 
 def register(app: typer.Typer) -> None:
     """Add the group, its commands in the order of a model's life."""
-    for module in (models_build, models_check, models_list, models_roll):
+    for module in (models_build, models_check, models_list, models_roll, models_serve):
         module.register(group)
     app.add_typer(group, name="models")
