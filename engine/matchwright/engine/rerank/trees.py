@@ -49,6 +49,7 @@ class Trees:
         features_version: of the definition of these features.
         grid_bits: scores are in units of ``2**-grid_bits``.
         bias: what the model says before it has asked anything, in these units.
+        asked: names of the features that some split asks about, in column order.
         content_hash: names what determines scores (``content_hash``).
         training: the record of the training, from ``ranker.json``; empty after ``parse``.
     """
@@ -67,6 +68,8 @@ class Trees:
         values = [_on_grid(tree.value, grid_bits, f"splits of tree {t}")
                   for t, tree in enumerate(trees)]  # fmt: skip
         _check_sums(leaves)
+        asked = {int(f) for tree in trees for f in np.unique(tree.feature)}
+        self.asked = tuple(name for f, name in enumerate(self.features) if f in asked)
         self.bias = int(sum(v[0] if v.size else leaf[0]
                             for v, leaf in zip(values, leaves, strict=True)))  # fmt: skip
         sizes = [leaf.size for leaf in leaves]
