@@ -19,7 +19,7 @@ from matchwright.engine.corpus_rows import order_key, take_rows
 from matchwright.engine.errors import InvalidArgument, MatchwrightError
 from matchwright.engine.limits import Limits
 from matchwright.engine.policy import Policy
-from matchwright.engine.prepare import Prepared, SnapshotLike, encode_ahead, prepare
+from matchwright.engine.prepare import Prepared, SnapshotLike, prepare
 from matchwright.engine.records import Kind
 from matchwright.engine.request import Request, check_id, check_request
 from matchwright.engine.rerank.rerank import Candidates, RankerSource, ranker_of, refuse_k, settle
@@ -160,17 +160,6 @@ class Matcher:
             InvalidArgument: more requests than the policy's ``batch_max``.
         """
         return settle(self.gather_many(requests, deadline), deadline)
-
-    def encode_ahead(self, requests: Sequence[Request], deadline: float | None = None) -> None:
-        """Has a served encoder encode texts that are given inline, before they are matched.
-
-        For whoever must not wait for a model where the kernels are: call it elsewhere, first.
-
-        Args:
-            deadline: moment of the monotonic clock at which the answer is needed.
-        """
-        if any(request.record is not None for request in requests):
-            encode_ahead(self.snapshot(), requests, deadline)
 
     def gather_many(
         self, requests: Sequence[Request], deadline: float | None = None

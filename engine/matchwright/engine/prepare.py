@@ -151,7 +151,8 @@ def encode_ahead(
     snapshot: SnapshotLike, requests: Sequence[Request], deadline: float | None = None
 ) -> None:
     """Has texts that are given inline encoded by a served encoder, so that ``prepare`` need not
-    wait for it: it finds them, or that they failed a moment ago. Raises nothing of its own.
+    wait for it: it finds them, or that they failed a moment ago. For whoever must not wait for a
+    model where the kernels are. Raises nothing of its own.
 
     Args:
         deadline: as for ``prepare``.
