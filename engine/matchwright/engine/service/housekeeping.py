@@ -66,11 +66,18 @@ class Housekeeper:
         """Begins to work."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Ends after the step that is under way, and waits for that."""
+    def ask_to_stop(self) -> None:
+        """Ends after what is under way; a merge that is not committed leaves nothing."""
+        self._stop.set()
+
+    def stop(self, wait_s: float | None = None) -> None:
+        """Asks it to stop and waits until it has, ``wait_s`` at most.
+
+        What is left behind by then ends with the process, as a SIGKILL would end it: no harm.
+        """
         self._stop.set()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(wait_s)
 
     def _run(self) -> None:
         while not self._stop.is_set():

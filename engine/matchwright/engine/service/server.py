@@ -39,6 +39,7 @@ from matchwright.engine.matcher import Matcher
 from matchwright.engine.policy import Policy
 from matchwright.engine.service.auth import Tokens
 from matchwright.engine.service.conditions import Conditions
+from matchwright.engine.service.housekeeping import Housekeeper
 from matchwright.engine.service.marketplace import Marketplace
 from matchwright.engine.service.match_service import Context, MatchService
 from matchwright.engine.service.observe import Observer
@@ -94,6 +95,7 @@ class Server:
                 self._observer.breakers if config.models is not None else None,
             )
             self._service = MatchService(markets, config.limits)
+            self._housekeeper = self._keeps_house(markets)
         except BaseException:
             self._resources.close()
             raise
@@ -117,6 +119,12 @@ class Server:
             way = self._observer.batcher(name, self._batcher)
             markets[name] = Marketplace(name, store, matcher, way)
         return markets
+
+    def _keeps_house(self, markets: Mapping[str, Marketplace]) -> Housekeeper | None:
+        if not self.config.compact:
+            return None
+        stores = {name: market.store for name, market in markets.items()}
+        return Housekeeper(stores, retain_s=self.config.retain_s)
 
     async def start(self) -> str:
         """Listen.
@@ -145,6 +153,8 @@ class Server:
         self._watching = asyncio.create_task(self._conditions.watch(self._tell_health))
         await self._tell_health({"": None, SERVICE: None})
         self._serving = True
+        if self._housekeeper is not None:
+            self._housekeeper.start()
         return self.config.address.rpartition(":")[0] + f":{port}"
 
     async def stop(self, grace_s: float | None = None) -> None:
@@ -152,6 +162,8 @@ class Server:
         grace = self.config.shutdown_grace_ms / 1_000 if grace_s is None else grace_s
         until = time.monotonic() + grace
         self._serving = False
+        if self._housekeeper is not None:
+            self._housekeeper.ask_to_stop()
         await self._health.enter_graceful_shutdown()
         if self._grpc is not None:
             await self._grpc.stop(grace)
@@ -159,6 +171,8 @@ class Server:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait((self._watching,))
+        if self._housekeeper is not None:
+            await asyncio.to_thread(self._housekeeper.stop, max(1.0, until - time.monotonic()))
         await asyncio.to_thread(self._observer.close)
         self._resources.close()
 

@@ -365,7 +365,7 @@ class Store(Reading):
         Raises:
             StoreError: the store cannot be read.
         """
-        snapshot = self.snapshot()
+        snapshot = self._loader.newest(now=True)
         if self.trouble is not None:
             raise self.trouble
         return tend.look(self.root, snapshot, self._catalog, self._chunk_rows, retain_s)
