@@ -106,7 +106,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             raw = file.read(_DESCRIPTION_BYTES_MAX + 1)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise missing(path) from None
     try:
         told = json.loads(raw)

@@ -1,0 +1,74 @@
+"""Small models for tests: encoders with a seed, and rankers trained on numbers of their own."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from matchwright.engine.models.small import make_small_encoder
+from matchwright.engine.rerank.export import export_booster, write_ranker
+from matchwright.engine.rerank.trees import Trees
+
+DIMENSIONS = 32
+FEATURES = tuple(f"feature_{at}" for at in range(6))
+
+
+def encoder_source(folder: Path, *, seed: int = 0, dimensions: int = DIMENSIONS) -> Path:
+    """A folder with a small encoder."""
+    make_small_encoder(folder, dimensions=dimensions, seed=seed)
+    return folder
+
+
+def ranker_source(folder: Path, *, seed: int = 0, features: tuple[str, ...] = FEATURES) -> Path:
+    """A folder with a small exported ranker, as a training leaves it."""
+    text, grid_bits = exported(seed, features)
+    write_ranker(
+        folder,
+        text,
+        features=features,
+        grid_bits=grid_bits,
+        features_version=1,
+        version=1,
+        training={"seed": seed},
+    )
+    return folder
+
+
+@functools.lru_cache(maxsize=8)
+def exported(seed: int, features: tuple[str, ...] = FEATURES) -> tuple[str, int]:
+    """Text and grid of a LambdaMART booster on random whole numbers."""
+    lightgbm = pytest.importorskip("lightgbm")
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(-50, 1_000, (2_000, len(features)))
+    labels = (rows[:, 0] * 3 + rows[:, 1] * (rows[:, 2] > 400)) % 4_000 // 1_000
+    booster = lightgbm.train(
+        {
+            "objective": "lambdarank",
+            "num_leaves": 15,
+            "verbose": -1,
+            "num_threads": 1,
+            "deterministic": True,
+            "seed": seed,
+        },
+        lightgbm.Dataset(rows.astype(np.float64), labels, group=[20] * 100),
+        num_boost_round=20,
+    )
+    return export_booster(booster, features)
+
+
+def trees_of(folder: Path) -> Trees:
+    """The exported trees in a version's folder."""
+    return Trees.load(folder)
+
+
+def changed_model(folder: Path, change) -> Path:
+    """The encoder in ``folder`` with ``change`` applied to its graph."""
+    path = folder / "model.onnx"
+    model = onnx.load(path)
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    return folder
