@@ -4,6 +4,7 @@ Input ``input_ids`` and ``attention_mask`` int64 (B, T), output ``embedding`` fl
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ class TritonPythonModel:
     """One instance of one version."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the model. The parameter ``threads`` is ONNX Runtime's; 0 is every core."""
+        """Loads the model. Parameter ``threads``: 0 is OMP_NUM_THREADS, else every core."""
         folder = Path(args["model_repository"]) / args["model_version"]
         parameters = json.loads(args["model_config"]).get("parameters", {})
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(parameters.get("threads", {}).get("string_value", "0"))
+        threads = int(parameters.get("threads", {}).get("string_value", "0"))
+        options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS", "0"))
         options.inter_op_num_threads = 1
         # A thread that spins while it waits takes the core that whoever asks would tokenise on.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

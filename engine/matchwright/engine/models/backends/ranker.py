@@ -19,7 +19,7 @@ class TritonPythonModel:
     """One instance of one version."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the model. The parameter ``threads`` is LightGBM's; 0 is every core."""
+        """Loads the model. Parameter ``threads``: 0 is OMP_NUM_THREADS, else every core."""
         folder = Path(args["model_repository"]) / args["model_version"]
         parameters = json.loads(args["model_config"]).get("parameters", {})
         self._threads = int(parameters.get("threads", {}).get("string_value", "0"))
