@@ -1,4 +1,4 @@
-"""``matchwright doctor``: what this machine has, what is missing, and why. Writes nothing."""
+"""``matchwright doctor``: what this machine has, or how a server is, and why. Writes nothing."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from matchwright.engine.cli._failures import harmless
 from matchwright.engine.cli._options import FormatOption, OutputOption
 from matchwright.engine.cli._output import View, Writer
-from matchwright.engine.errors import DependencyUnavailable
+from matchwright.engine.cli._source import MarketplaceOption, TimeoutOption, TlsOption
+from matchwright.engine.errors import DependencyUnavailable, InvalidArgument
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +27,7 @@ _REQUIRED = (
     *("numpy", "polars", "scipy", "scikit-learn", "threadpoolctl", "msgspec", "typer", "rich"),
     *("ftfy", "selectolax", "pycountry", "tzdata", "grpcio", "protobuf"),
     *("googleapis-common-protos", "grpcio-health-checking", "grpcio-reflection"),
+    "prometheus-client",
 )
 _OPTIONAL = ("numkong", "cupy-cuda13x", "faiss-cpu")
 _CPU_FLAGS_OF_INTEREST = ("avx2", "avx512f", "avx512_vnni", "amx_bf16", "amx_int8")
@@ -37,7 +39,8 @@ class Finding:
 
     Attributes:
         check: what was looked at.
-        state: "ok", "absent" (and not needed) or "failed".
+        state: "ok", "absent" (and not needed), "degraded" (a server answers, but not as it should)
+            or "failed".
         detail: what was found.
         advice: what to do when it is not ok.
     """
@@ -48,9 +51,27 @@ class Finding:
     advice: str = ""
 
 
-def doctor(format_: FormatOption = None, output: OutputOption = None) -> int:
-    """Say what this machine has, what is missing and why. Writes nothing."""
-    findings = list(examine())
+def doctor(
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Look at this server instead of the machine."),
+    ] = None,
+    marketplace: MarketplaceOption = "",
+    tls_ca: TlsOption = None,
+    tls_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The server's name in its certificate.")
+    ] = None,
+    timeout: TimeoutOption = 5.0,
+    format_: FormatOption = None,
+    output: OutputOption = None,
+) -> int:
+    """Say what this machine has, what is missing and why; or how a server is. Writes nothing."""
+    if server is None:
+        if marketplace or tls_ca or tls_name:
+            raise InvalidArgument("--marketplace, --tls-ca and --tls-name go with --server ADDRESS")
+        findings = list(examine())
+    else:
+        findings = list(ask(server, marketplace or "default", tls_ca, tls_name, timeout))
     rows = [asdict(finding) for finding in findings]
     failed = [finding.check for finding in findings if finding.state == "failed"]
     document = {"healthy": not failed, "findings": rows}
@@ -79,6 +100,46 @@ def examine() -> Iterator[Finding]:
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
             yield Finding(name, "failed", why, "pip install 'matchwright[engine]' again")
+
+
+def ask(
+    server: str, marketplace: str, tls_ca: Path | None, tls_name: str | None, timeout_s: float
+) -> Iterator[Finding]:
+    """How a server says it is, by the standard health checks. No token is needed.
+
+    Raises:
+        InvalidArgument: the connection cannot be asked for like that.
+    """
+    from matchwright.clients import ClientError, Tls
+    from matchwright.clients._channel import Connection
+    from matchwright.clients._health import OVERALL, SERVICE, statuses
+
+    tls = None if tls_ca is None and tls_name is None else Tls(ca=tls_ca, server_name=tls_name)
+    try:
+        connection = Connection(address=server, timeout_s=timeout_s, tls=tls, attempts_max=1)
+        connection.credentials()
+    except ClientError as error:
+        raise InvalidArgument(str(error)) from None
+    store = f"matchwright.store.{marketplace}"
+    needed = (OVERALL, SERVICE)
+    try:
+        told = statuses(connection, (*needed, store, "matchwright.device", "matchwright.models"))
+    except ClientError as error:
+        advice = "is it running there? (matchwright serve)"
+        yield Finding("server", "failed", f"no answer from {server}: {error}", advice)
+        return
+    for name, status in told.items():
+        yield _part(name or "server", status, needed=name in needed)
+
+
+def _part(name: str, status: str, *, needed: bool) -> Finding:
+    if status == "SERVING":
+        return Finding(name, "ok", status)
+    if needed:
+        return Finding(name, "failed", status, "it is starting, stopping, or no matchwright server")
+    if status == "NOT_SERVING":
+        return Finding(name, "degraded", status, "answers go on without it; its log says why")
+    return Finding(name, "absent", "the server has no such part")
 
 
 def _python() -> Iterator[Finding]:
@@ -205,7 +266,7 @@ def _draw(console: Console, findings: list[Finding]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    colours = {"ok": "green", "absent": "yellow", "failed": "red"}
+    colours = {"ok": "green", "absent": "yellow", "degraded": "yellow", "failed": "red"}
     table = Table("check", "", "found", box=None, pad_edge=False)
     for finding in findings:
         told = finding.detail + (f" -> {finding.advice}" if finding.advice else "")
