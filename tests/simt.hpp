@@ -175,6 +175,8 @@ int launch(void (*kernel)(Parameters...), unsigned x, unsigned y, unsigned threa
 
 inline void __syncthreads() { simt::wait(*simt::self->all); }
 
+inline void __syncwarp() { simt::wait(*simt::self->warp); }
+
 inline unsigned __ballot_sync(unsigned, bool predicate) {
     unsigned mask = 0;
     const std::vector<int> values = simt::exchange(predicate ? 1 : 0);
@@ -256,8 +258,9 @@ inline void end_of_stage() {}
 template <int Behind>
 void wait_for_stage() {}
 
-inline unsigned atomicAdd(unsigned* at, unsigned value) {
-    const unsigned before = *at;
+template <class T>
+T atomicAdd(T* at, T value) {
+    const T before = *at;
     *at += value;
     return before;
 }

@@ -15,20 +15,17 @@ import numpy as np
 import pytest
 
 from matchwright.kernels import order
-from matchwright.kernels.compile import CUDA_DIR, KERNELS, limit
-from matchwright.kernels.cuda_device import (
+from matchwright.kernels.compile import CUDA_DIR, KERNELS, STEMS, limit
+from matchwright.kernels.cupy_ops import CupyOps
+from matchwright.kernels.device import (
     NOTHING,
     Array,
     DeviceError,
     KernelDevice,
-    NumpyDevice,
     QueryBlock,
     Tile,
-    entry_keys,
-    predecessor,
 )
-from matchwright.kernels.cuda_scan import pack_bits
-from matchwright.kernels.cupy_ops import CupyOps
+from matchwright.kernels.numpy_device import NumpyDevice, entry_keys, pack_bits, predecessor
 from matchwright.kernels.ops import Ops, limbs
 from matchwright.kernels.types import Bitmap, Corpus, Queries, Segment
 
@@ -70,13 +67,28 @@ void nothing_n(int n, Entry* out) {
 }
 """
 
-KERNEL_UNIT = r"""
+KERNEL_UNIT = """
 #include "simt.hpp"
 #include "{stem}.cu"
+"""
+KERNEL_ENTRY = r"""
 extern "C" int run_{kernel}(unsigned x, unsigned y, unsigned threads, void** arguments) {{
     return simt::launch({kernel}, x, y, threads, arguments);
 }}
 """
+
+
+ROUNDS = (
+    "norms",
+    "points_by_facet",
+    "threshold",
+    "rule_bits",
+    "few_8",
+    "few_16",
+    "few_32",
+    "few_64",
+)
+"""Kernels whose blocks go round a loop over rows, however few there are."""
 
 
 def build(folder: Path, name: str, source: str) -> ctypes.CDLL:
@@ -114,7 +126,7 @@ class HostDevice(KernelDevice):
         held = [np.asarray(np.uint64(a.ctypes.data) if np.ndim(a) else a) for a in args]
         pointers = (ctypes.c_void_p * len(held))(*(one.ctypes.data for one in held))
         # A few blocks in x, so that kernels have to go round their loops over rows.
-        x = grid[0] if kernel in ("select_best", "sieve") else min(grid[0], 2)
+        x = min(grid[0], 2) if kernel in ROUNDS else grid[0]
         run = getattr(self.libraries[kernel], f"run_{kernel}")
         if run(x, grid[1], limit("THREADS"), pointers):
             raise DeviceError(f"{kernel}: a thread waits for ever")
@@ -131,12 +143,11 @@ def functions(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> HostDevice:
     folder = tmp_path_factory.mktemp("kernels")
-    return HostDevice(
-        {
-            kernel: build(folder, kernel, KERNEL_UNIT.format(stem=stem, kernel=kernel))
-            for kernel, stem in KERNELS.items()
-        }
-    )
+    units = {stem: KERNEL_UNIT.format(stem=stem) for stem in STEMS}
+    for kernel, stem in KERNELS.items():
+        units[stem] += KERNEL_ENTRY.format(kernel=kernel)
+    built = {stem: build(folder, stem, unit) for stem, unit in units.items()}
+    return HostDevice({kernel: built[stem] for kernel, stem in KERNELS.items()})
 
 
 def call(function: Any, *inputs: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -293,7 +304,8 @@ def a_block(rng: np.random.Generator, q: int, k: int, capacity: int, d: int) -> 
 
 
 def copied(block: QueryBlock) -> QueryBlock:
-    return QueryBlock(**{f.name: getattr(block, f.name).copy() for f in fields(block)})
+    arrays = {f.name: getattr(block, f.name) for f in fields(block)}
+    return QueryBlock(**{name: None if a is None else a.copy() for name, a in arrays.items()})
 
 
 @pytest.mark.parametrize(
@@ -376,15 +388,28 @@ def sieved(q: int, n: int, d: int, capacity: int) -> tuple[QueryBlock, Tile]:
     return block, Tile(None, rows, 1_000, bits)
 
 
+@pytest.fixture(params=[False, True], ids=["sieve", "few"])
+def few(request, host, monkeypatch):
+    """The sieve in both forms."""
+    monkeypatch.setattr(host, "few", request.param)
+    return request.param
+
+
 @pytest.mark.parametrize(
     ("q", "n", "d", "begin", "end"),
-    [(1, 1, 16, 0, 1), (5, 37, 48, 32, 37), (130, 199, 80, 0, 199), (37, 640, 144, 64, 411)],
+    [
+        *((1, 1, 16, 0, 1), (5, 37, 48, 32, 37), (10, 65, 64, 0, 65), (17, 300, 1_040, 0, 300)),
+        *((37, 640, 144, 64, 411), (65, 130, 16, 0, 130), (130, 199, 80, 0, 199)),
+    ],
 )
-def test_sieve(host, q, n, d, begin, end):
+def test_sieve(host, few, q, n, d, begin, end):
     block, tile = sieved(q, n, d, capacity=n + 1)
     active = np.random.default_rng(q).permutation(q)[: max(1, q - 1)].astype(np.int32)
     expected = copied(block)
+    host.launches.clear()
     host.sieve(block, tile, active, begin, end)
+    size = next((size for size in (8, 16, 32, 64) if few and len(active) <= size), None)
+    assert host.launches == ["sieve" if size is None else f"few_{size}"]
     NumpyDevice().sieve(expected, tile, active, begin, end)
     np.testing.assert_array_equal(block.count_q, expected.count_q)
     assert n == 1 or expected.count_q.any()
@@ -393,7 +418,7 @@ def test_sieve(host, q, n, d, begin, end):
         assert got == want
 
 
-def test_sieve_counts_on_when_the_buffer_is_full(host):
+def test_sieve_counts_on_when_the_buffer_is_full(host, few):
     block, tile = sieved(q=1, n=300, d=32, capacity=40)
     block.group_q[:] = 2  # whose bits are all set
     guarded = np.full((1, 48, 4), 77, np.int32)
@@ -405,7 +430,7 @@ def test_sieve_counts_on_when_the_buffer_is_full(host):
 
 
 @pytest.mark.parametrize("row", [0, 40, 127, 128])
-def test_the_second_limb_alone_can_reach_the_bound(host, row):
+def test_the_second_limb_alone_can_reach_the_bound(host, few, row):
     block, tile = sieved(q=1, n=150, d=16, capacity=256)
     x_nd = np.zeros((150, 16), np.int8)
     x_nd[row] = 127  # the only row of its tile that has a norm
@@ -420,7 +445,7 @@ def test_the_second_limb_alone_can_reach_the_bound(host, row):
     assert block.found_qc4[0, 0, 0] == 63 * 127 * 16
 
 
-def test_a_tile_without_an_eligible_row_is_left_out(host):
+def test_a_tile_without_an_eligible_row_is_left_out(host, few):
     block, tile = sieved(q=3, n=256, d=16, capacity=256)
     tile = replace(tile, bits_gw=np.zeros_like(tile.bits_gw))
     block.bound_q4[:] = NOTHING
@@ -449,9 +474,10 @@ extern "C" int run_stuck() { return simt::launch(&stuck, 1, 1, 64, nullptr); }
         (1_500, 4, 32, 5, 1, 40_000),
     ],
 )
-@pytest.mark.parametrize("tensor", [False, True])
-def test_topk_on_the_kernels_is_the_reference(host, n, q, d, k, spread, budget, tensor):
-    host.tensor = tensor
+@pytest.mark.parametrize("test", ["threshold", "sieve", "few_8"])
+def test_topk_on_the_kernels_is_the_reference(host, monkeypatch, n, q, d, k, spread, budget, test):
+    monkeypatch.setattr(host, "tensor", test != "threshold")
+    monkeypatch.setattr(host, "few", test == "few_8")
     rng = np.random.default_rng(n)
     x_nd = rng.integers(-spread, spread + 1, (n, d)).astype(np.int8)
     key = np.unique(rng.integers(0, 2**63, n + q + 50, dtype=np.uint64))
@@ -466,7 +492,7 @@ def test_topk_on_the_kernels_is_the_reference(host, n, q, d, k, spread, budget, 
     host.launches.clear()
     got = CupyOps(device=host, memory_bytes=budget, verify=False).topk(corpus, queries, k)
     expected = Ops().topk(corpus, queries, k)
-    assert set(host.launches) == {"norms", "sieve" if tensor else "threshold", "select_best"}
+    assert set(host.launches) == {"norms", "rule_bits", test, "select_best"}
     np.testing.assert_array_equal(got.row_qk, expected.row_qk)
     np.testing.assert_array_equal(got.points_qk, expected.points_qk)
     np.testing.assert_array_equal(got.returned_q, expected.returned_q)

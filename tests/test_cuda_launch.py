@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib.util
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -12,19 +13,14 @@ import numpy as np
 import pytest
 from cupy_cases import NO_DEVICE, a_corpus, some_queries
 
-from matchwright.kernels import cuda_device, cupy_ops
+from matchwright.kernels import cupy_ops
+from matchwright.kernels import device as kernel_device
 from matchwright.kernels.compile import limit
-from matchwright.kernels.cuda_device import (
-    CudaDevice,
-    DeviceError,
-    LaunchRefused,
-    NumpyDevice,
-    QueryBlock,
-    Tile,
-    architecture,
-)
-from matchwright.kernels.cuda_scan import Sizes, fit, pack_bits
+from matchwright.kernels.cuda_device import CudaDevice, architecture
+from matchwright.kernels.cuda_scan import Scan, Sizes, fit
 from matchwright.kernels.cupy_ops import CupyOps, installed, no_device_reason
+from matchwright.kernels.device import DeviceError, LaunchRefused, QueryBlock, Tile
+from matchwright.kernels.numpy_device import NumpyDevice, pack_bits
 from matchwright.kernels.resident import Resident, resident_bytes
 from matchwright.kernels.types import Queries
 
@@ -79,7 +75,7 @@ def test_temporary_arrays_stay_within_the_budget(tensor):
         assert sizes is not None
         device.taken = 0
         one = Queries(queries.q_qd[: sizes.queries], queries.key_q[: sizes.queries])
-        scan = cupy_ops.Scan(device, sizes, 20)
+        scan = Scan(device, sizes, 20)
         segments = [device.segment(corpus.parts[0][0].x_nd, corpus.parts[0][0].key_n)]
         bits = pack_bits([np.zeros(4_000, bool)])
         scan.run(segments, one, [bits], np.zeros(sizes.queries, np.int32))
@@ -105,7 +101,7 @@ def a_launch(width=16, n=64, k=4, capacity=32, q=2):
     return block, Tile(np.zeros((q, n), np.float32), rows, 0, bits)
 
 
-class Recorded(cuda_device.KernelDevice):
+class Recorded(kernel_device.KernelDevice):
     xp = np
 
     def __init__(self) -> None:
@@ -197,7 +193,7 @@ def test_without_a_device_the_error_says_what_to_do(monkeypatch):
 
 
 def test_not_installed_is_another_answer(monkeypatch):
-    monkeypatch.setattr(cupy_ops.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert not installed()
     assert "not installed" in str(no_device_reason())
 

@@ -14,8 +14,14 @@ ARCHES = ("sm_80", "sm_90a")
 # kernel: (registers, bytes of shared memory) that a block of 256 threads may take. 64 registers
 # let 4 blocks live on a multiprocessor; 32 KiB of shared memory let 4 blocks do so on sm_80.
 LIMITS = {
+    "few_8": (96, 6 << 10),  # two blocks on a multiprocessor, as for the three that follow
+    "few_16": (112, 12 << 10),
+    "few_32": (128, 24 << 10),
+    "few_64": (128, 36 << 10),
     "norms": (40, 0),
     "points_by_facet": (40, 0),
+    "rule_bits": (64, 0),
+    "rule_survivors": (64, 64),
     "select_best": (64, 32 << 10),
     "sieve": (128, 48 << 10),  # two blocks on a multiprocessor
     "threshold": (64, 0),

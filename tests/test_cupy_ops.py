@@ -11,12 +11,10 @@ from cupy_cases import NO_DEVICE, a_corpus, some_groups, some_queries
 
 from matchwright.kernels import cupy_ops
 from matchwright.kernels.compile import limit
-from matchwright.kernels.cuda_device import (
-    CudaDevice,
-    DeviceError,
-    NumpyDevice,
-)
+from matchwright.kernels.cuda_device import CudaDevice
 from matchwright.kernels.cupy_ops import CupyOps, DeviceMismatch
+from matchwright.kernels.device import DeviceError
+from matchwright.kernels.numpy_device import NumpyDevice
 from matchwright.kernels.ops import Ops
 from matchwright.kernels.types import Corpus, Queries, Segment, TopK
 
@@ -106,6 +104,16 @@ def test_budgets_change_no_answer(device, reference, memory_bytes):
     queries = some_queries(rng, corpus, 9, 16, groups=some_groups(rng, corpus))
     ops = CupyOps(device=device, memory_bytes=memory_bytes, verify=False)
     assert_same(ops.topk(corpus, queries, 20), reference.topk(corpus, queries, 20))
+
+
+@pytest.mark.parametrize("first", [33, 100, 138, 255])
+def test_tiles_begin_on_whole_words_after_any_segment(device, reference, first):
+    """A segment of an odd size, wider than the buffer, must not shift the tiles of the next."""
+    rng = np.random.default_rng(first)
+    corpus = a_corpus(rng, (first, 43, 900), 4)
+    queries = some_queries(rng, corpus, 5, 4, groups=some_groups(rng, corpus))
+    got = CupyOps(device=device, verify=False).topk(corpus, queries, 3)
+    assert_same(got, reference.topk(corpus, queries, 3))
 
 
 def test_all_tied_overflows_and_goes_on(device, reference):

@@ -8,8 +8,8 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from matchwright.kernels.cuda_device import NumpyDevice
 from matchwright.kernels.cupy_ops import CupyOps
+from matchwright.kernels.numpy_device import NumpyDevice
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,17 @@ from pathlib import Path
 from types import ModuleType
 
 CUDA_DIR = Path(__file__).parent / "cuda"
-STEMS = ("norms", "points", "select", "sieve", "threshold")
+STEMS = ("few", "norms", "points", "rules", "select", "sieve", "threshold")
 """Every translation unit; its kernels are named in ``KERNELS``."""
 KERNELS = {
+    "few_8": "few",
+    "few_16": "few",
+    "few_32": "few",
+    "few_64": "few",
     "norms": "norms",
     "points_by_facet": "points",
+    "rule_bits": "rules",
+    "rule_survivors": "rules",
     "select_best": "select",
     "sieve": "sieve",
     "threshold": "threshold",

@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matchwright.kernels.compile import limit
-from matchwright.kernels.cuda_device import (
+from matchwright.kernels.cuda_gates import Gate, HostBits
+from matchwright.kernels.device import (
     NOTHING,
     POINTS,
     ROW,
@@ -38,8 +39,8 @@ from matchwright.kernels.cuda_device import (
     Tile,
     padded,
 )
-from matchwright.kernels.ops import limbs
-from matchwright.kernels.types import Bool, Int32, Queries, UInt32
+from matchwright.kernels.limbs import limbs
+from matchwright.kernels.types import Int32, Queries, UInt32
 
 _INT32 = np.iinfo(np.int32)
 _WIDEST = {"queries": 4_096, "columns": 8_192, "capacity": 4_096}
@@ -113,13 +114,6 @@ def _less_capacity(sizes: Sizes, least: Sizes) -> Sizes:
 _SHRINK = (_fewer_queries(256), _fewer_columns, _less_capacity, _fewer_queries(1))
 
 
-def pack_bits(eligible_gn: Sequence[Bool]) -> UInt32:
-    """bool (G, N) as uint32 (G, words), little endian, zero beyond the last row."""
-    packed = np.packbits(np.asarray(eligible_gn), axis=1, bitorder="little")
-    padded_gb = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4)))
-    return padded_gb.view("<u4")
-
-
 @dataclass(slots=True)
 class Tally:
     """What a scan did; telemetry, outside the contract."""
@@ -163,21 +157,26 @@ class Scan:
         Returns:
             int32 (Q, K, 4) entries, best first, and int32 (Q,), how many are in use.
         """
-        block = self._block(queries, row_q)
+        return self.find(segments, queries, HostBits(self.device, bits, row_q))
+
+    def find(
+        self, segments: Sequence[DeviceSegment], queries: Queries, gate: Gate
+    ) -> tuple[Int32, Int32]:
+        """As ``run``; the gate says who is eligible."""
+        block = gate.prepare(self.block(queries, gate.row_q))
+        everybody = np.arange(queries.q, dtype=np.int32)
         tile_qn = None
         if not self.sizes.tensor:
             tile_qn = self.device.empty((queries.q, self.sizes.columns), np.float32)
         row0, width = 0, self.sizes.capacity
-        for segment, bits_gw in zip(segments, bits, strict=True):
+        for part, segment in enumerate(segments):
             for begin, end in self._tiles(segment.n, width):
-                width = max(width, 2 * (end - begin))
-                words = bits_gw[:, begin // WORD : -(-end // WORD)]
-                busy_g: Bool = np.any(words, axis=1)
-                active = np.flatnonzero(busy_g[row_q]).astype(np.int32)
+                width = max(width, 2 * _whole_words(end - begin))
+                bits, active = gate.tile(part, begin, end)
+                active = everybody if active is None else active
                 if active.size:
-                    rows = segment.slice(begin, end)
-                    tile = Tile(tile_qn, rows, row0 + begin, self.device.upload(words))
-                    self._tile(block, tile, active)
+                    tile = Tile(tile_qn, segment.slice(begin, end), row0 + begin, bits)
+                    self._tile(block, tile, active, gate, part, row0)
             row0 += segment.n
         return self.device.download(block.top_qk4), self.device.download(block.have_q)
 
@@ -188,7 +187,7 @@ class Scan:
             yield begin, end
             begin, width = end, 2 * width
 
-    def _block(self, queries: Queries, row_q: Int32) -> QueryBlock:
+    def block(self, queries: Queries, row_q: Int32) -> QueryBlock:
         device, q = self.device, queries.q
         high_qd, low_qd = (padded(limb) for limb in limbs(queries.q_qd))
         low = device.upload(low_qd)
@@ -207,7 +206,9 @@ class Scan:
             count_q=device.upload(np.zeros(q, np.uint32)),
         )
 
-    def _tile(self, block: QueryBlock, tile: Tile, active: Int32) -> None:
+    def _tile(
+        self, block: QueryBlock, tile: Tile, active: Int32, gate: Gate, part: int, row0: int
+    ) -> None:
         """Scan a tile; halve the ranges in which queries find more than their buffer holds."""
         columns = tile.rows.n
         if tile.first_qn is not None:
@@ -217,7 +218,7 @@ class Scan:
         todo = [(0, columns, active)]
         while todo:
             begin, end, some = todo.pop()
-            over = self._range(block, tile, some, begin, end)
+            over = self._range(block, tile, some, (begin, end), gate, part, row0)
             if over.size:
                 if end - begin <= block.capacity:
                     raise DeviceError(
@@ -227,12 +228,22 @@ class Scan:
                 middle = begin + _whole_words((end - begin) // 2)
                 todo += [(middle, end, over), (begin, middle, over)]
 
-    def _range(self, block: QueryBlock, tile: Tile, active: Int32, begin: int, end: int) -> Int32:
+    def _range(
+        self,
+        block: QueryBlock,
+        tile: Tile,
+        active: Int32,
+        span: tuple[int, int],
+        gate: Gate,
+        part: int,
+        row0: int,
+    ) -> Int32:
         """The queries that overflowed; all others are done with these columns."""
         active_a = self.device.upload(active)
         block.count_q.fill(0)
         test = self.device.sieve if self.sizes.tensor else self.device.threshold
-        test(block, tile, active_a, begin, end)
+        test(block, tile, active_a, *span)
+        gate.sort_out(block, part, row0, active_a)
         self.device.select(block, active_a)
         count = self.device.download(block.count_q)[active]
         over = active[count > block.capacity]

@@ -1,9 +1,9 @@
 """``CupyOps``: the same answers on an NVIDIA GPU.
 
 A sieve on tensor cores, or a library's product and a threshold, keeps what beats the running
-bound, and a selection kernel keeps the best (see ``cuda_scan``). Rules are evaluated by the base
-class on the host, and their bits are uploaded. Whatever a kernel cannot take, the base class
-answers.
+bound, and a selection kernel keeps the best (see ``cuda_scan``). Rules are evaluated there too, for
+all rows or for those that were found, whichever is cheaper (see ``cuda_search``). Whatever a kernel
+cannot take, the base class answers.
 
 "Installed" and "has a device" are two questions: ``installed`` and ``no_device_reason``. Importing
 this module imports no CuPy.
@@ -11,33 +11,34 @@ this module imports no CuPy.
 
 from __future__ import annotations
 
-import importlib.util
-import itertools
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from matchwright.kernels.compile import limit
-from matchwright.kernels.cuda_device import CudaDevice, DeviceError, KernelDevice, padded
-from matchwright.kernels.cuda_scan import Scan, Sizes, Tally, fit, pack_bits, rows_and_points
-from matchwright.kernels.ops import Ops, check, empty_topk
+from matchwright.kernels.cuda_device import CudaDevice
+from matchwright.kernels.cuda_scan import Sizes, fit
+from matchwright.kernels.cuda_search import DeviceSearch, count_rules, device_costs
+from matchwright.kernels.device import DeviceError, KernelDevice, padded
+from matchwright.kernels.device_planner import DeviceCosts
+from matchwright.kernels.ops import Ops, check
 from matchwright.kernels.planner import Costs, Plan
-from matchwright.kernels.resident import Resident
+from matchwright.kernels.probe import Missing, installed, probe
+from matchwright.kernels.resident import Loading, Resident, corpus_segments
 from matchwright.kernels.types import (
     D_MAX,
-    Bool,
+    Bitmap,
     Corpus,
-    Counted,
     Int8,
     Int16,
     Int32,
     Queries,
+    Rules,
     Segment,
     TopK,
-    UInt32,
 )
+
+__all__ = ["CupyOps", "DeviceMismatch", "installed", "no_device_reason", "verify_device"]
 
 ROWS_MIN = 4_096
 """Rows below which ``points`` and ``contributions`` are not worth the way to the device."""
@@ -47,22 +48,10 @@ class DeviceMismatch(DeviceError):
     """The device's answers are not the reference's."""
 
 
-def installed() -> bool:
-    """Whether CuPy can be imported."""
-    return importlib.util.find_spec("cupy") is not None
-
-
 def no_device_reason() -> str | None:
     """Why no CUDA device can be used here; None when one can."""
-    if not installed():
-        return "CuPy is not installed; install matchwright[gpu]"
-    import cupy
-
-    try:
-        found = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        return f"CuPy is installed, but finds no CUDA device: {error}"
-    return None if found else "CuPy is installed, but there is no CUDA device"
+    found = probe()
+    return found.text if isinstance(found, Missing) else None
 
 
 class CupyOps(Ops):
@@ -72,7 +61,9 @@ class CupyOps(Ops):
         threads: host threads, for what the base class answers.
         memory_bytes: budget of temporary memory, on the host and again on the device.
         costs: the planner's cost model, for what the base class answers.
-        corpus_bytes: budget of resident segments; None for 4/5 of the memory now free.
+        corpus_bytes: budget of resident segments and rule columns; None for 4/5 of the memory now
+            free.
+        device_costs: the planner's cost model of the device; None to calibrate it on first use.
         device: where to run; None for the current CUDA device.
         verify: compare a sample with the reference first.
 
@@ -89,6 +80,7 @@ class CupyOps(Ops):
         memory_bytes: int = 256 << 20,
         costs: Costs | None = None,
         corpus_bytes: int | None = None,
+        device_costs: DeviceCosts | None = None,
         device: KernelDevice | None = None,
         verify: bool = True,
     ) -> None:
@@ -99,6 +91,7 @@ class CupyOps(Ops):
                 raise DeviceError(f"{reason}; use device='cpu' to run without one")
             device = CudaDevice()
         self.device = device
+        self.device_costs = device_costs
         if corpus_bytes is None:
             free = device.memory_free()
             corpus_bytes = 1 << 62 if free is None else max(0, free * 4 // 5 - memory_bytes)
@@ -118,8 +111,15 @@ class CupyOps(Ops):
         check(corpus, queries, k)
         sizes = self._scan_sizes(corpus, queries, k, plan)
         if sizes is not None:
-            return self._scan(corpus, queries, k, sizes, count)
+            return DeviceSearch(self, corpus, queries, k, sizes, count).run()
         return super().topk(corpus, queries, k, plan=plan, count=count)
+
+    def count(self, corpus: Corpus, group: Rules | Bitmap) -> tuple[int, int]:
+        if not isinstance(group, Bitmap) and self._takes(corpus):
+            counted = count_rules(self, corpus, group)
+            if counted is not None:
+                return counted
+        return super().count(corpus, group)
 
     def points(self, x_nd: Int8, q_d: Int16) -> Int32:
         if self._takes_rows(x_nd, 1):
@@ -131,17 +131,27 @@ class CupyOps(Ops):
             return self._by_facet(x_nd, q_d, offsets)
         return super().contributions(x_nd, q_d, offsets)
 
+    def load(self, corpora: Sequence[Corpus]) -> Loading:
+        return self.resident.load(corpus_segments(corpora))
+
+    def scan_seconds(self, rows: int, queries: int, d: int) -> float:
+        return device_costs(self, d).scan(rows, queries, d)
+
+    def fits(self, corpus: Corpus) -> bool:
+        return self.resident.fits(corpus_segments([corpus]))
+
+    def _takes(self, corpus: Corpus) -> bool:
+        return 0 < corpus.n < limit("ROWS_MAX") and self.fits(corpus)
+
     def _scan_sizes(self, corpus: Corpus, queries: Queries, k: int, plan: Plan) -> Sizes | None:
         """Can the kernels take this scan, and if so, in which pieces?"""
         d = queries.q_qd.shape[1]
-        segments = [segment for segment, _ in corpus.parts]
         able = (
             plan in ("auto", "scan")
             and queries.q > 0
             and 1 <= d <= limit("D_MAX")
             and k <= limit("K_MAX")
-            and 0 < corpus.n < limit("ROWS_MAX")
-            and self.resident.fits(segments)
+            and self._takes(corpus)
         )
         width = d + -d % limit("ALIGN")
         if not able:
@@ -164,63 +174,6 @@ class CupyOps(Ops):
             rows = device.upload(padded(x_nd[at : at + step]))
             out[at : at + step] = device.download(device.points(rows, q, offset_b))
         return out
-
-    def _scan(self, corpus: Corpus, queries: Queries, k: int, sizes: Sizes, count: bool) -> TopK:
-        started = time.perf_counter()
-        result = empty_topk(queries.q, k, Counted.EXACT if count else Counted.NOT_COUNTED)
-        segments = self.resident.get([segment for segment, _ in corpus.parts])
-        group_q = queries.group_q
-        if group_q is None:
-            group_q = np.zeros(queries.q, np.int32)
-        by_group = np.argsort(group_q, kind="stable")
-        tally = Tally()
-        for at in range(0, queries.q, sizes.queries):
-            picked = by_group[at : at + sizes.queries]
-            groups, row_q = np.unique(group_q[picked], return_inverse=True)
-            eligible = [self._eligible(corpus, queries, int(g)) for g in groups]
-            if count:
-                result.eligible_q[picked] = np.array([e for _, e, _ in eligible])[row_q]
-                result.unverified_q[picked] = np.array([u for _, _, u in eligible])[row_q]
-            bits = _bits_by_part(corpus, [bits for bits, _, _ in eligible])
-            scan = Scan(self.device, sizes, k, tally)
-            top, have = scan.run(segments, _pick(queries, picked), bits, row_q.astype(np.int32))
-            result.row_qk[picked], result.points_qk[picked] = rows_and_points(top, have)
-            result.returned_q[picked] = have
-        return replace(result, telemetry=self._telemetry(tally, time.perf_counter() - started))
-
-    def _eligible(self, corpus: Corpus, queries: Queries, g: int) -> tuple[Bool, int, int]:
-        eligible, unverified = self.eligible(corpus, queries.groups[g])
-        return eligible, int(eligible.sum()), int(unverified.sum())
-
-    def _telemetry(self, tally: Tally, seconds: float) -> dict[str, object]:
-        return {
-            "plan": "scan",
-            "device": self.device.name,
-            "product": "sieve" if self.device.tensor else "library",
-            "pairs": tally.pairs,
-            "survivors": tally.found,
-            "tiles": tally.tiles,
-            "overflows": tally.overflows,
-            "seconds": seconds,
-        }
-
-
-def _bits_by_part(corpus: Corpus, eligible_gn: Sequence[Bool]) -> list[UInt32]:
-    edges = corpus.base.tolist()
-    return [
-        pack_bits([eligible[begin:end] for eligible in eligible_gn])
-        for begin, end in itertools.pairwise(edges)
-    ]
-
-
-def _pick(queries: Queries, picked: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Queries:
-    """Some of the queries; their groups are said by the bits."""
-    floor_q = queries.floor_q
-    return Queries(
-        q_qd=queries.q_qd[picked],
-        key_q=queries.key_q[picked],
-        floor_q=None if floor_q is None else floor_q[picked],
-    )
 
 
 def verify_device(ops: CupyOps) -> None:

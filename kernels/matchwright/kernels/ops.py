@@ -14,9 +14,11 @@ from matchwright.kernels import rules
 from matchwright.kernels.access import Layout, Scratch, count_bits
 from matchwright.kernels.checks import check, empty_topk
 from matchwright.kernels.eligible import Eligibility
+from matchwright.kernels.health import Health
 from matchwright.kernels.limbs import SHIFT_MAX, Split, exact_halves, limbs, split
 from matchwright.kernels.planner import Costs, Plan, calibrated
 from matchwright.kernels.rank import Rank, find_rank
+from matchwright.kernels.resident import LOADED, Loading
 from matchwright.kernels.search import Search
 from matchwright.kernels.sizes import Sizes, fit
 from matchwright.kernels.types import (
@@ -69,6 +71,7 @@ class Ops:
         self.memory_bytes = memory_bytes
         self.costs = costs
         self._workers = Workers(self.threads)
+        self.health = Health(device=self.name)
 
     # ── What a backend may do faster ──────────────────────────────────────────────────────────
 
@@ -164,6 +167,18 @@ class Ops:
         """The planner's constants for rows of d dimensions."""
         return self.costs or calibrated(self, d)
 
+    def scan_seconds(self, rows: int, queries: int, d: int) -> float:
+        """About how long a scan of ``rows`` rows takes for some queries."""
+        return self.costs_for(d).scan(rows, queries, d) / self.threads
+
+    def fits(self, corpus: Corpus) -> bool:
+        """Whether all rows can be where they are searched at once; the CPU maps them."""
+        return True
+
+    def load(self, corpora: Sequence[Corpus]) -> Loading:
+        """Bring rows to where they will be searched, while other calls go on; they must fit."""
+        return LOADED
+
     def eligible(self, corpus: Corpus, group: Rules | Bitmap) -> tuple[Bool, Bool]:
         """(eligible_n, unverified_n), bool (N,) over the corpus; unverified rows are eligible."""
         layout = Layout(corpus)
@@ -209,31 +224,30 @@ class Ops:
 
 
 def get_ops(
-    device: str = "auto", *, threads: int | None = None, memory_bytes: int = 256 << 20
+    device: str = "auto",
+    *,
+    threads: int | None = None,
+    memory_bytes: int = 256 << 20,
+    device_memory_bytes: int | None = None,
 ) -> Ops:
-    """The fastest backend that works here.
+    """The fastest backend that works here; ``health`` says what was chosen, and why.
 
     Args:
         device: "cpu", "gpu", "numpy", "numkong", or "auto": a GPU where there is one.
         threads, memory_bytes: as for ``Ops``.
+        device_memory_bytes: most memory of a GPU, rows and temporary memory together; None for
+            4/5 of what is free.
 
     Raises:
         ValueError: there is no such device.
-        RuntimeError: "gpu" was asked for and there is none.
+        DeviceError: "gpu" was asked for and there is none; or there is one whose answers are wrong
+            (``DeviceMismatch``), whatever was asked for.
     """
-    if device not in ("auto", "cpu", "gpu", "numpy", "numkong"):
-        raise ValueError(f"unknown device {device!r}; known: auto, cpu, gpu, numkong, numpy")
-    if device in ("auto", "gpu"):
-        from matchwright.kernels import cupy_ops
+    from matchwright.kernels.choice import choose
 
-        if device == "gpu" or cupy_ops.no_device_reason() is None:
-            return cupy_ops.CupyOps(threads=threads, memory_bytes=memory_bytes)
-    if device != "numpy":
-        from matchwright.kernels import numkong_ops
-
-        try:
-            return numkong_ops.NumkongOps(threads=threads, memory_bytes=memory_bytes)
-        except (ImportError, numkong_ops.Inexact):
-            if device == "numkong":
-                raise
-    return Ops(threads=threads, memory_bytes=memory_bytes)
+    return choose(
+        device,
+        threads=threads,
+        memory_bytes=memory_bytes,
+        device_memory_bytes=device_memory_bytes,
+    )

@@ -1,29 +1,175 @@
-"""Segments that stay on the device: uploaded once, kept by identity within a budget."""
+"""What stays on the device: segments, uploaded once, kept by identity within a budget.
+
+A segment is uploaded the first time that it is asked for, or beforehand by ``load``, while other
+work goes on: through two halves of pinned memory, on a queue aside::
+
+    host     fill half 0   fill half 1   wait for half 0, fill it   ...
+    aside                  copy half 0   copy half 1                ...      norms   mark
+    main     whatever runs now                                               hold(mark), scan
+
+Epochs share segments, so they share these copies. When the host lets go of a segment's arrays,
+because no epoch holds it any more, its copy goes too.
+"""
 
 from __future__ import annotations
 
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from matchwright.kernels.compile import limit
-from matchwright.kernels.cuda_device import DeviceSegment, KernelDevice
-from matchwright.kernels.types import Segment
+from matchwright.kernels.device import (
+    Array,
+    DeviceColumns,
+    DeviceError,
+    DeviceSegment,
+    KernelDevice,
+    Mark,
+)
+from matchwright.kernels.rule_program import Program, Slot
+from matchwright.kernels.types import Bool, Corpus, Segment
 
 ROW_EXTRA_BYTES = 4 + 8
 """Beside its vector, a resident row takes a norm (int32) and a key (uint64)."""
+STAGING_BYTES = 32 << 20
+"""Pinned host memory that uploads go through, in two halves."""
+
+Identity = tuple[int, int]
 
 
 def resident_bytes(segment: Segment) -> int:
-    """Device memory that a segment takes, in bytes."""
+    """Device memory that a segment takes, in bytes, its rule columns left out."""
     d = int(segment.x_nd.shape[1])
     return segment.n * (d + -d % limit("ALIGN") + ROW_EXTRA_BYTES)
 
 
+def column_bytes(segment: Segment, slot: Slot) -> int:
+    """Device memory that a rule column takes, in bytes."""
+    return sum(array.nbytes for array in _column(segment, slot))
+
+
+def _column(segment: Segment, slot: Slot) -> tuple[NDArray[Any], ...]:
+    kind, name = slot
+    if kind == "scalar":
+        return (segment.scalars[name],)
+    column = segment.sets[name]
+    return column.start_n, column.value, column.known_n.view(np.uint8)
+
+
+class Uploader:
+    """Copies host arrays to the device on a queue aside, through two halves of staging memory.
+
+    Args:
+        device: where to.
+        staging_bytes: of both halves together.
+    """
+
+    def __init__(self, device: KernelDevice, staging_bytes: int = STAGING_BYTES) -> None:
+        self.device = device
+        self._half_bytes = max(1, staging_bytes // 2)
+        self._halves: list[NDArray[np.uint8]] = []
+        self._marks: list[Mark | None] = [None, None]
+        self._turn = 0
+        self._lock = threading.Lock()
+
+    def run(self, work: Callable[[], Any]) -> tuple[Any, Mark]:
+        """(what ``work`` gives, the mark that follows it); one at a time, aside."""
+        with self._lock, self.device.aside():
+            made = work()
+            return made, self.device.mark()
+
+    def send(self, host: NDArray[Any], width: int | None = None) -> Array:
+        """A copy of a 1-d or 2-d array; rows are filled up with zeros to ``width`` entries.
+
+        Only within ``run``.
+        """
+        shape = host.shape if width is None else (host.shape[0], width)
+        target = self.device.empty(shape, host.dtype)
+        row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * host.itemsize
+        step = max(1, self._half_bytes // max(1, row_bytes))
+        for begin in range(0, host.shape[0], step):
+            rows = host[begin : begin + step]
+            staged = self._half(len(rows) * row_bytes).view(host.dtype)
+            staged = staged.reshape((len(rows), *shape[1:]))
+            if width is not None:
+                staged[:, host.shape[1] :] = 0
+                staged[:, : host.shape[1]] = rows
+            else:
+                staged[...] = rows
+            self.device.put(target[begin : begin + len(rows)], staged)
+            self._marks[self._turn] = self.device.mark()
+        return target
+
+    def _half(self, nbytes: int) -> NDArray[np.uint8]:
+        """The other half, once what was copied from it has arrived."""
+        if not self._halves or self._halves[0].size < nbytes:
+            for mark in self._marks:
+                if mark is not None:
+                    mark.synchronize()
+            size = max(nbytes, self._half_bytes)
+            self._halves = [self.device.staging(size) for _ in range(2)]
+            self._marks = [None, None]
+        self._turn = 1 - self._turn
+        mark = self._marks[self._turn]
+        if mark is not None:
+            mark.synchronize()
+        return self._halves[self._turn][:nbytes]
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """A resident segment, or one on its way."""
+
+    copy: Future[tuple[DeviceSegment, Mark]]
+    nbytes: int
+    watchers: list[Any]
+    columns: dict[Slot, tuple[Any, Mark]] = field(default_factory=dict)
+
+
+class Loading:
+    """Uploads that were asked for.
+
+    Args:
+        waiting: one for each segment.
+    """
+
+    def __init__(self, waiting: Sequence[Future[Any]] = ()) -> None:
+        self._waiting = list(waiting)
+
+    @property
+    def done(self) -> bool:
+        """Whether everything has arrived, or failed."""
+        return all(one.done() and _arrived(one) for one in self._waiting)
+
+    def wait(self) -> None:
+        """Until everything has arrived.
+
+        Raises:
+            Exception: what an upload met.
+        """
+        for one in self._waiting:
+            _, mark = one.result()
+            mark.synchronize()
+
+
+LOADED = Loading()
+"""Nothing was missing."""
+
+
+def _arrived(one: Future[Any]) -> bool:
+    return one.cancelled() or one.exception() is not None or bool(one.result()[1].done)
+
+
 class Resident:
-    """A cache of uploaded segments, the longest unused leaving first.
+    """A cache of uploaded segments, the longest unused leaving first. Thread-safe.
 
     A segment is known by the identity of its arrays, which never change; when the host lets go of
     them, the device's copy goes too.
@@ -31,59 +177,228 @@ class Resident:
     Args:
         device: where the copies live.
         budget_bytes: most device memory for them.
+        staging_bytes: of host memory that uploads go through.
     """
 
-    def __init__(self, device: KernelDevice, budget_bytes: int) -> None:
+    def __init__(
+        self, device: KernelDevice, budget_bytes: int, staging_bytes: int = STAGING_BYTES
+    ) -> None:
         self.device = device
         self.budget_bytes = budget_bytes
-        self._kept: OrderedDict[tuple[int, int], tuple[DeviceSegment, list[Any]]] = OrderedDict()
+        self.uploads = 0
+        self._uploader = Uploader(device, staging_bytes)
+        self._kept: OrderedDict[Identity, _Kept] = OrderedDict()
+        self._alive: dict[int, tuple[Array, Mark]] = {}
+        # Finalizers take this lock, in any thread and at any moment, so nobody who holds it waits
+        # for the uploader.
         self._lock = threading.RLock()
+        self._pool: ThreadPoolExecutor | None = None
 
     @property
     def nbytes(self) -> int:
-        """Device memory in use, in bytes."""
+        """Device memory in use or on its way, in bytes."""
         with self._lock:
-            return sum(copy.nbytes for copy, _ in list(self._kept.values()))
+            kept = sum(one.nbytes for one in list(self._kept.values()))
+            return kept + sum(int(bits.nbytes) for bits, _ in list(self._alive.values()))
+
+    @property
+    def segments(self) -> int:
+        """How many segments are resident or on their way."""
+        with self._lock:
+            return len(self._kept)
 
     def fits(self, segments: Sequence[Segment]) -> bool:
         """Whether all of them can be resident at once."""
         return sum(map(resident_bytes, segments)) <= self.budget_bytes
 
+    def missing_bytes(self, segments: Sequence[Segment]) -> int:
+        """What would have to be uploaded for them, in bytes."""
+        with self._lock:
+            missing = {_identity(one): one for one in segments if _identity(one) not in self._kept}
+            return sum(map(resident_bytes, missing.values()))
+
     def get(self, segments: Sequence[Segment]) -> list[DeviceSegment]:
-        """Their copies on the device, uploaded where they are missing; they must fit."""
+        """Their copies on the device, uploaded where they are missing; they must fit.
+
+        The main queue waits for those that are still on their way.
+        """
+        reserved = self._reserve(segments)
+        for _, work in reserved:
+            if work is not None:
+                work()  # what it meets is told by the future
+        copies = []
+        for one, _ in reserved:
+            copy, mark = _outcome(one.copy)
+            self.device.hold(mark)
+            copies.append(copy)
+        return copies
+
+    def load(self, segments: Sequence[Segment]) -> Loading:
+        """Start uploading those that are missing, aside; they must fit."""
+        reserved = self._reserve(segments)
+        for _, work in reserved:
+            if work is not None:
+                self._aside().submit(work)
+        waiting = [one.copy for one, _ in reserved]
+        return LOADED if all(map(_is_there, waiting)) else Loading(waiting)
+
+    def columns(self, segments: Sequence[Segment], program: Program) -> list[DeviceColumns] | None:
+        """The columns that a program reads; None where they do not fit beside the rows."""
+        copies = self.get(segments)
+        slots = {
+            at: [slot for slot in dict.fromkeys(program.slots) if _has(segment, slot)]
+            for at, segment in enumerate(segments)
+        }
         with self._lock:
             wanted = {_identity(segment) for segment in segments}
-            missing = [segment for segment in segments if _identity(segment) not in self._kept]
-            self._make_room(sum(map(resident_bytes, missing)), wanted)
-            return [self._one(segment) for segment in segments]
+            missing = sum(
+                column_bytes(segment, slot)
+                for at, segment in enumerate(segments)
+                for slot in slots[at]
+                if slot not in self._kept[_identity(segment)].columns
+            )
+            self._make_room(missing, wanted)
+            if self.nbytes + missing > self.budget_bytes:
+                return None
+        return [
+            self._columns(segment, copy, slots[at])
+            for at, (segment, copy) in enumerate(zip(segments, copies, strict=True))
+        ]
 
-    def _one(self, segment: Segment) -> DeviceSegment:
+    def alive(self, alive: Bool | None) -> Array | None:
+        """uint32 bits of a part's living rows; None when all live."""
+        if alive is None:
+            return None
+        found = self._alive.get(id(alive))
+        if found is None:
+            packed = np.packbits(alive, bitorder="little")
+            words = np.pad(packed, (0, -packed.size % 4)).view("<u4")
+            found = self._uploader.run(lambda: self._uploader.send(words))
+            watcher = weakref.finalize(alive, self._alive.pop, id(alive), None)
+            watcher.atexit = False
+            self._alive[id(alive)] = found
+        bits, mark = found
+        self.device.hold(mark)
+        return bits
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        with self._lock:
+            for identity, kept in list(self._kept.items()):
+                kept.copy.cancel()
+                self._forget(identity)
+            self._alive.clear()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # ── One segment ───────────────────────────────────────────────────────────────────────────
+
+    def _reserve(
+        self, segments: Sequence[Segment]
+    ) -> list[tuple[_Kept, Callable[[], None] | None]]:
+        """Each segment's place, and for those that are missing the work that fills it."""
+        with self._lock:
+            wanted = {_identity(segment) for segment in segments}
+            self._make_room(self.missing_bytes(segments), wanted)
+            return [self._place(segment) for segment in segments]
+
+    def _place(self, segment: Segment) -> tuple[_Kept, Callable[[], None] | None]:
         identity = _identity(segment)
-        if identity not in self._kept:
-            copy = self.device.segment(segment.x_nd, segment.key_n)
-            watchers = [
-                weakref.finalize(array, self._forget, identity)
-                for array in (segment.x_nd, segment.key_n)
-            ]
-            for watcher in watchers:
-                watcher.atexit = False
-            self._kept[identity] = copy, watchers
-        self._kept.move_to_end(identity)
-        return self._kept[identity][0]
+        if identity in self._kept:
+            self._kept.move_to_end(identity)
+            return self._kept[identity], None
+        watchers = [
+            weakref.finalize(array, self._forget, identity)
+            for array in (segment.x_nd, segment.key_n)
+        ]
+        for watcher in watchers:
+            watcher.atexit = False
+        kept = self._kept[identity] = _Kept(Future(), resident_bytes(segment), watchers)
 
-    def _make_room(self, nbytes: int, wanted: set[tuple[int, int]]) -> None:
+        def work() -> None:
+            if not kept.copy.set_running_or_notify_cancel():
+                return
+            try:
+                kept.copy.set_result(self._uploader.run(lambda: self._send(segment)))
+            except BaseException as error:
+                self._forget(identity)
+                kept.copy.set_exception(error)
+
+        return kept, work
+
+    def _send(self, segment: Segment) -> DeviceSegment:
+        d = int(segment.x_nd.shape[1])
+        x = self._uploader.send(segment.x_nd, d + -d % limit("ALIGN"))
+        keys = self._uploader.send(segment.key_n)
+        self.uploads += 1
+        return DeviceSegment(x, self.device.norms(x), keys)
+
+    def _columns(
+        self, segment: Segment, copy: DeviceSegment, slots: Sequence[Slot]
+    ) -> DeviceColumns:
+        kept = self._kept.get(_identity(segment))
+        made = DeviceColumns(copy.key_n)
+        for slot in slots:
+            found = None if kept is None else kept.columns.get(slot)
+            if found is None:
+                found = self._uploader.run(partial(self._send_column, segment, slot))
+                if kept is not None:
+                    with self._lock:
+                        kept.columns[slot] = found
+                        kept.nbytes += column_bytes(segment, slot)
+            arrays, mark = found
+            self.device.hold(mark)
+            if slot[0] == "scalar":
+                made.scalars[slot[1]] = arrays[0]
+            else:
+                made.sets[slot[1]] = arrays
+        return made
+
+    def _send_column(self, segment: Segment, slot: Slot) -> tuple[Array, ...]:
+        return tuple(self._uploader.send(array) for array in _column(segment, slot))
+
+    def _make_room(self, nbytes: int, wanted: set[Identity]) -> None:
         for identity in list(self._kept):
             if self.nbytes + nbytes <= self.budget_bytes:
                 return
             if identity not in wanted:
                 self._forget(identity)
 
-    def _forget(self, identity: tuple[int, int]) -> None:
+    def _forget(self, identity: Identity) -> None:
         with self._lock:
-            _, watchers = self._kept.pop(identity, (None, []))
-            for watcher in watchers:
+            kept = self._kept.pop(identity, None)
+            for watcher in () if kept is None else kept.watchers:
                 watcher.detach()
 
+    def _aside(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(1, "matchwright-upload")
+            return self._pool
 
-def _identity(segment: Segment) -> tuple[int, int]:
+
+def corpus_segments(corpora: Sequence[Corpus]) -> list[Segment]:
+    """The segments of some corpora, in order."""
+    return [segment for corpus in corpora for segment, _ in corpus.parts]
+
+
+def _outcome(one: Future[tuple[DeviceSegment, Mark]]) -> tuple[DeviceSegment, Mark]:
+    try:
+        return one.result()
+    except CancelledError:
+        raise DeviceError("the device was given up while rows were on their way to it") from None
+
+
+def _is_there(one: Future[Any]) -> bool:
+    if not one.done() or one.cancelled() or one.exception() is not None:
+        return False
+    return bool(one.result()[1].done)
+
+
+def _has(segment: Segment, slot: Slot) -> bool:
+    kind, name = slot
+    return name in segment.scalars if kind == "scalar" else name in segment.sets
+
+
+def _identity(segment: Segment) -> Identity:
     return id(segment.x_nd), id(segment.key_n)

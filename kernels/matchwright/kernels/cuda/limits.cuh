@@ -12,3 +12,6 @@
 #define MW_TILE 128             // queries and rows that one block of the sieve multiplies
 #define MW_TILES_MAX 65535      // tiles of rows of one launch: blockIdx.y
 #define MW_STAGE 64             // bytes of each of them that are in shared memory at a time
+#define MW_GROUPS_MAX 65535     // rule sets of one launch: blockIdx.y
+#define MW_FEW_MAX 64           // queries that are few: each row is read once for all of them
+#define MW_FEW_ROWS 32          // rows that one warp of that kernel multiplies at a time

@@ -1,0 +1,308 @@
+"""One call of ``topk`` on a device: blocks of queries, the way each group is asked, the scans."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matchwright.kernels.checks import empty_topk
+from matchwright.kernels.compile import limit
+from matchwright.kernels.cuda_gates import Gate, HostBits, RuleBits, RuleSurvivors
+from matchwright.kernels.cuda_scan import Scan, Sizes, Tally, rows_and_points
+from matchwright.kernels.device import WORD, DeviceColumns, DeviceSegment
+from matchwright.kernels.device_planner import (
+    DeviceCosts,
+    DeviceLoad,
+    Way,
+    calibrated,
+    choose,
+    rates,
+)
+from matchwright.kernels.numpy_device import pack_bits
+from matchwright.kernels.rule_program import Program, compile_program
+from matchwright.kernels.types import (
+    Bitmap,
+    Bool,
+    Corpus,
+    Counted,
+    Int32,
+    Int64,
+    Queries,
+    Rules,
+    TopK,
+    UInt32,
+)
+
+if TYPE_CHECKING:
+    from matchwright.kernels.cupy_ops import CupyOps
+
+Picked = NDArray[np.intp]
+SAMPLE_CHUNKS, SAMPLE_ROWS = 16, 1_024
+"""Rows from which a group's pass rate is guessed: so many stretches of so many rows."""
+
+
+class DeviceSearch:
+    """The best rows of any number of queries.
+
+    Args:
+        ops: the backend; its resident segments are searched.
+        corpus, queries, k, count: as ``Ops.topk`` takes them, checked; they fit the device.
+        sizes: of one block.
+    """
+
+    def __init__(
+        self, ops: CupyOps, corpus: Corpus, queries: Queries, k: int, sizes: Sizes, count: bool
+    ) -> None:
+        self.ops, self.device, self.corpus, self.queries = ops, ops.device, corpus, queries
+        self.k, self.sizes, self.count = k, sizes, count
+        self.tally = Tally()
+        self.asked: dict[str, int] = {}
+        self.segments = [segment for segment, _ in corpus.parts]
+        self.copies = ops.resident.get(self.segments)
+        self.result = empty_topk(queries.q, k, Counted.EXACT if count else Counted.NOT_COUNTED)
+        group_q = queries.group_q
+        self.group_q = np.zeros(queries.q, np.int32) if group_q is None else group_q
+
+    def run(self) -> TopK:
+        """The answer."""
+        started = time.perf_counter()
+        for picked, ruled in self._blocks():
+            if not (ruled and self._by_rules(picked)):
+                self._by_bits(picked)
+        return replace(self.result, telemetry=self._telemetry(time.perf_counter() - started))
+
+    def _blocks(self) -> Iterator[tuple[Picked, bool]]:
+        """(queries ordered by group, whether they are under rules and not under bitmaps)."""
+        mapped_g = np.array([isinstance(group, Bitmap) for group in self.queries.groups])
+        by_group = np.argsort(self.group_q, kind="stable")
+        mapped = mapped_g[self.group_q[by_group]]
+        for bits in (False, True):
+            same = by_group[mapped == bits]
+            for at in range(0, same.size, self.sizes.queries):
+                yield same[at : at + self.sizes.queries], not bits
+
+    # ── Bits from the host ────────────────────────────────────────────────────────────────────
+
+    def _by_bits(self, picked: Picked) -> None:
+        groups, row_q = self._groups(picked)
+        eligible = [self._eligible(int(g)) for g in groups]
+        if self.count:
+            self.result.eligible_q[picked] = np.array([e for _, e, _ in eligible])[row_q]
+            self.result.unverified_q[picked] = np.array([u for _, _, u in eligible])[row_q]
+        bits = bits_by_part(self.corpus, [bits for bits, _, _ in eligible])
+        self._find(picked, HostBits(self.device, bits, row_q))
+        self._note("host", picked.size)
+
+    def _eligible(self, g: int) -> tuple[Bool, int, int]:
+        eligible, unverified = self.ops.eligible(self.corpus, self.queries.groups[g])
+        return eligible, int(eligible.sum()), int(unverified.sum())
+
+    # ── Rules on the device ───────────────────────────────────────────────────────────────────
+
+    def _by_rules(self, picked: Picked) -> bool:
+        """Ask each group in its best way; False where the rules or columns do not fit."""
+        groups, row_q = self._groups(picked)
+        program = self._program(groups)
+        ready = rules_ready(self.ops, self.corpus, program)
+        if ready is None:
+            return False
+        ways = np.array(self._ways(program, np.bincount(row_q, minlength=groups.size)))
+        for way in ("bits", "survivors"):
+            some = picked[ways[row_q] == way]
+            if some.size:
+                self._scan_rules(some, way)
+                self._note(way, some.size)
+        for g in np.flatnonzero(ways == "gather"):
+            some = picked[row_q == g]
+            self._gather(some, program.groups[g])
+            self._note("gather", some.size)
+        return True
+
+    def _program(self, groups: NDArray[np.int32]) -> Program:
+        rules = [self.queries.groups[int(g)] for g in groups]
+        return compile_program([group for group in rules if not isinstance(group, Bitmap)])
+
+    def _ways(self, program: Program, queries_g: NDArray[np.intp]) -> list[Way]:
+        """How each group is asked, from what a sample says of its pass rate."""
+        gate, seen = self._gate(program), 0
+        for part, begin, end in sample_spans(self.corpus):
+            gate.tile(part, begin, end)
+            seen += end - begin
+        share_g = rates(gate.counts()[0], seen)
+        loads = [
+            DeviceLoad(int(queries), len(group), float(share))
+            for queries, group, share in zip(queries_g, program.groups, share_g, strict=True)
+        ]
+        d = self.queries.q_qd.shape[1]
+        costs = device_costs(self.ops, d)
+        return choose(costs, loads, self.corpus.n, self.k, d, count=self.count)
+
+    def _gate(self, program: Program, row_q: Int32 | None = None) -> RuleBits:
+        ready = rules_ready(self.ops, self.corpus, program)
+        assert ready is not None, "a part of what was ready"
+        columns, alive = ready
+        row_q = np.zeros(0, np.int32) if row_q is None else row_q
+        return RuleBits(self.device, self.device.program(program), columns, alive, row_q)
+
+    def _scan_rules(self, picked: Picked, way: str) -> None:
+        groups, row_q = self._groups(picked)
+        gate = self._gate(self._program(groups), row_q)
+        if way == "survivors":
+            self._find(
+                picked,
+                RuleSurvivors(self.device, gate.program, gate.columns, gate.alive, row_q),
+            )
+            return
+        self._find(picked, gate)
+        self._counted(picked, gate, row_q)
+
+    def _counted(self, picked: Picked, gate: RuleBits, row_q: Int32) -> None:
+        if self.count:
+            eligible_g, unverified_g = gate.counts()
+            self.result.eligible_q[picked] = eligible_g[row_q]
+            self.result.unverified_q[picked] = unverified_g[row_q]
+
+    def _gather(self, picked: Picked, rules: Rules) -> None:
+        """Scan a copy of one group's rows."""
+        gate = self._gate(compile_program([rules]), np.zeros(picked.size, np.int32))
+        pieces: list[DeviceSegment] = []
+        rows: list[Int64] = [np.empty(0, np.int64)]
+        for part, begin, end in self._stretches():
+            words, _ = gate.tile(part, begin, end)
+            octets = self.device.download(words)[0].view(np.uint8)
+            local = begin + np.flatnonzero(np.unpackbits(octets, bitorder="little"))
+            if local.size:
+                pieces.append(self.copies[part].take(self.device.upload(local)))
+                rows.append(int(self.corpus.base[part]) + local)
+        self._counted(picked, gate, gate.row_q)
+        row_n = np.concatenate(rows)
+        bits = [np.full((1, -(-piece.n // WORD)), 0xFFFFFFFF, np.uint32) for piece in pieces]
+        for piece, words in zip(pieces, bits, strict=True):
+            if piece.n % WORD:
+                words[0, -1] = (1 << piece.n % WORD) - 1
+        self._find(picked, HostBits(self.device, bits, gate.row_q), pieces)
+        found = self.result.row_qk[picked]
+        self.result.row_qk[picked] = np.where(found >= 0, np.append(row_n, -1)[found], -1)
+
+    def _stretches(self) -> Iterator[tuple[int, int, int]]:
+        """(part, begin, end) over all rows, of the size of a tile."""
+        for part, segment in enumerate(self.segments):
+            for begin in range(0, segment.n, self.sizes.columns):
+                yield part, begin, min(begin + self.sizes.columns, segment.n)
+
+    # ── Scans ─────────────────────────────────────────────────────────────────────────────────
+
+    def _find(
+        self, picked: Picked, gate: Gate, copies: Sequence[DeviceSegment] | None = None
+    ) -> None:
+        copies = self.copies if copies is None else copies
+        scan = Scan(self.device, self.sizes, self.k, self.tally)
+        top, have = scan.find(copies, pick(self.queries, picked), gate)
+        self.result.row_qk[picked], self.result.points_qk[picked] = rows_and_points(top, have)
+        self.result.returned_q[picked] = have
+
+    def _groups(self, picked: Picked) -> tuple[NDArray[np.int32], Int32]:
+        """(the distinct groups of some queries, each query's place among them)."""
+        groups, row_q = np.unique(self.group_q[picked], return_inverse=True)
+        return groups, row_q.astype(np.int32)
+
+    def _note(self, way: str, queries: int) -> None:
+        self.asked[way] = self.asked.get(way, 0) + queries
+
+    def _telemetry(self, seconds: float) -> dict[str, object]:
+        ways = sorted(self.asked)
+        plans = [plan for plan in ("scan", "gather") if any(_plan_of(way) == plan for way in ways)]
+        return {
+            "plan": "+".join(plans) or "scan",
+            "device": self.device.name,
+            "product": "sieve" if self.device.tensor else "library",
+            "rules": "+".join(ways),
+            "pairs": self.tally.pairs,
+            "survivors": self.tally.found,
+            "tiles": self.tally.tiles,
+            "overflows": self.tally.overflows,
+            "seconds": seconds,
+        }
+
+
+def device_costs(ops: CupyOps, d: int) -> DeviceCosts:
+    """The device's cost model for rows of d dimensions, measured on first use."""
+    if ops.device_costs is not None:
+        return ops.device_costs
+    if not ops.device.timed:
+        return DeviceCosts()
+    return calibrated(ops.device, d, ops.memory_bytes)
+
+
+def rules_ready(
+    ops: CupyOps, corpus: Corpus, program: Program
+) -> tuple[list[DeviceColumns], list[Any]] | None:
+    """(columns, living rows) of each part; None where they, or the program, do not fit.
+
+    Raises:
+        KeyError: a rule names a column that a segment lacks.
+    """
+    segments = [segment for segment, _ in corpus.parts]
+    for segment in segments:
+        if segment.n:
+            program.check(segment)
+    if program.nbytes > ops.memory_bytes // 4 or len(program.groups) > limit("GROUPS_MAX"):
+        return None
+    columns = ops.resident.columns(segments, program)
+    if columns is None:
+        return None
+    return columns, [ops.resident.alive(alive) for _, alive in corpus.parts]
+
+
+def count_rules(ops: CupyOps, corpus: Corpus, rules: Rules) -> tuple[int, int] | None:
+    """Exact counts of one group on the device; None where its columns do not fit."""
+    program = compile_program([rules])
+    ready = rules_ready(ops, corpus, program)
+    if ready is None:
+        return None
+    gate = RuleBits(ops.device, ops.device.program(program), *ready, np.zeros(1, np.int32))
+    step = max(WORD, ops.memory_bytes * 4 // WORD * WORD)
+    for part, (segment, _) in enumerate(corpus.parts):
+        for begin in range(0, segment.n, step):
+            gate.tile(part, begin, min(begin + step, segment.n))
+    eligible_g, unverified_g = gate.counts()
+    return int(eligible_g[0]), int(unverified_g[0])
+
+
+def sample_spans(corpus: Corpus) -> list[tuple[int, int, int]]:
+    """(part, begin, end) of stretches spread over the corpus; begins are multiples of 32."""
+    step = max(SAMPLE_ROWS, corpus.n // SAMPLE_CHUNKS // WORD * WORD)
+    return [
+        (part, begin, min(begin + SAMPLE_ROWS, segment.n))
+        for part, (segment, _) in enumerate(corpus.parts)
+        for begin in range(0, segment.n, step)
+    ]
+
+
+def bits_by_part(corpus: Corpus, eligible_gn: Sequence[Bool]) -> list[UInt32]:
+    """Per part, uint32 (G, words) of bool (N,) over the corpus."""
+    edges = corpus.base.tolist()
+    return [
+        pack_bits([eligible[begin:end] for eligible in eligible_gn])
+        for begin, end in itertools.pairwise(edges)
+    ]
+
+
+def pick(queries: Queries, picked: Picked) -> Queries:
+    """Some of the queries; their groups are said by a gate."""
+    floor_q = queries.floor_q
+    return Queries(
+        q_qd=queries.q_qd[picked],
+        key_q=queries.key_q[picked],
+        floor_q=None if floor_q is None else floor_q[picked],
+    )
+
+
+def _plan_of(way: str) -> str:
+    return "gather" if way == "gather" else "scan"

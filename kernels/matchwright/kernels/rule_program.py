@@ -1,0 +1,180 @@
+"""Rule sets as programs of integers that ``cuda/rules.cuh`` reads.
+
+A program holds the rules of several groups one after the other, the values that they look for in
+one pool, and the columns that they read by slot. It is the same for every segment; where a
+segment's columns lie is said by a table of addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from matchwright.kernels import rules
+from matchwright.kernels.types import (
+    EmptyOrHasAny,
+    HasAll,
+    HasNone,
+    HoursOverlap,
+    InRange,
+    Int32,
+    KeyIn,
+    OneOf,
+    Predicate,
+    Rules,
+    Segment,
+    SubsetOf,
+    UInt64,
+)
+
+Slot = tuple[str, str]
+"""("scalar" or "set", a column's name)."""
+HOURS = ("hours_start", "hours_end", "zone", "overlap_minutes")
+FIELDS = ("kind", "flags", "column", "low", "high", "from", "many", "asked")
+"""The int32 fields of a rule, as ``struct Rule`` has them."""
+KINDS: dict[type, int] = {
+    InRange: 0,
+    OneOf: 1,
+    HasAll: 2,
+    HasNone: 3,
+    EmptyOrHasAny: 4,
+    SubsetOf: 5,
+    HoursOverlap: 6,
+    KeyIn: 7,
+}
+_UNKNOWN_PASSES, _NEGATE, _NO_WINDOW, _ROW_ASKS = 1, 2, 4, 8
+_LEAST, _MOST = -(2**31), 2**31 - 1
+_WORDS = 2**64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """The rules of some groups.
+
+    Attributes:
+        groups: the rule sets themselves.
+        rule_m8: int32 (M, 8), ``FIELDS`` of every rule.
+        start_g: int32 (G + 1,): group g owns rules start_g[g]..start_g[g + 1] - 1.
+        pool: uint64, the values that rules look for; at least one.
+        slots: the columns, by slot.
+        needed: those that must be there; the others are not read.
+    """
+
+    groups: tuple[Rules, ...]
+    rule_m8: Int32
+    start_g: Int32
+    pool: UInt64
+    slots: tuple[Slot, ...]
+    needed: frozenset[Slot]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays, the table of addresses included."""
+        arrays = (self.rule_m8, self.start_g, self.pool)
+        return sum(array.nbytes for array in arrays) + 24 * max(1, len(self.slots))
+
+    def check(self, segment: Segment) -> None:
+        """Refuse a segment that lacks a column.
+
+        Raises:
+            KeyError: naming the column and those that are there.
+        """
+        for kind, name in sorted(self.needed):
+            there: Any = segment.scalars if kind == "scalar" else segment.sets
+            if name not in there:
+                raise rules.unknown_column(name, there)
+
+
+def compile_program(groups: Sequence[Rules]) -> Program:
+    """The program of some rule sets."""
+    writer = _Writer()
+    start = [0]
+    for group in groups:
+        for predicate in group:
+            writer.write(predicate)
+        start.append(len(writer.rule))
+    return Program(
+        groups=tuple(groups),
+        rule_m8=np.array(writer.rule, np.int32).reshape(-1, len(FIELDS)),
+        start_g=np.array(start, np.int32),
+        pool=np.array(writer.pool or [0], np.uint64),
+        slots=tuple(writer.slots),
+        needed=frozenset(writer.needed),
+    )
+
+
+@dataclass(slots=True)
+class _Writer:
+    rule: list[list[int]] = field(default_factory=list)
+    pool: list[int] = field(default_factory=list)
+    slots: list[Slot] = field(default_factory=list)
+    needed: set[Slot] = field(default_factory=set)
+    places: dict[tuple[int, ...], int] = field(default_factory=dict)
+
+    def write(self, p: Predicate) -> None:
+        fields = dict.fromkeys(FIELDS, 0)
+        fields["kind"] = KINDS[type(p)]
+        fields["flags"] = _UNKNOWN_PASSES * bool(getattr(p, "unknown_passes", False))
+        fields["flags"] |= _NEGATE * bool(getattr(p, "negate", False))
+        if isinstance(p, HoursOverlap):
+            self._hours(p, fields)
+        elif isinstance(p, InRange):
+            fields["column"] = self._column("scalar", p.column)
+            fields["low"], fields["high"] = _within(p.low, p.high)
+        else:
+            values: Iterable[int] = p.keys if isinstance(p, KeyIn) else p.values
+            if not isinstance(p, KeyIn):
+                kind = "scalar" if isinstance(p, OneOf) else "set"
+                fields["column"] = self._column(kind, p.column)
+            fields["from"], fields["many"] = self._values(values)
+        self.rule.append([fields[name] for name in FIELDS])
+
+    def _column(self, kind: str, name: str) -> int:
+        self.needed.add((kind, name))
+        if (kind, name) not in self.slots:
+            self.slots.append((kind, name))
+        return self.slots.index((kind, name))
+
+    def _hours(self, p: HoursOverlap, fields: dict[str, int]) -> None:
+        fields["column"] = self._four()
+        if p.required_minutes is None:
+            fields["flags"] |= _ROW_ASKS
+            self.needed.add(("scalar", HOURS[3]))
+        else:
+            fields["asked"] = min(max(p.required_minutes, _LEAST), _MOST)
+        if p.start_utc is None or p.end_utc is None:
+            fields["flags"] |= _NO_WINDOW
+            return
+        self.needed.update(("scalar", name) for name in HOURS[:3])
+        fields["low"], fields["high"] = p.start_utc, p.end_utc
+        fields["from"], fields["many"] = self._place([v % _WORDS for v in p.offset_minutes])
+
+    def _four(self) -> int:
+        """The first of the four slots of working hours, which follow one another."""
+        wanted = [("scalar", name) for name in HOURS]
+        for at in range(len(self.slots) - 3):
+            if self.slots[at : at + 4] == wanted:
+                return at
+        self.slots += wanted
+        return len(self.slots) - 4
+
+    def _values(self, values: Iterable[int]) -> tuple[int, int]:
+        return self._place(sorted({int(value) % _WORDS for value in values}))
+
+    def _place(self, words: list[int]) -> tuple[int, int]:
+        """(from, many) of words in the pool; equal lists share a place."""
+        key = tuple(words)
+        if key not in self.places:
+            self.places[key] = len(self.pool)
+            self.pool += words
+        return self.places[key], len(words)
+
+
+def _within(low: int, high: int) -> tuple[int, int]:
+    """Limits as int32 that let the same int32 values pass."""
+    if low > high or low > _MOST or high < _LEAST:
+        return 1, 0
+    return max(low, _LEAST), min(high, _MOST)
