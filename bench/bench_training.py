@@ -146,13 +146,13 @@ def right(told: dict[str, gate.Verdict]) -> dict[str, bool]:
     }
 
 
-def run(seeds: int, decisions: int, judged: int, settings: Settings) -> dict[str, Any]:
+def run(seeds: range, decisions: int, judged: int, settings: Settings) -> dict[str, Any]:
     """All figures."""
     ndcg: dict[str, list[Any]] = {name: [] for name in (*NAMES, "first_phase")}
     tau: dict[str, list[float]] = {name: [] for name in ndcg}
     verdicts = []
     curves: dict[str, Any] = {}
-    for seed in range(1, seeds + 1):
+    for seed in seeds:
         begin = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             at = market(seed, decisions, judged, Path(folder))
@@ -204,14 +204,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else "")
     parser.add_argument("--json", action="store_true", help="the only format; taken for form")
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--first-seed", type=int, default=1, help="others than 1 are for tuning")
     parser.add_argument("--decisions", type=int, default=4_000)
     parser.add_argument("--judged", type=int, default=1_000)
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     settings = Settings(threads=asked.threads)
     begin = time.monotonic()
-    figures = run(asked.seeds, asked.decisions, asked.judged, settings)
-    figures |= {"seeds": asked.seeds, "decisions": asked.decisions, "judged": asked.judged,
+    seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
+    figures = run(seeds, asked.decisions, asked.judged, settings)
+    figures |= {"seeds": list(seeds), "decisions": asked.decisions, "judged": asked.judged,
                 "seconds": round(time.monotonic() - begin, 1)}  # fmt: skip
     print(json.dumps(figures, indent=2))
     return 0 if figures["passed"] else 1

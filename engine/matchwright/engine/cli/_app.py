@@ -20,6 +20,7 @@ from matchwright.engine.cli import (
     run,
     serve,
     store,
+    train,
 )
 
 app = typer.Typer(
@@ -58,5 +59,18 @@ def root(
         raise typer.Exit(2)
 
 
-for module in (demo, ingest, match, explain, serve, policy, models, store, run, doctor, bench):
+for module in (
+    demo,
+    ingest,
+    match,
+    explain,
+    serve,
+    policy,
+    models,
+    store,
+    run,
+    train,
+    doctor,
+    bench,
+):
     module.register(app)

@@ -8,6 +8,7 @@ from matchwright.engine.cli import (
     models_build,
     models_check,
     models_list,
+    models_promote,
     models_roll,
     models_serve,
 )
@@ -19,6 +20,13 @@ group = typer.Typer(
 
 def register(app: typer.Typer) -> None:
     """Add the group, its commands in the order of a model's life."""
-    for module in (models_build, models_check, models_list, models_roll, models_serve):
+    for module in (
+        models_build,
+        models_check,
+        models_promote,
+        models_list,
+        models_roll,
+        models_serve,
+    ):
         module.register(group)
     app.add_typer(group, name="models")

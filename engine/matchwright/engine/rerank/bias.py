@@ -20,7 +20,7 @@ the voice of ``PRIOR_VIEWS`` views.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ from matchwright.kernels.types import Bool, Float64, Int64, UInt64
 WEIGHT_MAX = 20.0
 EVENTS_MIN = 100
 """Fewer views than this, in what a way rests on, and the way is not taken."""
-PRIOR_VIEWS = 10.0
+PRIOR_VIEWS = 30.0
 EM_ROUNDS = 8
 _OWN = 10
 _GROWTH = 1.25
@@ -91,6 +91,13 @@ class Curve:
             "views": self.events,
             "note": self.note,
         }
+
+
+def from_record(told: Mapping[str, Any]) -> Curve:
+    """The curve that ``Curve.record`` told of."""
+    first, examined = np.array(told["positions_from"]), np.array(told["examined"], np.float64)
+    return Curve(Method(told["method"]), first.astype(np.int64), examined,
+                 float(told["weight_max"]), int(told["views"]), str(told["note"]))  # fmt: skip
 
 
 def flat(note: str = "") -> Curve:

@@ -12,6 +12,7 @@ came after the split are not known in training.
 
 from __future__ import annotations
 
+import datetime
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,11 +28,14 @@ from matchwright.engine.rerank.decisions import OUTCOMES
 from matchwright.engine.rerank.decisions_read import Logged, day_text
 from matchwright.engine.rerank.evaluate import Judged, ideal_dcg
 from matchwright.engine.rerank.export import export_booster
+from matchwright.engine.rerank.features import FEATURES
 from matchwright.engine.rerank.trees import THRESHOLD_LIMIT, Trees
 from matchwright.kernels.types import Float64, Int8
 
 if TYPE_CHECKING:
     import lightgbm
+
+    from matchwright.engine.policy import Policy
 
 GRADED = "graded"
 _CLIP = THRESHOLD_LIMIT - 1
@@ -116,6 +120,29 @@ class Trained:
         """The part of the record that the gate reads."""
         found: dict[str, Any] = self.record["evaluation"]
         return found
+
+
+def method_of(name: str) -> Method:
+    """A way of correcting positions, by its name.
+
+    Raises:
+        InvalidArgument: there is no such way; the message has all.
+    """
+    try:
+        return Method(name)
+    except ValueError:
+        raise InvalidArgument(
+            f"--position-bias takes {', '.join(Method)}; got {name!r}", field="position_bias"
+        ) from None
+
+
+def excluded_by(policy: Policy) -> dict[str, list[str]]:
+    """Feature -> fields that it reads and the policy's input manifest does not list as used."""
+    missing = {
+        feature.name: [name for name in feature.reads if name not in policy.used]
+        for feature in FEATURES
+    }
+    return {name: fields for name, fields in missing.items() if fields}
 
 
 def gains(grade: Int8, label: str) -> Float64:
@@ -218,6 +245,31 @@ def judge(
         after, gain * weight, (gain > 0) * weight, trees, in_service,
         k=settings.k, seed=settings.seed, bootstraps=settings.bootstraps, advance=advance,
     ) | {"label": settings.label, "correction": str(curve.method)}  # fmt: skip
+
+
+def judge_again(logged: Logged, trees: Trees, in_service: Trees | None) -> dict[str, Any]:
+    """The evaluation of a trained model on later decisions, as its training record asks.
+
+    Args:
+        logged: of them, those from the record's split on are judged.
+        trees: loaded from a folder, with their training record.
+
+    Raises:
+        InvalidData: the record is none, or no decision lies after the split.
+    """
+    try:
+        told, split = trees.training["settings"], trees.training["data"]["split_at"]
+        day = (datetime.date.fromisoformat(split) - datetime.date(1970, 1, 1)).days
+        settings = Settings(label=told["label"], seed=told["seed"], k=told["k"])
+        curve = bias.from_record(trees.training["correction"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidData(f"the training record cannot be read ({error}); train anew") from None
+    after = logged.rows(logged.shown)
+    after = after.part(after.day_d >= day)
+    if not after.day_d.size:
+        raise InvalidData(f"no decision from {split} on; the model was trained on earlier days")
+    found = judge(after, trees, in_service, curve, settings)
+    return found | {"warnings": list(logged.warnings), "data": logged.digest}
 
 
 def _lightgbm() -> Any:
