@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from matchwright.engine.errors import InvalidArgument, MatchwrightError
 from matchwright.engine.records import quarantine as quarantines
 from matchwright.engine.runs.redact import Gone, Redaction, redact_output
-from matchwright.engine.store import erase, migrate, places
+from matchwright.engine.store import embeddings_sweep, erase, migrate, places
 from matchwright.engine.store.catalog import KINDS, Catalog
 from matchwright.engine.store.erase import Who
 from matchwright.engine.store.hold import scratch_folder
@@ -51,6 +51,7 @@ class Erasure:
         earlier: replaced or deleted forms of their records that went.
         mentions: records of others in which a stand-in took the place of an id.
         rows, files: encoded rows that went, and segment files that were replaced for it.
+        embeddings: of texts that nobody who stays has, of theirs and of earlier texts of others.
         runs: what became of each run.
         quarantine: path -> rows that were taken out or blanked.
         not_reached: what may still hold them, and why. Empty: nothing that is known of does.
@@ -66,6 +67,7 @@ class Erasure:
     mentions: int = 0
     rows: int = 0
     files: int = 0
+    embeddings: int = 0
     runs: list[Redaction] = field(default_factory=list)
     quarantine: dict[str, int] = field(default_factory=dict)
     not_reached: list[str] = field(default_factory=list)
@@ -141,6 +143,12 @@ def erase_entities(
         done.not_reached.append(
             f"{writer.catalog.path}-wal: a reader holds on to it; erase again when it has ended"
         )
+    step("embeddings of texts")
+    done.embeddings, held = embeddings_sweep.sweep(writer)
+    done.incomplete |= bool(held)
+    done.not_reached += [
+        f"{path}-wal: a reader holds on to it; erase again when it has ended" for path in held
+    ]
     _quarantine(done, where.quarantine, [*dict.fromkeys((*names, *target.names))], step)
     _runs(done, where.runs, gone_from(writer.catalog), step)
     for what, why in _OUT_OF_REACH.items():

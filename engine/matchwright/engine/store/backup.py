@@ -4,7 +4,7 @@
 
     backup.json                      which store, which epoch, formats; first
     catalog.sqlite                   complete by itself, no log beside it
-    segments/.. generations/.. leases/..
+    segments/.. generations/.. embeddings/.. leases/..
     SHA256SUMS                       as sha256sum writes it; last, so an archive without is cut off
 
 It is written in one pass and read in one pass, so it goes through pipes. ``tar xf FILE`` and
@@ -20,7 +20,7 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -30,6 +30,7 @@ import msgspec
 from matchwright.engine.errors import InvalidArgument, StoreDamaged, StoreError
 from matchwright.engine.store import files, segment_file
 from matchwright.engine.store.catalog import FILE, Catalog
+from matchwright.engine.store.embeddings_sweep import check_file
 from matchwright.engine.store.encode import Neighbours, default_neighbours
 from matchwright.engine.store.hold import (
     GENERATIONS,
@@ -159,6 +160,8 @@ def _check(root: Path, held: Held, neighbours: Neighbours) -> None:
         path = root / GENERATIONS / folder
         with files.naming(path, "read"):
             neighbours.load(path)
+    for path in held.embeddings.values():
+        check_file(path)
     with closing(Catalog(held.catalog, write=False)) as copied, copied.look() as connection:
         problems = connection.execute("PRAGMA quick_check").fetchall()
     if problems != [("ok",)]:
@@ -182,8 +185,15 @@ def _write(
     root: Path, held: Held, out: IO[bytes], where: str, progress: Progress
 ) -> tuple[int, int]:
     """Writes the archive; (members, bytes)."""
-    with files.naming(held.catalog, "read"), held.catalog.open("rb") as catalog:
-        opened = {FILE: catalog, **held.files}
+    with (
+        files.naming(held.catalog, "read"),
+        held.catalog.open("rb") as catalog,
+        ExitStack() as stack,
+    ):
+        copies = {
+            name: stack.enter_context(path.open("rb")) for name, path in held.embeddings.items()
+        }
+        opened: dict[str, IO[bytes]] = {FILE: catalog, **held.files, **copies}
         members = [
             _Member(name, root / name, file, os.fstat(file.fileno()).st_size)
             for name, file in opened.items()

@@ -64,12 +64,11 @@ class BulkWriter:
         """
         pending, writer = self._pending, self._writer
         pending.drop_unchanged()
-        first_seq = writer.take_seqs(len(pending))
         while len(pending):
             generation = writer.newest().generation
             with writer.ahead(pending.frame()) as waited_s:
                 self.waited_s += waited_s
-                rows = writer.encode(generation, pending, first_seq)
+                rows = writer.encode(generation, pending, writer.take_seqs(len(pending)))
                 segment, written = writer.write_file(self._kind, generation.id, rows)
                 epoch = writer.commit_sealed(pending, rows, generation.id, segment, written)
             if epoch is not None:

@@ -11,8 +11,17 @@ from types import TracebackType
 import numpy as np
 
 from matchwright.engine.errors import EpochGone, NotFound, StoreDamaged, StoreError, StoreFormat
-from matchwright.engine.store import blobs, files, history, published, schema
+from matchwright.engine.store import (
+    blobs,
+    embeddings,
+    embeddings_sweep,
+    files,
+    history,
+    published,
+    schema,
+)
 from matchwright.engine.store.catalog import FILE, KINDS, Catalog, Kind, SegmentRow, State
+from matchwright.engine.store.embeddings import encoders_of
 from matchwright.engine.store.encode import Neighbours
 from matchwright.engine.store.hold import GENERATIONS, SEGMENTS, Progress, generations, silent
 from matchwright.engine.store.leases import FOLDER, SUFFIX, LeaseFolder
@@ -88,10 +97,13 @@ class _Check:
         for name in fitted:
             with self._noting():
                 self._generation(self._root / GENERATIONS / name)
+        self._embeddings()
         self._replica()
         if not self._found:
             with self._noting():
                 self._rows()
+            with self._noting():
+                self._embedded()
             with self._noting():
                 self._kept()
         if self._found and self._catalog.replaced():
@@ -201,12 +213,27 @@ class _Check:
         except OSError as error:
             raise files.failure(error.filename or folder, error, "read")
 
+    def _embeddings(self) -> None:
+        for path in embeddings.paths(self._root):
+            with self._noting():
+                embeddings_sweep.check_file(path)
+
+    def _embedded(self) -> None:
+        """The records of the newest epoch have the embeddings that a served encoder gave them."""
+        with self._catalog.look() as connection:
+            name = self._catalog.state(connection).generation
+        for encoder in encoders_of(self._root, [name]):
+            path = embeddings.path_of(self._root, encoder)
+            embeddings_sweep.check_whole(path, self._catalog, self._neighbours)
+
     def _replica(self) -> None:
         """A replica's catalog never changes in place, so the checksum of every block is known."""
         with self._noting():
             mark = read_mark(self._root)
             if mark is not None and self._is_of(mark):
-                self._blocks(mark)
+                for name, blocks in mark.manifest.in_blocks().items():
+                    with self._noting():
+                        self._blocks(self._root / name, blocks)
                 for name, file in mark.manifest.files.items():
                     if name.startswith(GENERATIONS):
                         with self._noting():
@@ -220,10 +247,9 @@ class _Check:
             state = self._catalog.state(connection)
         return state is None or (state.number, state.digest.hex()) == (made.number, made.digest)
 
-    def _blocks(self, mark: Replica) -> None:
-        path = self._catalog.path
+    def _blocks(self, path: Path, blocks: published.CatalogFile) -> None:
         with files.naming(path, "read"), path.open("rb") as file:
-            for n, sha256 in enumerate(mark.manifest.catalog.blocks):
+            for n, sha256 in enumerate(blocks.blocks):
                 block = file.read(published.BLOCK_BYTES)
                 if hashlib.sha256(block).hexdigest() != sha256:
                     low = n * published.BLOCK_BYTES

@@ -27,6 +27,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from matchwright.engine.errors import EpochGone, StoreDamaged, StoreFormat
@@ -42,6 +43,7 @@ _APPLICATION_ID = 0x4D575345  # "MWSE"
 _PARAMETERS_MAX = 500
 _VALUE = np.dtype("<i4")
 _CHECKSUM_BYTES = 4
+_FILES_KEPT = 4
 AHEAD_S = 30 * 86_400.0
 """How long embeddings stay that were made ahead of a generation that never came."""
 _TABLES = (
@@ -92,6 +94,32 @@ def held(root: Path, *, alone: bool) -> Iterator[None]:
     finally:
         if fd >= 0:
             os.close(fd)
+
+
+class _Text(msgspec.Struct):
+    encoder: str
+    content_hash: str
+
+
+class _Manifest(msgspec.Struct):
+    text: _Text
+
+
+def encoders_of(root: Path, names: Sequence[str] | None = None) -> set[str]:
+    """Content hashes of the served encoders that generations in a store's folder name.
+
+    Args:
+        names: of the generations; all by default.
+    """
+    found = set()
+    for path in (root / "generations").glob("[!.]*/generation.json"):
+        if names is not None and path.parent.name not in names:
+            continue
+        with suppress(OSError, msgspec.DecodeError):  # gone just now; or damaged: loading says so
+            text = msgspec.json.decode(path.read_bytes(), type=_Manifest).text
+            if text.encoder == "served":
+                found.add(text.content_hash)
+    return found
 
 
 class EmbeddingFile(Connections):
@@ -208,6 +236,9 @@ class EmbeddingFile(Connections):
 class EmbeddingCache:
     """One encoder's embeddings in a store; the file need not be there.
 
+    A reader of a replica goes on with the file that a pull replaced, for snapshots that are out,
+    and looks into the one that took its place for what that lacks.
+
     Args:
         path: the file.
         dimensions: of its values.
@@ -219,25 +250,26 @@ class EmbeddingCache:
         self.dimensions = dimensions
         self.writable = writable
         self._lock = threading.Lock()
-        self._file: EmbeddingFile | None = None
+        self._files: list[EmbeddingFile] = []
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Int32]:
         """See ``EmbeddingFile.get``."""
-        file = self._opened()
         found: dict[bytes, Int32] = {}
-        with suppress(EpochGone):  # a pull put another file in its place
-            found = file.get(keys) if file is not None else {}
-        if len(found) < len(keys):
-            renewed = self._renewed(file)
-            return renewed.get(keys) if renewed is not None else found
+        left = keys
+        for file in self._opened():
+            with suppress(EpochGone):  # no connection is left to a file that was replaced
+                found |= file.get(left)
+            left = [key for key in left if key not in found]
+            if not left:
+                break
+        if left and (renewed := self._renewed()) is not None:
+            found |= renewed.get(left)
         return found
 
     def missing(self, keys: Sequence[bytes]) -> set[bytes]:
         """See ``EmbeddingFile.missing``."""
-        file = self._opened()
-        if file is None:
-            return set(keys)
-        return file.missing(keys)
+        opened = self._opened()
+        return opened[0].missing(keys) if opened else set(keys)
 
     def put(self, keys: Sequence[bytes], rows: Int32) -> None:
         """See ``EmbeddingFile.put``."""
@@ -246,22 +278,23 @@ class EmbeddingCache:
     def file(self) -> EmbeddingFile:
         """The file, made by a writer if it is not there."""
         with self._lock:
-            if self._file is None:
-                self._file = self._open(make=True)
-            return self._file
+            if not self._files:
+                self._files.append(self._open(make=True))
+            return self._files[0]
 
     def close(self) -> None:
         """Lets the file go; it is opened again when it is needed."""
         with self._lock:
-            file, self._file = self._file, None
-        if file is not None:
+            files_, self._files = self._files, []
+        for file in files_:
             file.close()
 
-    def _opened(self) -> EmbeddingFile | None:
+    def _opened(self) -> list[EmbeddingFile]:
+        """The files to look into, the newest first."""
         with self._lock:
-            if self._file is None and self.path.is_file():
-                self._file = self._open(make=False)
-            return self._file
+            if not self._files and self.path.is_file():
+                self._files.append(self._open(make=False))
+            return list(self._files)
 
     def _open(self, *, make: bool) -> EmbeddingFile:
         if make and self.writable:
@@ -277,15 +310,17 @@ class EmbeddingCache:
             raise
         return file
 
-    def _renewed(self, file: EmbeddingFile | None) -> EmbeddingFile | None:
-        """The file that took the place of ours, after a pull; None when it is the same."""
-        if self.writable or file is None or not file.replaced():
-            return None
+    def _renewed(self) -> EmbeddingFile | None:
+        """The file that took the place of the newest one here; None when that is still there."""
         with self._lock:
-            if self._file is file:
-                file.close()
-                self._file = self._open(make=False)
-            return self._file
+            if self.writable or not self._files or not self._files[0].replaced():
+                return None
+            file = self._open(make=False)
+            self._files.insert(0, file)
+            for old in self._files[_FILES_KEPT:]:
+                old.close()
+            del self._files[_FILES_KEPT:]
+            return file
 
 
 def pack(key: bytes, row: Int32) -> bytes:

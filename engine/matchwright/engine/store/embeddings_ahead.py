@@ -16,17 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import msgspec
-
 from matchwright.engine.errors import (
     FailedPrecondition,
     InvalidArgument,
     MatchwrightError,
     NotFound,
 )
-from matchwright.engine.store import embeddings, replica
+from matchwright.engine.store import embeddings
 from matchwright.engine.store.catalog import FILE, KINDS, Catalog, Kind
-from matchwright.engine.store.embeddings import EmbeddingCache, EmbeddingFile
+from matchwright.engine.store.embeddings import EmbeddingCache, EmbeddingFile, encoders_of
 from matchwright.engine.store.encode import Neighbours, default_neighbours
 from matchwright.engine.store.snapshot import rows_of_schema, stored_record
 
@@ -178,23 +176,6 @@ class Embeddings:
                 path.with_name(path.name + end).unlink(missing_ok=True)
 
 
-class _Text(msgspec.Struct):
-    content_hash: str
-
-
-class _Manifest(msgspec.Struct):
-    text: _Text
-
-
-def encoders_of(root: Path) -> set[str]:
-    """Content hashes of the encoders that the generations in a store's folder name."""
-    found = set()
-    for path in (root / "generations").glob("[!.]*/generation.json"):
-        with suppress(OSError, msgspec.DecodeError):  # gone just now; or damaged: loading says so
-            found.add(msgspec.json.decode(path.read_bytes(), type=_Manifest).text.content_hash)
-    return found
-
-
 def _counted_on(path: Path) -> bool:
     """Whether a file that no generation needs is ahead of one, or cannot be read to tell."""
     file = EmbeddingFile(path, 0, write=False)
@@ -276,12 +257,13 @@ def embed(root: Path, models: Models, version: int | None = None, tell: Tell = s
         FailedPrecondition: the store is a replica, or does not keep texts.
         ModelUnavailable, ModelLate, ModelWrong: not every text was encoded; what was stays.
     """
+    from matchwright.engine.generation.fitting import check_width
+    from matchwright.engine.store import replica  # what it needs, needs this module
+
     if not (root / FILE).is_file():
         raise NotFound(f"{root}: holds no store; import into it to make one", file=root)
     replica.refuse_writer(root)
     began = time.monotonic()
-    from matchwright.engine.generation.fitting import check_width
-
     texts = Embeddings(root, models, write=True)
     artefact = texts.artefact(version)
     check_width(artefact.dimensions)
@@ -303,10 +285,10 @@ def embed(root: Path, models: Models, version: int | None = None, tell: Tell = s
 
 
 def stored_rows(
-    catalog: Catalog, neighbours: Neighbours, table: str, at_once: int
+    catalog: Catalog, neighbours: Neighbours, table: str, at_once: int, low: int = 0
 ) -> Iterator[list[dict[str, Any]]]:
-    """All records of a table of the catalog, as rows, some at a time; in the order of numbers."""
-    kind, where, last = cast(Kind, table.removesuffix("_old")), str(catalog.path), -1
+    """Records of a table of the catalog from number ``low`` on, as rows, some at a time."""
+    kind, where, last = cast(Kind, table.removesuffix("_old")), str(catalog.path), low - 1
     while True:
         with catalog.look() as connection:
             found = connection.execute(

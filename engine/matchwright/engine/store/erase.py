@@ -30,6 +30,7 @@ from matchwright.engine.erased import stand_in
 from matchwright.engine.errors import StoreDamaged
 from matchwright.engine.store import blobs
 from matchwright.engine.store.catalog import KINDS, Catalog, Kind
+from matchwright.engine.store.connections import Connections
 from matchwright.engine.store.segment_file import SegmentFile
 
 if TYPE_CHECKING:
@@ -335,10 +336,10 @@ def _exists(connection: sqlite3.Connection) -> bool:
 # ── Pages and log ─────────────────────────────────────────────────────────────────────────────
 
 
-def scrub(catalog: Catalog) -> bool:
-    """Rewrites every page of the catalog and empties its log, so that no free page holds anything.
+def scrub(catalog: Connections) -> bool:
+    """Rewrites every page of a file and empties its log, so that no free page holds anything.
 
-    Takes as much free space again as the catalog has, twice.
+    Takes as much free space again as the file has, twice.
 
     Returns:
         False when a reader held on to the log for half a minute; what it shows is still there then.

@@ -19,8 +19,12 @@ from pathlib import Path
 from typing import IO
 
 from matchwright.engine.errors import NotFound, StoreDamaged
-from matchwright.engine.store import blobs, collect, files, migrate, schema
+from matchwright.engine.store import blobs, collect, embeddings, files, migrate, schema
 from matchwright.engine.store.catalog import FILE, KINDS, Catalog, SegmentRow, State
+from matchwright.engine.store.embeddings import encoders_of
+from matchwright.engine.store.embeddings_sweep import keep_only, keys_of
+from matchwright.engine.store.embeddings_sweep import opened as opened_file
+from matchwright.engine.store.encode import default_neighbours
 from matchwright.engine.store.snapshot import stored_record
 
 SEGMENTS, GENERATIONS = "segments", "generations"
@@ -47,6 +51,7 @@ class Held:
         catalog: the copy, not in write-ahead mode: one file, complete by itself.
         files: ``segments/NAME`` and ``generations/ID/NAME`` -> open file.
         counts: records of each kind.
+        embeddings: ``embeddings/NAME`` -> a copy of that file, as the catalog's is one.
     """
 
     state: State
@@ -55,6 +60,7 @@ class Held:
     catalog: Path
     files: dict[str, IO[bytes]]
     counts: dict[str, int]
+    embeddings: dict[str, Path]
 
     @property
     def epoch(self) -> str:
@@ -87,7 +93,11 @@ def hold(
     if not (root / FILE).is_file():
         raise NotFound(f"{root}: holds no store", file=root)
     copy = scratch / FILE
-    with closing(Catalog(root / FILE, write=False)) as catalog, ExitStack() as opened:
+    with (
+        closing(Catalog(root / FILE, write=False)) as catalog,
+        ExitStack() as opened,
+        embeddings.held(root, alone=False),
+    ):
         version = catalog.check()
         if newest_only:
             migrate.refuse_older(catalog.path, version)
@@ -110,13 +120,16 @@ def hold(
                     continue
                 _copy(connection, copy, progress)
                 break
+        encoders = _copy_embeddings(root, fitted, scratch, progress)
         with closing(Catalog(copy, write=True)) as copied:
             if newest_only:
                 forget_older(copied)
             if not keep_text and state.keep_text:
                 state = _strip_texts(copied)
+            if newest_only:
+                _keep_only_named(copied, encoders)
             version, counts = _about(copied)
-        yield Held(state, version, manifest, copy, held, counts)
+        yield Held(state, version, manifest, copy, held, counts, encoders)
 
 
 def generations(
@@ -156,6 +169,31 @@ def _moved(catalog: Catalog, state: State) -> bool:
     """Whether the store has gone on since ``state``, so that its files may be gone."""
     with closing(catalog.connect()) as connection, catalog.look(connection):
         return catalog.state(connection).number != state.number
+
+
+def _copy_embeddings(
+    root: Path, fitted: list[str], scratch: Path, progress: Progress
+) -> dict[str, Path]:
+    """Copies the embeddings of the encoders of some generations."""
+    copies = {}
+    for encoder in sorted(encoders_of(root, fitted)):
+        source = embeddings.path_of(root, encoder)
+        if not source.is_file():
+            continue  # no text was ever encoded, or it is gone: `store verify` says so
+        copy = embeddings.path_of(scratch, encoder)
+        copy.parent.mkdir(exist_ok=True)
+        with opened_file(source, write=False) as file, file.look() as connection:
+            _copy(connection, copy, progress)
+        copies[source.relative_to(root).as_posix()] = copy
+    return copies
+
+
+def _keep_only_named(copied: Catalog, encoders: dict[str, Path]) -> None:
+    """Leaves of each copy of embeddings what the records of the newest epoch have."""
+    neighbours = default_neighbours()
+    for path in encoders.values():
+        with opened_file(path, write=True) as file:
+            keep_only(file, keys_of(copied, neighbours, KINDS))
 
 
 def _copy(connection: sqlite3.Connection, copy: Path, progress: Progress) -> None:

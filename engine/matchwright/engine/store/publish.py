@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -172,7 +173,8 @@ def _is_there(
         file_name(file.sha256) in there and there[file_name(file.sha256)].size == file.size
         for file in previous.files.values()
     )
-    return same and whole and all(block_name(one) in there for one in previous.catalog.blocks)
+    in_blocks = previous.in_blocks().values()
+    return same and whole and all(block_name(one) in there for it in in_blocks for one in it.blocks)
 
 
 def _trusted(target: Target, there: Mapping[str, Entry]) -> set[str]:
@@ -194,16 +196,20 @@ class _Upload:
 
     def everything(self, root: Path, held: Held, previous: Manifest | None) -> Manifest:
         """Blocks, segments and generations; then the manifest's content."""
-        total = held.catalog.stat().st_size
+        in_blocks = {FILE: held.catalog, **held.embeddings}
+        total = sum(path.stat().st_size for path in in_blocks.values())
         total += sum(os.fstat(file.fileno()).st_size for file in held.files.values())
         done = 0
-        blocks: list[str] = []
+        blocks: dict[str, list[str]] = {name: [] for name in in_blocks}
         entries: dict[str, File] = {}
         known = previous.files if previous is not None else {}
-        jobs = self._jobs(root, held, known, blocks, entries)
-        for size in in_parallel(jobs):
+        jobs = self._jobs(root, held, known, entries)
+        for size in in_parallel(chain(jobs, self._blocks(in_blocks, blocks))):
             done += size
             self._progress("publish", done, total)
+        made = {
+            name: CatalogFile(path.stat().st_size, blocks[name]) for name, path in in_blocks.items()
+        }
         state = held.state
         return Manifest(
             format=published.FORMAT,
@@ -215,8 +221,9 @@ class _Upload:
             catalog_format=held.format,
             segment_format=segment_file.FORMAT,
             records=held.counts,
-            catalog=CatalogFile(held.catalog.stat().st_size, blocks),
+            catalog=made[FILE],
             files={name: entries[name] for name in sorted(entries)},
+            embeddings={name: made[name] for name in sorted(held.embeddings)},
             made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
 
@@ -225,20 +232,24 @@ class _Upload:
         root: Path,
         held: Held,
         known: Mapping[str, File],
-        blocks: list[str],
         entries: dict[str, File],
     ) -> Iterator[Callable[[], int]]:
         digests = {f"{SEGMENTS}/{row.file}": row.digest for row in held.manifest}
         for name, file in held.files.items():
             yield partial(self._file, root, name, file, digests.get(name), known, entries)
+
+    def _blocks(
+        self, in_blocks: Mapping[str, Path], blocks: Mapping[str, list[str]]
+    ) -> Iterator[Callable[[], int]]:
         seen: set[str] = set()
-        with files.naming(held.catalog, "read"), held.catalog.open("rb") as catalog:
-            while block := catalog.read(published.BLOCK_BYTES):
-                sha256 = hashlib.sha256(block).hexdigest()
-                blocks.append(sha256)
-                if sha256 not in seen:
-                    seen.add(sha256)
-                    yield partial(self._block, sha256, block)
+        for name, path in in_blocks.items():
+            with files.naming(path, "read"), path.open("rb") as file:
+                while block := file.read(published.BLOCK_BYTES):
+                    sha256 = hashlib.sha256(block).hexdigest()
+                    blocks[name].append(sha256)
+                    if sha256 not in seen:
+                        seen.add(sha256)
+                        yield partial(self._block, sha256, block)
 
     def _block(self, sha256: str, block: bytes) -> int:
         name = block_name(sha256)

@@ -4,7 +4,7 @@
 
     URL/CURRENT.json                 which manifest is in force; written last
         manifests/NUMBER-SHA.json    every file of one epoch, with its checksum
-        blocks/AB/SHA256             a MiB of a catalog, after one byte: plain (0) or deflated (1)
+        blocks/AB/SHA256             a MiB of an SQLite file after one byte: plain 0, deflated 1
         files/AB/SHA256              a segment, or a file of a generation
         GARBAGE.json                 what no manifest names, and since when
 """
@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ from typing import TypeVar
 import msgspec
 
 from matchwright.engine.errors import InvalidArgument, NotFound, StoreDamaged, StoreFormat
+from matchwright.engine.store.catalog import FILE as CATALOG
 from matchwright.engine.store.hold import GENERATIONS, SEGMENTS
 from matchwright.engine.store.remote import Target
 
@@ -31,6 +33,7 @@ BLOCKS, FILES = "blocks", "files"
 BLOCK_BYTES = 1 << 20
 WORKERS = 4
 _PLAIN, _DEFLATED = b"\x00", b"\x01"
+_EMBEDDINGS = re.compile(r"embeddings/[0-9a-f]+\.sqlite")
 
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
@@ -45,14 +48,14 @@ class File(msgspec.Struct, frozen=True):
 
 
 class CatalogFile(msgspec.Struct, frozen=True):
-    """The catalog: its bytes, and the SHA-256 of every started MiB of it."""
+    """An SQLite file (catalog, embeddings): its bytes, and the SHA-256 of every started MiB."""
 
     size: int
     blocks: list[str]
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """All of one published epoch."""
+    """All of one published epoch. ``embeddings``: file -> the like, of a served encoder."""
 
     format: int
     store: str
@@ -65,6 +68,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     records: dict[str, int]
     catalog: CatalogFile
     files: dict[str, File]
+    embeddings: dict[str, CatalogFile] = {}
     made: str
 
     @property
@@ -75,11 +79,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def size(self) -> int:
         """Bytes of all files."""
-        return self.catalog.size + sum(file.size for file in self.files.values())
+        in_blocks = sum(file.size for file in self.in_blocks().values())
+        return in_blocks + sum(file.size for file in self.files.values())
+
+    def in_blocks(self) -> dict[str, CatalogFile]:
+        """The files that are stored in blocks, the catalog among them."""
+        return {CATALOG: self.catalog, **self.embeddings}
 
     def objects(self) -> set[str]:
         """The names of all objects of a target that hold its content."""
-        blocks = {block_name(sha256) for sha256 in self.catalog.blocks}
+        blocks = {
+            block_name(sha256) for file in self.in_blocks().values() for sha256 in file.blocks
+        }
         return blocks | {file_name(file.sha256) for file in self.files.values()}
 
 
@@ -197,6 +208,9 @@ def manifest_at(target: Target, name: str, sha256: str | None = None) -> Manifes
     manifest = decode(Manifest, data, where, sha256)
     for path in manifest.files:
         _check_name(path, where)
+    for path in manifest.embeddings:
+        if not _EMBEDDINGS.fullmatch(path):
+            raise _strange(path, where)
     return manifest
 
 
@@ -206,7 +220,11 @@ def _check_name(path: str, where: str) -> None:
     deep = {SEGMENTS: 2, GENERATIONS: 3}
     sound = len(parts) >= 2 and len(parts) >= deep.get(parts[0], 99) and ".." not in parts
     if not sound or path.startswith("/") or "\\" in path or "/".join(parts) != path:
-        raise StoreDamaged(f"{where}: names a file {path!r} that no store has", file=where)
+        raise _strange(path, where)
+
+
+def _strange(path: str, where: str) -> StoreDamaged:
+    return StoreDamaged(f"{where}: names a file {path!r} that no store has", file=where)
 
 
 def choose(target: Target, epoch: str | None) -> Manifest:

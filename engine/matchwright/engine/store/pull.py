@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,15 @@ from matchwright.engine.errors import FailedPrecondition, NotFound, StoreDamaged
 from matchwright.engine.store import catalog as catalogs
 from matchwright.engine.store import files, published, segment_file
 from matchwright.engine.store.catalog import FILE, Catalog, State
+from matchwright.engine.store.embeddings import FOLDER as EMBEDDINGS
 from matchwright.engine.store.hold import GENERATIONS, SEGMENTS, Progress, silent
-from matchwright.engine.store.published import Manifest, block_name, file_name, in_parallel
+from matchwright.engine.store.published import (
+    CatalogFile,
+    Manifest,
+    block_name,
+    file_name,
+    in_parallel,
+)
 from matchwright.engine.store.remote import Target, remove_tree, sha256_of
 from matchwright.engine.store.replica import MARK, Replica, read_mark
 
@@ -169,26 +176,26 @@ class _Pull:
         return Pulled(self._target.url, made.epoch, changed, made.size, self._count, self._size)
 
     def _run(self) -> bool:
-        missing = self._missing()
-        if not missing and self._is_in_force():
+        missing, other = self._missing(), self._other_embeddings()
+        if not missing and not other and self._is_in_force():
             return False
         remove_tree(self._temporary)
         with files.naming(self._temporary):
             self._temporary.mkdir()
-        done = self._manifest.size - self._manifest.catalog.size
+        fetched = {FILE: self._manifest.catalog, **other}
+        done = self._manifest.size - sum(file.size for file in fetched.values())
         done -= sum(self._manifest.files[name].size for name in missing)
-        with files.naming(self._temporary / FILE):
-            fd = os.open(self._temporary / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            for size in in_parallel(self._jobs(missing, fd)):
+        with ExitStack() as opened:
+            fds = {name: self._made(name, opened) for name in fetched}
+            for size in in_parallel(self._jobs(missing, fetched, fds)):
                 done += size
                 self._progress("pull", done, self._manifest.size)
-            with files.naming(self._temporary / FILE):
-                os.fsync(fd)
-        finally:
-            os.close(fd)
+            for name, fd in fds.items():
+                with files.naming(self._temporary / name):
+                    os.fsync(fd)
         self._check_catalog()
         self._place(missing)
+        self._place_embeddings(other)
         self._switch()
         self._remove_unnamed()
         return True
@@ -207,6 +214,29 @@ class _Pull:
             if not self._is_here(name, file, verified.get(name) == file)
         ]
 
+    def _other_embeddings(self) -> dict[str, CatalogFile]:
+        """Files of embeddings that are not here as they should be."""
+        verified: dict[str, CatalogFile] = {}
+        with suppress(StoreDamaged, StoreFormat):
+            mark = read_mark(self._root)
+            verified = {} if mark is None or self._verify else mark.manifest.embeddings
+        return {
+            name: file
+            for name, file in self._manifest.embeddings.items()
+            if verified.get(name) != file
+            or not (self._root / name).is_file()
+            or (self._root / name).stat().st_size != file.size
+        }
+
+    def _made(self, name: str, opened: ExitStack) -> int:
+        """A file that is put together of blocks, as a descriptor."""
+        path = self._temporary / name
+        with files.naming(path):
+            path.parent.mkdir(exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        opened.callback(os.close, fd)
+        return fd
+
     def _is_here(self, name: str, file: published.File, verified: bool) -> bool:
         path = self._root / name
         if not path.is_file() or path.stat().st_size != file.size:
@@ -220,19 +250,22 @@ class _Pull:
             same = (state.uuid, state.number, state.digest.hex(), state.keep_text)
             if mark is None or same != (made.store, made.number, made.digest, made.keep_text):
                 return False
-            whole = mark.manifest.catalog == made.catalog
+            whole = mark.manifest.in_blocks() == made.in_blocks()
             return whole and path.stat().st_size == made.catalog.size and not self._verify
         return False
 
     # ── Fetching ──────────────────────────────────────────────────────────────────────────────
 
-    def _jobs(self, missing: list[str], fd: int) -> Iterator[Callable[[], int]]:
+    def _jobs(
+        self, missing: list[str], fetched: Mapping[str, CatalogFile], fds: Mapping[str, int]
+    ) -> Iterator[Callable[[], int]]:
         for name in missing:
             (self._temporary / name).parent.mkdir(parents=True, exist_ok=True)
             yield partial(self._file, name)
-        here = self._blocks_here()
-        for n, sha256 in enumerate(self._manifest.catalog.blocks):
-            yield partial(self._block, fd, n, sha256, here.get(sha256))
+        for name, file in fetched.items():
+            here = self._blocks_here(name)
+            for n, sha256 in enumerate(file.blocks):
+                yield partial(self._block, name, fds[name], n, sha256, here.get(sha256))
 
     def _file(self, name: str) -> int:
         file = self._manifest.files[name]
@@ -242,26 +275,26 @@ class _Pull:
         self._tell(file.size)
         return file.size
 
-    def _block(self, fd: int, n: int, sha256: str, here: int | None) -> int:
+    def _block(self, file: str, fd: int, n: int, sha256: str, here: int | None) -> int:
         name, data = block_name(sha256), None
         if here is not None:
-            data = self._read_here(here)
+            data = self._read_here(file, here)
             if hashlib.sha256(data).hexdigest() != sha256:
                 data = None
         if data is None:
             packed = self._target.read(name)
             data = published.unpack_block(packed, sha256, self._target.url_of(name))
             self._tell(len(packed))
-        with files.naming(self._temporary / FILE):
+        with files.naming(self._temporary / file):
             view, at = memoryview(data), n * published.BLOCK_BYTES
             while view:
                 written = os.pwrite(fd, view, at)
                 view, at = view[written:], at + written
         return len(data)
 
-    def _blocks_here(self) -> dict[str, int]:
-        """SHA-256 -> offset of every block of the catalog that is in force here."""
-        path, found = self._root / FILE, {}
+    def _blocks_here(self, name: str) -> dict[str, int]:
+        """SHA-256 -> offset of every block of the file of that name that is in force here."""
+        path, found = self._root / name, {}
         with files.naming(path, "read"):
             if not path.is_file():
                 return {}
@@ -272,8 +305,8 @@ class _Pull:
                     offset += len(block)
         return found
 
-    def _read_here(self, offset: int) -> bytes:
-        with files.naming(self._root / FILE, "read"), (self._root / FILE).open("rb") as file:
+    def _read_here(self, name: str, offset: int) -> bytes:
+        with files.naming(self._root / name, "read"), (self._root / name).open("rb") as file:
             file.seek(offset)
             return file.read(published.BLOCK_BYTES)
 
@@ -325,6 +358,15 @@ class _Pull:
             with files.naming(folder):
                 files.sync_folder(folder)
 
+    def _place_embeddings(self, other: Mapping[str, CatalogFile]) -> None:
+        """Renames files of embeddings; readers look into the new one for what theirs lacks."""
+        for name in other:
+            path = self._root / name
+            with files.naming(path):
+                path.parent.mkdir(exist_ok=True)
+                (self._temporary / name).rename(path)
+                files.sync_folder(path.parent)
+
     def _switch(self) -> None:
         """The mark first, so that a writer is refused whatever happens; then the catalog."""
         mark = Replica(published.FORMAT, self._target.url, self._manifest)
@@ -336,8 +378,8 @@ class _Pull:
 
     def _remove_unnamed(self) -> None:
         """Files that the epoch in force does not need; readers that map them keep them."""
-        named = set(self._manifest.files)
-        for folder in (SEGMENTS, GENERATIONS):
+        named = {*self._manifest.files, *self._manifest.embeddings}
+        for folder in (SEGMENTS, GENERATIONS, EMBEDDINGS):
             for path in sorted((self._root / folder).rglob("*"), reverse=True):
                 name = path.relative_to(self._root).as_posix()
                 with suppress(OSError):

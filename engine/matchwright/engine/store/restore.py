@@ -40,7 +40,7 @@ from matchwright.engine.store.remote import pieces_of, remove_tree
 
 _NAMES = re.compile(
     r"catalog\.sqlite|segments/(?!\.)[^/]+\.mwseg|generations/[0-9A-Za-z]+/(?!\.)[^/]+"
-    r"|leases/[A-Za-z0-9_][A-Za-z0-9._-]*\.json"
+    r"|embeddings/[0-9a-f]+\.sqlite|leases/[A-Za-z0-9_][A-Za-z0-9._-]*\.json"
 )
 _EXCHANGE = 2
 _HERE = -100

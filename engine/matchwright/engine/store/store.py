@@ -34,6 +34,7 @@ from matchwright.engine.store.check import damages
 from matchwright.engine.store.collect import Collector
 from matchwright.engine.store.compact import PACE, Compactor, Figures, Stopped, vacuum
 from matchwright.engine.store.embeddings_ahead import Embeddings, Tell, silent
+from matchwright.engine.store.embeddings_sweep import sweep
 from matchwright.engine.store.encode import Neighbours, default_neighbours
 from matchwright.engine.store.leases import LeaseFolder
 from matchwright.engine.store.loader import Loader
@@ -340,7 +341,8 @@ class Store(Reading):
         Content and generation stay what they are.
 
         Args:
-            everything: leave no dead row and no two segments that would fit into one.
+            everything: leave no dead row, no two segments that would fit into one, and no
+                embedding of a text that no record has any more.
             told: hears of every merge.
 
         Returns:
@@ -353,6 +355,8 @@ class Store(Reading):
         writer = self._writing()
         figures = Compactor(writer, self._chunk_rows).run(everything=everything, told=told)
         writer.collect()
+        if everything:
+            sweep(writer)
         vacuum(writer)
         return figures
 
@@ -406,6 +410,7 @@ class Store(Reading):
             compactor = Compactor(opened._writing(), self._chunk_rows, pace, stop)
             with suppress(Stopped):
                 compactor.merge_one()
+        self._loader.newest(now=True)
         return compactor.figures
 
     def refit(
