@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None)
 
 
@@ -44,6 +45,7 @@ def _ended(pidfd: int, seconds: float) -> bool:
 
 def main(spec: dict[str, Any]) -> int:
     """Run it to its end; its exit status."""
+    _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     with Path(spec["log"]).open("ab") as log:
         server = subprocess.Popen(
             spec["command"],
@@ -66,6 +68,9 @@ def main(spec: dict[str, Any]) -> int:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)  # before it is reaped: the id is still its own
     status = server.wait()
+    with contextlib.suppress(ChildProcessError):
+        while True:  # its children are ours since it ended
+            os.waitpid(-1, 0)
     for left in Path("/dev/shm").glob(f"{spec['shm_prefix']}*"):
         left.unlink(missing_ok=True)
     return status

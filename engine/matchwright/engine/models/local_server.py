@@ -190,7 +190,7 @@ class LocalServer:
             "--allow-http=false",
             "--allow-metrics=false",
             f"--exit-timeout-secs={max(1, round(self.grace_s) - 1)}",
-            f"--model-load-thread-count={max(1, self.threads)}",
+            f"--model-load-thread-count={max(2, self.threads)}",
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
             *(f"--load-model={name}" for name in self.models),
         ]
