@@ -41,6 +41,7 @@ FACTS: Mapping[Kind, tuple[str, ...]] = {
     "freelancer": ("last_active", "response_permille"),
 }
 """Kind -> numbers that only records hold; int32, ``UNKNOWN`` (of rule columns) where not known."""
+_FACTS_MAX = max(map(len, FACTS.values()))
 _FIELDS: Mapping[str, str] = {"experience": "experience_level"}
 _LEVELS = {name: n for n, name in enumerate(EXPERIENCE, start=1)}
 _NO_SKILL = 0
@@ -180,14 +181,14 @@ def facts_of(kind: Kind, records: Sequence[Mapping[str, Any]], generation: Any) 
     as in ``FACTS`` and ``Skills``."""
     n = len(records)
     made: Arrays = {
-        "facts": np.array([[_fact(name, record) for name in FACTS[kind]] for record in records],
-                          dtype=np.int32).reshape(n, len(FACTS[kind])),
+        "facts": np.full((n, _FACTS_MAX), UNKNOWN, dtype=np.int32),
         "known": np.array([record["skills"] is not None for record in records], dtype=np.bool_),
         "name": np.full((n, SKILLS_MAX), _NO_SKILL, dtype=np.uint64),
         "level": np.zeros((n, SKILLS_MAX), dtype=np.int32),
         "weight": np.zeros((n, SKILLS_MAX), dtype=np.int32),
     }  # fmt: skip
     for row, record in enumerate(records):
+        made["facts"][row, : len(FACTS[kind])] = [_fact(name, record) for name in FACTS[kind]]
         listed = _listed(kind, record, generation)
         made["name"][row, : len(listed)] = [*listed]
         made["level"][row, : len(listed)] = [level for level, _ in listed.values()]
