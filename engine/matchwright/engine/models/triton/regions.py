@@ -66,6 +66,11 @@ class Region:
         self._end += padded(nbytes)
         return self.placed[name]
 
+    def blank(self, name: str, nbytes: int) -> None:
+        """Room for an answer, filled with NaN: what the server does not write is no old answer."""
+        offset, _ = self.reserve(name, nbytes)
+        self.content[offset : offset + nbytes] = b"\xff" * nbytes
+
     def write(self, name: str, array: Array) -> tuple[int, int]:
         """Copy a contiguous array in; (offset, bytes)."""
         offset, nbytes = self.reserve(name, array.nbytes)

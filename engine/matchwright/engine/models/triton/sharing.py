@@ -67,7 +67,7 @@ class Sharing:
             for name, array in inputs.items():
                 region.write(f"in:{name}", array)
             for name, nbytes in room.items():
-                region.reserve(f"out:{name}", nbytes)
+                region.blank(f"out:{name}", nbytes)
         return region
 
     async def _known(self, nbytes: int) -> Region | None:
