@@ -96,7 +96,7 @@ def test_the_wheel_holds_every_part_and_data_file(built, repo_root):
 def test_the_sdist_builds_and_tests_by_itself(built):
     with tarfile.open(built[1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    for needed in ("pyproject.toml", "LICENSE", "README.md", "Makefile", "constraints.txt"):
+    for needed in ("pyproject.toml", "LICENSE", "README.md", "Makefile", "compose.yaml"):
         assert needed in names
     assert any(name.startswith("tests/") for name in names)
     leaked = [name for name in names if name.startswith((".venv", ".git/", "proofs/tmp", "shared"))]
