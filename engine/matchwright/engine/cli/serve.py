@@ -18,6 +18,27 @@ _DEFAULT = "default"
 _MIB = 1 << 20
 _OTLP = "OTEL_EXPORTER_OTLP"
 
+StoresOption = Annotated[
+    list[str],
+    typer.Option(
+        "--store",
+        metavar="[NAME=]DIR",
+        help="The folder of a marketplace; repeat it with names for several.",
+    ),
+]
+CompactOption = Annotated[
+    bool,
+    typer.Option(
+        "--compact",
+        help="Merge segments of the stores beside answering; it writes to them then.",
+    ),
+]
+RetainOption = Annotated[
+    float,
+    typer.Option(
+        "--retain-seconds", min=0, help="With --compact, how long epochs without a lease stay."
+    ),
+]
 MetricsOption = Annotated[
     str | None,
     typer.Option(
@@ -36,14 +57,7 @@ TracesOption = Annotated[
 
 
 def serve(
-    store: Annotated[
-        list[str],
-        typer.Option(
-            "--store",
-            metavar="[NAME=]DIR",
-            help="The folder of a marketplace; repeat it with names for several.",
-        ),
-    ],
+    store: StoresOption,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.")] = 50_051,
     policy: PolicyOption = None,
@@ -72,6 +86,8 @@ def serve(
     insecure_listen: Annotated[
         bool, typer.Option("--insecure-listen", help="Allow others to reach it without TLS.")
     ] = False,
+    compact: CompactOption = False,
+    retain: RetainOption = 60.0,
     metrics_address: MetricsOption = None,
     trace_endpoint: TracesOption = None,
 ) -> int:
@@ -92,6 +108,8 @@ def serve(
         queue_pairs_max=queue_pairs_max,
         batch_pairs_max=batch_pairs_max,
         shutdown_grace_ms=shutdown_grace_ms,
+        compact=compact,
+        retain_s=retain,
         metrics_address=metrics_address,
         trace_endpoint=trace_endpoint or traces_to(os.environ),
     )
