@@ -19,7 +19,7 @@ from matchwright.kernels.cuda_gates import RuleSurvivors
 from matchwright.kernels.cuda_scan import Scan, Sizes
 from matchwright.kernels.cupy_ops import CupyOps
 from matchwright.kernels.device import DeviceColumns
-from matchwright.kernels.device_planner import DeviceCosts
+from matchwright.kernels.device_planner import FORCED
 from matchwright.kernels.numpy_device import NumpyDevice, pack_bits
 from matchwright.kernels.ops import Ops
 from matchwright.kernels.resident import Resident
@@ -286,13 +286,6 @@ def test_after_an_overflow_those_that_passed_raise_the_bound(device):
 
 # ── Whole searches ────────────────────────────────────────────────────────────────────────────
 
-FREE, DEAR = 1e-15, 1e3
-PLANS = {
-    "survivors": DeviceCosts(rule_pair=FREE, rule_row=DEAR),
-    "bits": DeviceCosts(rule_pair=DEAR, rule_row=FREE, take_row=DEAR, byte=DEAR),
-    "gather": DeviceCosts(rule_row=FREE, take_row=FREE, byte=FREE, launch=FREE, scan_pair=DEAR),
-}
-
 
 def ruled(rng, sizes, d, groups, queries, floor=False, spread=127):
     """A corpus with columns, and queries of which some are under a bitmap."""
@@ -319,7 +312,7 @@ def assert_same(got, wanted):
         np.testing.assert_array_equal(getattr(got, name), getattr(wanted, name), err_msg=name)
 
 
-@pytest.mark.parametrize("way", PLANS)
+@pytest.mark.parametrize("way", FORCED)
 @pytest.mark.parametrize("tensor", [False, True])
 def test_every_way_gives_the_reference_s_answer(way, tensor, count):
     rng = np.random.default_rng(5)
@@ -335,7 +328,7 @@ def test_every_way_gives_the_reference_s_answer(way, tensor, count):
         k, counted = int(rng.integers(1, 40)), way != "survivors" and bool(rng.random() < 0.5)
         ops = CupyOps(
             device=NumpyDevice(tensor=tensor),
-            device_costs=PLANS[way],
+            device_costs=FORCED[way],
             memory_bytes=int(2 ** rng.uniform(16, 22)),
             verify=False,
         )
@@ -346,13 +339,13 @@ def test_every_way_gives_the_reference_s_answer(way, tensor, count):
 
 
 @needs_gxx
-@pytest.mark.parametrize("way", PLANS)
+@pytest.mark.parametrize("way", FORCED)
 def test_every_way_on_the_kernels_themselves(host, monkeypatch, way, count):
     monkeypatch.setattr(host, "tensor", True)
     rng = np.random.default_rng(6)
     for _ in range(count(reduced=2, full=40)):
         corpus, queries = ruled(rng, (150, 260), 9, 3, 5)
-        ops = CupyOps(device=host, device_costs=PLANS[way], memory_bytes=1 << 18, verify=False)
+        ops = CupyOps(device=host, device_costs=FORCED[way], memory_bytes=1 << 18, verify=False)
         host.launches.clear()
         assert_same(
             ops.topk(corpus, queries, 7, count=False), Ops().topk(corpus, queries, 7, count=False)
@@ -377,7 +370,7 @@ def test_survivors_overflow_and_go_on(pass_rate):
         [(InRange("v", 0, 0, "V"),)],
     )
     ops = CupyOps(
-        device=NumpyDevice(tensor=True), device_costs=PLANS["survivors"], memory_bytes=12_000,
+        device=NumpyDevice(tensor=True), device_costs=FORCED["survivors"], memory_bytes=12_000,
         verify=False,
     )  # fmt: skip
     got = ops.topk(corpus, queries, 20, count=False)

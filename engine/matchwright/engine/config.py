@@ -104,6 +104,8 @@ class ServerConfig:
             name none.
         policy: the policy file of every marketplace; None takes the shipped default.
         device: "auto", "cpu", "numpy" or "gpu"; answers are the same.
+        device_memory_bytes: most memory of a GPU, rows and temporary memory together; None takes
+            4/5 of what is free.
         threads: kernel threads; None takes one for each core.
         memory_bytes: temporary memory of the kernels; 256 MiB serves a laptop, more helps many
             queries at once.
@@ -137,6 +139,7 @@ class ServerConfig:
     device: str = "auto"
     threads: int | None = None
     memory_bytes: int = 256 << 20
+    device_memory_bytes: int | None = None
     host: str = "127.0.0.1"
     port: int = 50_051
     insecure_listen: bool = False

@@ -364,13 +364,20 @@ def claims(figures: Figures, backend: str) -> list[Row]:
     return met
 
 
-def run(*, full: bool = False, quick: bool = False, size: Size | None = None) -> Figures:
+def run(
+    *,
+    full: bool = False,
+    quick: bool = False,
+    size: Size | None = None,
+    device: Ops | None = None,
+) -> Figures:
     """Measure, and compare with the targets.
 
     Args:
         full: the sizes that the targets are about; takes a quarter of an hour.
         quick: tiny sizes, whose figures mean nothing.
         size: other sizes.
+        device: a GPU's backend, to be measured as well; the targets are not about it.
 
     Returns:
         JSON-ready figures; ``passed``, with ``full``, says that the backend of
@@ -379,6 +386,7 @@ def run(*, full: bool = False, quick: bool = False, size: Size | None = None) ->
     size = size or (FULL if full else QUICK if quick else USUAL)
     best = get_ops("cpu")
     backends = [best] if best.name == "numpy" else [best, Ops()]
+    backends += [] if device is None else [device]
     figures: Figures = {
         "device": f"{_processor()}, {usable_cores()} cores",
         "numpy": np.__version__,
@@ -403,7 +411,9 @@ def run(*, full: bool = False, quick: bool = False, size: Size | None = None) ->
         _measure(make_scene(size, d), backends, figures)
     if not full:
         figures["note"] = "the targets are about --full; smaller sizes need not meet them"
-    figures["claims"] = [row for ops in backends for row in claims(figures, ops.name)]
+    figures["claims"] = [
+        row for ops in backends if ops is not device for row in claims(figures, ops.name)
+    ]
     if full:
         ours = [row for row in figures["claims"] if row["backend"] == best.name]
         figures["passed"] = all(row["met"] for row in ours)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -29,7 +29,7 @@ import numpy as np
 
 from matchwright.kernels.cuda_gates import HostBits, RuleSurvivors
 from matchwright.kernels.cuda_scan import Scan, fit
-from matchwright.kernels.device import DeviceColumns, DeviceSegment, KernelDevice
+from matchwright.kernels.device import DeviceColumns, KernelDevice
 from matchwright.kernels.numpy_device import pack_bits
 from matchwright.kernels.rule_program import compile_program
 from matchwright.kernels.types import Float64, InRange, Queries
@@ -76,6 +76,17 @@ class DeviceCosts:
     def scan(self, rows: int, queries: int, d: int) -> float:
         """Seconds of one scan for some queries."""
         return self.read(rows, d) + rows * queries * self.scan_pair * d / self.d
+
+
+_FREE, _DEAR = 1e-15, 1e3
+FORCED: Mapping[Way, DeviceCosts] = {
+    "survivors": DeviceCosts(rule_pair=_FREE, rule_row=_DEAR),
+    "bits": DeviceCosts(rule_pair=_DEAR, rule_row=_FREE, take_row=_DEAR, byte=_DEAR),
+    "gather": DeviceCosts(
+        rule_row=_FREE, take_row=_FREE, byte=_FREE, launch=_FREE, scan_pair=_DEAR
+    ),
+}
+"""Costs under which groups with rules are asked in one way, where it is possible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +300,3 @@ class _Bench:
             return self._wait(block.kept_q)
 
         return work
-
-
-__all__ = ["DeviceCosts", "DeviceLoad", "DeviceSegment", "calibrated", "choose", "measure"]

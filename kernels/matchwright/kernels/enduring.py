@@ -227,6 +227,18 @@ class EnduringOps(Ops):
             with contextlib.suppress(Exception):
                 self.device_ops.device.release()
 
+    def give_up(self, error: BaseException) -> None:
+        """Leave the device for good, because of an error that somebody else has met."""
+        self._lose(error)
+
+    def leave(self, why: str) -> None:
+        """Let the CPU answer everything from now on, because it was decided so at the start."""
+        ops, self.device_ops = self.device_ops, None
+        self.name = self.cpu.name
+        self.health.leave(self.cpu.name, why)
+        if ops is not None:
+            ops.resident.clear()
+
     def _lose(self, error: BaseException) -> None:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_MAX]
         ops, self.device_ops = self.device_ops, None

@@ -59,6 +59,13 @@ class Health:
             self.errors[kind] += 1
         self._tell()
 
+    def leave(self, device: str, why: str) -> None:
+        """The device is not used after all."""
+        with self._lock:
+            self.device, self.on_device = device, False
+            self.chosen = f"device: {device} ({self.asked}; {why})"
+        self._tell()
+
     def lose(self, why: str, device: str) -> bool:
         """The device is gone for good, and ``device`` answers from now on; whether that is new."""
         with self._lock:

@@ -47,7 +47,8 @@ class Rows:
     def __init__(self, segment: Segment, rows: Int64 | slice | None = None) -> None:
         self.segment = segment
         self.rows = slice(0, segment.n) if rows is None else rows
-        self.n = rows.size if isinstance(rows, np.ndarray) else _span(self.rows, segment.n)
+        there = self.rows
+        self.n = there.size if isinstance(there, np.ndarray) else _span(there, segment.n)
 
     @property
     def key_n(self) -> UInt64:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from matchwright.engine.cli._progress import say
 from matchwright.engine.cli._source import Device
+from matchwright.engine.device import make_ready, open_ops
 from matchwright.engine.errors import MatchwrightError
 from matchwright.engine.matcher import Matcher
 from matchwright.engine.policy import Policy
@@ -17,7 +19,6 @@ from matchwright.engine.records import Kind
 from matchwright.engine.request import Request
 from matchwright.engine.results import Result
 from matchwright.engine.store import Snapshot, Store
-from matchwright.kernels.ops import get_ops
 
 
 class Local:
@@ -53,7 +54,13 @@ class Local:
 def local(folder: Path, policy: Path | None, device: Device) -> Iterator[Local]:
     """A matcher over the newest epoch of the store in ``folder``."""
     loaded = Policy.load(policy)
-    ops = get_ops(device.value)
+    told: list[str] = []  # an error stays the only line on stderr
+    ops = open_ops(device.value, say=told.append)
     with Store.open(folder) as store:
         snapshot = store.snapshot()
+        make_ready(ops, snapshot, loaded, say=told.append)
         yield Local(snapshot, Matcher(snapshot, ops, loaded))
+    if ops.health.lost is not None:
+        told.append(f"device: {ops.health.device}")
+    for each in told:
+        say(each)

@@ -182,9 +182,18 @@ def executor_of(plan: Plan, snapshot: Snapshot, store: Path, how: How) -> Execut
     """Whoever does the work."""
     if how.executor is ExecutorOption.RAY:
         return _ray(plan, snapshot, store, how)
+    from matchwright.engine.device import make_ready
     from matchwright.engine.runs.execute import LocalExecutor
 
     ops, processes = kernels_of(plan, how)
+    make_ready(
+        ops,
+        snapshot,
+        plan.options.policy,
+        kinds=plan.options.kinds,
+        as_of=plan.options.as_of,
+        say=say,
+    )
     if plan.options.base is None:
         if processes == 1:
             return LocalExecutor(ops, snapshot, plan)
@@ -201,10 +210,11 @@ def executor_of(plan: Plan, snapshot: Snapshot, store: Path, how: How) -> Execut
 
 def kernels_of(plan: Plan, how: How) -> tuple[Ops, int]:
     """(kernels of each process, how many processes) of a run on this machine."""
+    from matchwright.engine.device import open_ops
     from matchwright.engine.runs.processes import processes_for
     from matchwright.kernels.ops import get_ops
 
-    ops = get_ops(how.device.value, threads=how.workers)
+    ops = open_ops(how.device.value, threads=how.workers, say=say)
     if plan.options.base is not None or ops.name == "cupy":  # one process owns the device
         return ops, 1
     processes = processes_for(plan, ops.threads)

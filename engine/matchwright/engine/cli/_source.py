@@ -14,6 +14,7 @@ import typer
 from matchwright.engine.errors import DependencyUnavailable, InvalidArgument, MatchwrightError
 
 if TYPE_CHECKING:
+    from matchwright.engine.config import ModelsConfig
     from matchwright.engine.records import Kind
     from matchwright.engine.request import Request
 
@@ -32,6 +33,14 @@ DeviceOption = Annotated[
 ]
 
 
+DeviceMemoryOption = Annotated[
+    int | None,
+    typer.Option(
+        "--device-memory-mb",
+        min=1,
+        help="Most memory of a GPU, in MiB: rows and temporary memory; 4/5 of the free.",
+    ),
+]
 StoreOrNone = Annotated[
     Path | None, typer.Option("--store", metavar="DIR", help="The folder of the marketplace.")
 ]
@@ -93,9 +102,31 @@ def request(kind: Kind, whom: str | Mapping[str, Any] | None, asked: Mapping[str
     return Request(kind=kind, record=whom, **asked)
 
 
+@dataclass(frozen=True)
+class Second:
+    """The second phase: whose models order answers, and whether they are asked at all."""
+
+    models: ModelsConfig | None = None
+    rerank: bool = True
+
+
+RerankOption = Annotated[
+    bool,
+    typer.Option(
+        "--rerank/--no-rerank",
+        help="Without: the first phase's order, although the policy reranks.",
+    ),
+]
+
+
 @contextlib.contextmanager
 def open_source(
-    store: Path | None, server: str | None, policy: Path | None, device: Device, access: Access
+    store: Path | None,
+    server: str | None,
+    policy: Path | None,
+    device: Device,
+    access: Access,
+    second: Second = Second(),
 ) -> Iterator[Source]:
     """The store in a folder, or a server.
 
@@ -107,6 +138,10 @@ def open_source(
     if server is not None:
         if policy is not None or device is not Device.AUTO:
             raise InvalidArgument("--policy and --device belong to the server; leave them out here")
+        if second != Second():
+            raise InvalidArgument(
+                "--models, --triton and --no-rerank belong to the server; leave them out here"
+            )
         from matchwright.engine.cli._remote import remote
 
         with remote(server, access) as source:
@@ -120,8 +155,18 @@ def open_source(
     from matchwright.engine.cli._local import local
 
     need_device(device)
-    with local(store, policy, device) as source:
+    with local(store, policy, device, second) as source:
         yield source
+
+
+def tell_device() -> None:
+    """What is said of the device while a server starts and runs goes to stderr, too."""
+    import logging
+
+    logger = logging.getLogger("matchwright.engine.device")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.INFO)
 
 
 def need_device(device: Device) -> None:
@@ -131,7 +176,10 @@ def need_device(device: Device) -> None:
         DependencyUnavailable: saying what is missing.
     """
     if device is Device.GPU:
-        from matchwright.kernels.cupy_ops import no_device_reason
+        from matchwright.kernels.probe import Missing, probe
 
-        if (reason := no_device_reason()) is not None:
-            raise DependencyUnavailable(f"--device gpu: {reason}; matchwright doctor tells more")
+        found = probe()
+        if isinstance(found, Missing):
+            raise DependencyUnavailable(
+                f"--device gpu: {found.text}; matchwright doctor tells more", why=found.why.value
+            )

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from matchwright.engine.cli._failures import harmless
+from matchwright.engine.cli._progress import say
+from matchwright.engine.cli._source import Device, DeviceOption, need_device
 from matchwright.engine.errors import DependencyUnavailable, VerificationFailed, unknown_key
 
 if TYPE_CHECKING:
@@ -26,17 +28,23 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="Tiny sizes, to see that it works.")
     ] = False,
+    device: DeviceOption = Device.AUTO,
 ) -> int:
     """Measure this machine, beside its peers, as ratios."""
     if name not in BENCHES:
         raise unknown_key("bench", name, BENCHES)
+    need_device(device)
     try:
         module: Any = importlib.import_module(BENCHES[name])
     except ImportError as error:
         raise DependencyUnavailable(
             f"the bench needs {error.name}: pip install 'matchwright[dev]'"
         ) from None
-    figures: Mapping[str, Any] = module.run(full=full, quick=quick)
+    from matchwright.engine.device import open_ops
+
+    ops = open_ops(device.value, say=say)
+    gpu = ops if ops.health.on_device else None
+    figures: Mapping[str, Any] = module.run(full=full, quick=quick, device=gpu)
     if as_json:
         print(json.dumps(figures, indent=2))
     else:

@@ -15,7 +15,7 @@ import typer
 from matchwright.engine.cli import _answers, explain
 from matchwright.engine.cli._failures import Interrupted, harmless
 from matchwright.engine.cli._options import date_of
-from matchwright.engine.cli._source import Device, DeviceOption, need_device
+from matchwright.engine.cli._source import Device, DeviceOption, need_device, tell_device
 from matchwright.engine.errors import AlreadyExists, InvalidArgument, VerificationFailed
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def demo(
             f"--freelancers and --jobs take 1 to {_SIZE_MAX:,}, --seed 0 to {_SEED_MAX:,}"
         )
     need_device(device)
+    tell_device()
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False)

@@ -17,7 +17,7 @@ import typer
 from matchwright.engine.cli._failures import harmless
 from matchwright.engine.cli._options import FormatOption, OutputOption
 from matchwright.engine.cli._output import View, Writer
-from matchwright.engine.cli._source import MarketplaceOption, TimeoutOption, TlsOption
+from matchwright.engine.cli._source import MarketplaceOption, StoreOrNone, TimeoutOption, TlsOption
 from matchwright.engine.errors import DependencyUnavailable, InvalidArgument
 
 if TYPE_CHECKING:
@@ -62,11 +62,21 @@ def doctor(
         str | None, typer.Option(metavar="NAME", help="The server's name in its certificate.")
     ] = None,
     timeout: TimeoutOption = 5.0,
+    device: Annotated[
+        bool, typer.Option("--device", help="With --store: what its rows would take on a GPU.")
+    ] = False,
+    store: StoreOrNone = None,
     format_: FormatOption = None,
     output: OutputOption = None,
 ) -> int:
     """Say what this machine has, what is missing and why; or how a server is. Writes nothing."""
-    if server is None:
+    if device != (store is not None) or (device and server is not None):
+        raise InvalidArgument("--device and --store DIR go together, without --server")
+    if store is not None:
+        from matchwright.engine.cli._device_plan import examine_device
+
+        findings = [Finding(*line) for line in examine_device(store)]
+    elif server is None:
         if marketplace or tls_ca or tls_name:
             raise InvalidArgument("--marketplace, --tls-ca and --tls-name go with --server ADDRESS")
         findings = list(examine())
@@ -245,13 +255,15 @@ def _numkong() -> Iterator[Finding]:
 
 def _gpu() -> Iterator[Finding]:
     from matchwright.kernels import cupy_ops
+    from matchwright.kernels.probe import Missing, probe
 
-    reason = cupy_ops.no_device_reason()
-    if reason is not None:
-        yield Finding("gpu", "absent", f"{harmless(reason)}; NumPy does the work")
+    found = probe()
+    if isinstance(found, Missing):
+        yield Finding("gpu", "absent", f"{harmless(found.text)} ({found.why}); the CPU answers")
         return
     try:
-        yield Finding("gpu", "ok", cupy_ops.CupyOps(threads=1, verify=True).name)
+        cupy_ops.CupyOps(threads=1, verify=True)
+        yield Finding("gpu", "ok", f"{found.text}; its answers are the reference's")
     except Exception as error:  # a device that is there and does not work
         yield Finding("gpu", "failed", harmless(error), "use --device cpu, and report this")
 

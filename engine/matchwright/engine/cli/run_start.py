@@ -275,7 +275,8 @@ def _plan_view(ready: _Ready, how: _run.How) -> View:
         state, left = "complete", 0
     local = how.executor is _run.ExecutorOption.LOCAL
     here = how if local else dataclasses.replace(how, workers=None)
-    guess = predict(made, ready.snapshot, *_run.kernels_of(made, here))
+    ops, processes = _run.kernels_of(made, here)
+    guess = predict(made, ready.snapshot, ops, processes)
     units = {kind: len(made.units_of(kind)) for kind in made.options.kinds}
     document = {
         "format": PLAN_FORMAT,
@@ -301,6 +302,13 @@ def _plan_view(ready: _Ready, how: _run.How) -> View:
         ("at most", f"{guess['bytes_at_most'] / 1e6:,.0f} MB written"),
         ("memory", f"{guess['memory_bytes'] / 1e6:,.0f} MB"),
     ]
+    if ops.health.on_device:
+        from matchwright.engine.device import device_plan, plan_corpora
+
+        memory = device_plan(ops, plan_corpora(ready.snapshot, made.options.kinds))
+        document["device_memory"] = memory.to_dict()
+        told = [*memory.lines(), *([memory.refusal()] if not memory.fits else [])]
+        lines += [("device", str(line)) for line in told]
     if not local:
         from matchwright.engine.runs.ray_plan import lines_of, plan_figures
 

@@ -10,7 +10,13 @@ from typing import Annotated
 import typer
 
 from matchwright.engine.cli._options import PolicyOption
-from matchwright.engine.cli._source import Device, DeviceOption, need_device
+from matchwright.engine.cli._source import (
+    Device,
+    DeviceMemoryOption,
+    DeviceOption,
+    need_device,
+    tell_device,
+)
 from matchwright.engine.config import ServerConfig
 from matchwright.engine.errors import InvalidArgument
 
@@ -68,6 +74,7 @@ def serve(
     memory_mb: Annotated[
         int, typer.Option("--memory-mb", help="Temporary memory of the kernels, in MiB.")
     ] = 256,
+    device_memory_mb: DeviceMemoryOption = None,
     queue_pairs_max: Annotated[
         int, typer.Option(help="Work that may wait, in pairs; beyond it callers are refused.")
     ] = 2**32,
@@ -98,6 +105,7 @@ def serve(
         device=device.value,
         threads=threads,
         memory_bytes=memory_mb * _MIB,
+        device_memory_bytes=None if device_memory_mb is None else device_memory_mb * _MIB,
         host=host,
         port=port,
         insecure_listen=insecure_listen,
@@ -116,6 +124,7 @@ def serve(
     if memory_mb < 1 or (threads is not None and threads < 1):
         raise InvalidArgument("--memory-mb and --threads take 1 or more")
     need_device(device)
+    tell_device()
     from matchwright.engine.service import serve as run
 
     run(config)

@@ -134,7 +134,7 @@ class LocalExecutor:
     def about(self) -> Mapping[str, Any]:
         return {
             "executor": "local",
-            "device": self.ops.name,
+            "device": self.ops.health.device,
             "threads": self.ops.threads,
             "memory_bytes": self.ops.memory_bytes,
         }

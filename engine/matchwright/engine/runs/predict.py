@@ -29,14 +29,13 @@ def predict(plan: Plan, snapshot: SnapshotLike, ops: Ops, processes: int = 1) ->
     """
     d = snapshot.generation.d
     threads = ops.threads * processes
-    costs = ops.costs_for(d)
     options = plan.options
     queries = pairs = rows = 0
     seconds = 0.0
     for kind in options.kinds:
         corpus = plan.counts[OTHER[kind]]
         for unit in plan.units_of(kind):
-            seconds += costs.scan(corpus, unit.queries, d) / threads
+            seconds += ops.scan_seconds(corpus, unit.queries, d) / processes
             queries += unit.queries
             pairs += unit.queries * corpus
             rows += unit.queries * min(options.k + options.slack, corpus)

@@ -26,6 +26,7 @@ from grpc_reflection.v1alpha import reflection
 
 from matchwright.engine.batcher import Batcher
 from matchwright.engine.config import ServerConfig
+from matchwright.engine.device import loaded_epochs, make_ready, open_ops
 from matchwright.engine.errors import (
     DeadlineExceeded,
     DependencyUnavailable,
@@ -45,7 +46,6 @@ from matchwright.engine.service.match_service import Context, MatchService
 from matchwright.engine.service.observe import Observer
 from matchwright.engine.service.status import abort
 from matchwright.engine.store import Store
-from matchwright.kernels.ops import get_ops
 from matchwright.v1 import match_service_pb2 as wire
 
 SERVICE = wire.DESCRIPTOR.services_by_name["MatchService"].full_name
@@ -110,11 +110,18 @@ class Server:
                 f"{config.limits.batch_items_max:,}; raise the one or lower the other",
                 field="batch_items_max",
             )
-        ops = get_ops(config.device, threads=config.threads, memory_bytes=config.memory_bytes)
+        ops = open_ops(
+            config.device,
+            threads=config.threads,
+            memory_bytes=config.memory_bytes,
+            device_memory_bytes=config.device_memory_bytes,
+        )
         self._ops, markets = ops, {}
         for name, folder in config.stores.items():
             store = self._resources.enter_context(Store.open(folder))
-            matcher = Matcher(store, ops, policy)
+            if ops.health.on_device:
+                make_ready(ops, store.snapshot(), policy)
+            matcher = Matcher(loaded_epochs(store, ops), ops, policy)
             matcher.on_kernels = self._observer.kernels
             way = self._observer.batcher(name, self._batcher)
             markets[name] = Marketplace(name, store, matcher, way)
