@@ -145,6 +145,25 @@ CLAIMS = (
         tests=("test_runs.py", "test_runs_crash.py", "test_cli_run.py", "test_run_real.py"),
     ),
     Claim(
+        "model_serving",
+        "A served model that is killed, stopped, slow or wrong costs no call its deadline; it is "
+        "asked again within 2 s of readiness, shared memory gives the same bits as the wire, and "
+        "nothing grows over 100 restarts.",
+        tests=(
+            "test_breaker.py",
+            "test_triton_calls.py",
+            "test_triton_failures.py",
+            "test_triton_memory.py",
+            "test_triton_serve.py",
+        ),
+    ),
+    Claim(
+        "model_calls",
+        "What a call of a model costs beside the server's own work, over the wire and through "
+        "shared memory.",
+        bench=("bench/bench_triton.py", "--json"),
+    ),
+    Claim(
         "run_checks",
         "Every kind of damage to a run is found, a run is published whole or not at all, and two "
         "runs differ for the reasons that are told.",
