@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -262,6 +264,35 @@ def test_spans_reach_a_collector(folder):
         assert {"queue", "batch", "kernels", "output", FIND.strip("/")} <= set(names)
     finally:
         collector.stop(None).wait()
+
+
+SERVE = """
+import sys
+from pathlib import Path
+from matchwright.engine.config import ServerConfig
+from matchwright.engine.service import serve
+config = ServerConfig(stores={"default": Path(sys.argv[1])}, port=0, trace_endpoint=sys.argv[2])
+sys.exit(serve(config))
+"""
+
+
+def test_a_collector_that_is_away_keeps_nobody_waiting(folder):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        command = [sys.executable, "-c", SERVE, str(folder), endpoint]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                address = process.stdout.readline().removeprefix("listening on ").strip()
+                with Client(address, timeout_s=30.0) as client:
+                    assert client.find_freelancers(job_id(1), as_of=AS_OF).k == 10
+                began = time.monotonic()
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(timeout=30) == 0
+                assert time.monotonic() - began < traces.CLOSE_S + 3
+            finally:
+                if process.poll() is None:
+                    process.kill()
 
 
 # ── Off ───────────────────────────────────────────────────────────────────────────────────────

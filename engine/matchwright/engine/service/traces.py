@@ -19,6 +19,8 @@ hold names, counts and times, never what a request or an answer says.
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -49,6 +51,8 @@ from matchwright.engine.service.metrics import (
     wrapped,
 )
 
+CLOSE_S = 3.0
+"""How long the end of a server waits for a collector."""
 CARRIED = ("traceparent", "tracestate")
 SERVER_FAULTS = (
     "UNKNOWN",
@@ -59,6 +63,7 @@ SERVER_FAULTS = (
     "DATA_LOSS",
 )
 """Codes that make a server's span an error, by the semantic conventions of RPC."""
+_log = logging.getLogger(__name__)
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -109,7 +114,7 @@ class Tracing:
     """
 
     def __init__(self, exporter: SpanExporter) -> None:
-        self._provider = TracerProvider(resource=_resource())
+        self._provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer: Tracer = self._provider.get_tracer("matchwright")
 
@@ -147,8 +152,14 @@ class Tracing:
         """Each call says which way it went."""
 
     def close(self) -> None:
-        """Send what is left; blocks for as long as the exporter takes, some seconds at most."""
-        self._provider.shutdown()
+        """Send what is left; blocks for ``CLOSE_S`` at most, then the rest is lost."""
+        sending = threading.Thread(
+            target=self._provider.shutdown, name="matchwright-traces", daemon=True
+        )
+        sending.start()
+        sending.join(CLOSE_S)
+        if sending.is_alive():
+            _log.warning("spans were lost: the collector took more than %g s at the end", CLOSE_S)
 
 
 def tracing(endpoint: str) -> Tracing:
