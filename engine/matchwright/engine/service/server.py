@@ -366,7 +366,8 @@ async def _serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
     try:
         on_ready(await server.start())
         if server.metrics_address is not None:
-            _log.info("metrics at http://%s/metrics", server.metrics_address)
+            sys.stdout.write(f"metrics at http://{server.metrics_address}/metrics\n")
+            sys.stdout.flush()
         await asked.wait()
         stopping = asyncio.ensure_future(server.stop())
         hurry = asyncio.ensure_future(again.wait())
