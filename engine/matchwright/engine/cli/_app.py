@@ -12,6 +12,7 @@ from matchwright.engine.cli import (
     bench,
     demo,
     doctor,
+    embed,
     explain,
     ingest,
     match,
@@ -62,6 +63,7 @@ def root(
 for module in (
     demo,
     ingest,
+    embed,
     match,
     explain,
     serve,

@@ -61,7 +61,8 @@ WaitOption = Annotated[
         "--wait",
         metavar="SECONDS",
         min=0,
-        help="How long to wait for another writer of the store; 0 fails at once.",
+        help="How long to wait for another writer of the store, and for a model server that does "
+        "not answer; 0 fails at once.",
     ),
 ]
 PolicyOption = Annotated[

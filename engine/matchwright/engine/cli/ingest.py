@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 
 from matchwright.engine.cli._failures import Interrupted, harmless
+from matchwright.engine.cli._models_options import (
+    ModelsOption,
+    TritonCaOption,
+    TritonOption,
+    models_of,
+)
+from matchwright.engine.cli._models_options import opened as opened_models
 from matchwright.engine.cli._options import (
     WAIT_S,
     FormatOption,
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
     import polars as pl
     from rich.console import Console
 
+    from matchwright.engine.config import ModelsConfig
     from matchwright.engine.records import Kind
     from matchwright.engine.records.ingest import Progress, WriteCounts
     from matchwright.engine.records.maps import RecordMap
@@ -64,6 +72,9 @@ def ingest(
     strict: StrictOption = False,
     aliases: AliasesOption = None,
     quarantine: QuarantineOption = None,
+    models: ModelsOption = None,
+    triton: TritonOption = None,
+    triton_ca: TritonCaOption = None,
     wait: WaitOption = WAIT_S,
     format_: FormatOption = None,
     output: OutputOption = None,
@@ -87,6 +98,7 @@ def ingest(
                 quarantine=target,
                 show=True,
                 wait_s=wait,
+                models=models_of(models, triton, tls_ca=triton_ca, wait_s=wait),
             )
         except KeyboardInterrupt:
             raise Interrupted(
@@ -129,10 +141,12 @@ def into_store(
     quarantine: Path | None = None,
     show: bool = False,
     wait_s: float = 0.0,
+    models: ModelsConfig | None = None,
 ) -> Report:
     """Import ``files`` into the store at ``store``, which is made when there is none.
 
-    Another writer is waited for, ``wait_s`` at most; stderr says so.
+    Another writer is waited for, ``wait_s`` at most; stderr says so. ``models`` encode texts where
+    the store's generation was made with a served encoder; what that took is said as well.
 
     Raises:
         MatchwrightError: what is wrong with files, map or store.
@@ -141,13 +155,15 @@ def into_store(
 
     with contextlib.ExitStack() as stack:
         tell: Progress | None = stack.enter_context(bytes_progress("reading")) if show else None
-        sink = stack.enter_context(_StoreSink(kind, store, wait_s))
+        sink = stack.enter_context(_StoreSink(kind, store, wait_s, models))
         if quarantine is not None:
             stack.enter_context(_folder_for(quarantine))
             stack.enter_context(_known_to(store, quarantine))
-        return read(
+        report = read(
             kind, files, record_map, sink=sink, strict=strict, quarantine=quarantine, progress=tell
         )
+    report.waited_s = round(sink.waited_s, 3)
+    return report
 
 
 class _StoreSink:
@@ -157,10 +173,11 @@ class _StoreSink:
     refused before anything is read.
     """
 
-    def __init__(self, kind: Kind, store: Path, wait_s: float) -> None:
+    def __init__(self, kind: Kind, store: Path, wait_s: float, models: ModelsConfig | None) -> None:
         self._kind: Kind = kind
         self._store = store
         self._wait_s = wait_s
+        self._models = models
         self._open = contextlib.ExitStack()
         self._sink: BulkWriter | None = None
 
@@ -174,6 +191,11 @@ class _StoreSink:
     def __exit__(self, *error: Any) -> None:
         self._open.__exit__(*error)
 
+    @property
+    def waited_s(self) -> float:
+        """Seconds that it waited for a served encoder."""
+        return 0.0 if self._sink is None else self._sink.waited_s
+
     def write(self, records: pl.DataFrame) -> WriteCounts:
         return self._writer().write(records)
 
@@ -181,8 +203,14 @@ class _StoreSink:
         if self._sink is None:
             from matchwright.engine.store import Store
 
+            models = self._open.enter_context(opened_models(self._models))
             opened = Store.open(
-                self._store, mode="w", create=True, wait_s=self._wait_s, waiting=say
+                self._store,
+                mode="w",
+                create=True,
+                wait_s=self._wait_s,
+                waiting=say,
+                models=models,
             )
             store = self._open.enter_context(opened)
             self._sink = self._open.enter_context(store.bulk(self._kind))
@@ -304,6 +332,8 @@ def _remarks(document: dict[str, Any]) -> Iterator[str]:
         field = f", field {sample['field']}" if sample["field"] else ""
         place = f"{sample['file']}, row {sample['row']}{field}"
         yield f"  {place}: {sample['detail']}, got {sample['value'][:80]!r}"
+    if document["waited_s"]:
+        yield f"waited {document['waited_s']:,.1f} s for the encoder"
     if document["quarantine"]:
         yield f"refused rows are in {document['quarantine']}"
 

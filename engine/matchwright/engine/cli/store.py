@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from matchwright.engine.cli import store_copies, store_epochs, store_erase
+from matchwright.engine.cli._embed_progress import Tell, embed_progress
 from matchwright.engine.cli._failures import Interrupted, harmless
+from matchwright.engine.cli._models_options import (
+    ModelsOption,
+    TritonCaOption,
+    TritonOption,
+    models_of,
+)
+from matchwright.engine.cli._models_options import opened as opened_models
 from matchwright.engine.cli._options import (
     WAIT_S,
     AsOfOption,
@@ -26,8 +37,18 @@ from matchwright.engine.errors import InvalidArgument
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from matchwright.engine.config import ModelsConfig
+
 REFIT_SAMPLE = 50_000
 _SEED_MAX = 2**63 - 1
+
+
+class EncoderOption(enum.StrEnum):
+    """Which encoder a generation gets."""
+
+    EMBEDDED = "embedded"
+    SERVED = "served"
+
 
 group = typer.Typer(help="Look at a store, fit it, check it.", rich_markup_mode=None)
 
@@ -51,11 +72,25 @@ def refit(
         int, typer.Option(help="Records of each kind to fit on, at most.")
     ] = REFIT_SAMPLE,
     as_of: AsOfOption = None,
+    encoder: Annotated[
+        EncoderOption, typer.Option(help="Embedded, or served by Triton (--models, --triton).")
+    ] = EncoderOption.EMBEDDED,
+    encoder_version: Annotated[
+        int | None,
+        typer.Option("--encoder-version", min=1, help="Of a served encoder; else the newest."),
+    ] = None,
+    models: ModelsOption = None,
+    triton: TritonOption = None,
+    triton_ca: TritonCaOption = None,
     wait: WaitOption = WAIT_S,
     format_: FormatOption = None,
     output: OutputOption = None,
 ) -> None:
-    """Fit the next generation on a seeded sample, encode everything again, then switch."""
+    """Fit the next generation on a seeded sample, encode everything again, then switch.
+
+    It is built beside the one in force. Texts that a served encoder has encoded before, here or by
+    `matchwright embed`, are not sent again.
+    """
     from matchwright.engine.store import Store
 
     if not 0 <= seed <= _SEED_MAX or sample < 1:
@@ -64,17 +99,33 @@ def refit(
         )
     day = day_of(as_of)
     began = time.monotonic()
+    config = models_of(models, triton, tls_ca=triton_ca, wait_s=wait)
+    check_encoder(encoder, config)
     try:
-        with Store.open(store, mode="w", wait_s=wait, waiting=say) as opened:
+        with (
+            opened_models(config) as served,
+            Store.open(store, mode="w", wait_s=wait, waiting=say, models=served) as opened,
+            encoding(served is not None) as tell,
+        ):
             before = opened.generation.id
             say(f"fitting on at most {sample:,} records of each kind, seed {seed}, {date_of(day)}")
-            generation = opened.refit(seed=seed, sample=sample, as_of=day)
+            generation = opened.refit(
+                seed=seed,
+                sample=sample,
+                as_of=day,
+                encoder=encoder.value,
+                encoder_version=encoder_version,
+                tell=tell,
+            )
     except KeyboardInterrupt:
-        raise Interrupted("the generation that was in force still is") from None
+        raise Interrupted(
+            "the generation that was in force still is; texts that were encoded stay encoded"
+        ) from None
     document = {
         "generation": generation.id,
         "replaces": before,
         "dimensions": generation.d,
+        "encoder": encoder.value,
         "seed": seed,
         "sample": sample,
         "as_of": date_of(day),
@@ -82,6 +133,25 @@ def refit(
     }
     with Writer(format_, output) as writer:
         writer.add(view(document))
+
+
+def check_encoder(encoder: EncoderOption, config: ModelsConfig | None) -> None:
+    """Refuse a served encoder without the models, and the models without it."""
+    given = config is not None and config.repository is not None and config.triton is not None
+    if (encoder is EncoderOption.SERVED) != given:
+        raise InvalidArgument(
+            "--encoder served goes with --models DIR and --triton HOST:PORT, and they with it"
+        )
+
+
+@contextlib.contextmanager
+def encoding(shown: bool) -> Iterator[Tell]:
+    """The progress of encoding texts, where there are any to encode."""
+    if shown:
+        with embed_progress() as tell:
+            yield tell
+    else:
+        yield lambda done, total: None
 
 
 def view(document: dict[str, Any]) -> View:

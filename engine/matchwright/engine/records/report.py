@@ -96,6 +96,7 @@ class Report(msgspec.Struct):
         quarantine: where the refused rows are, if there are any and a path was given.
         samples: the first refused rows.
         seconds: of the whole.
+        waited_s: how much of it the store waited for a served encoder.
     """
 
     kind: Kind
@@ -104,6 +105,7 @@ class Report(msgspec.Struct):
     quarantine: str | None = None
     samples: list[Sample] = msgspec.field(default_factory=list)
     seconds: float = 0.0
+    waited_s: float = 0.0
 
     @property
     def read(self) -> int:

@@ -1,13 +1,14 @@
-"""Making the folder and the catalog of a new store."""
+"""The folder of a store: found, locked for its writer, made with the catalog of a new one."""
 
 from __future__ import annotations
 
 import os
 import uuid as uuids
+from collections.abc import Callable
 from pathlib import Path
 
 from matchwright.engine.errors import InvalidArgument, NotFound
-from matchwright.engine.store import blobs, files
+from matchwright.engine.store import blobs, files, replica
 from matchwright.engine.store.catalog import FILE, Catalog, State
 from matchwright.engine.store.encode import Neighbours
 from matchwright.engine.store.refit import save_generation
@@ -42,3 +43,39 @@ def create(root: Path, neighbours: Neighbours, keep_text: bool, salt: bytes | No
         files.sync_folder(root)
     finally:
         made.close()
+
+
+def place(path: str | os.PathLike[str], mode: str, create: bool) -> Path:
+    """The folder of a store, if it can be opened in that way.
+
+    Raises:
+        InvalidArgument: nothing can be opened in that way.
+        NotFound: there is no store, and none is to be made.
+    """
+    root = Path(path)
+    if mode not in ("r", "w") or (create and mode != "w"):
+        raise InvalidArgument(f"got mode {mode!r}, create {create}; expected 'r' or 'w'")
+    if not create and not (root / FILE).is_file():
+        raise NotFound(f"{root}: holds no store; import into it to make one", file=root)
+    return root
+
+
+def locked(
+    root: Path, create: bool, wait_s: float, waiting: Callable[[str], None] | None
+) -> files.WriterLock:
+    """The lock of the one writer, on a folder that is no replica; its folders where it is new.
+
+    Raises:
+        FailedPrecondition: it is a replica.
+        StoreLocked: another writer has it, after ``wait_s`` still.
+    """
+    replica.refuse_writer(root)
+    if create:
+        creation.make_folders(root)
+    lock = files.WriterLock(root / "LOCK", wait_s=wait_s, waiting=waiting)
+    try:
+        replica.refuse_writer(root)  # it may have become one while we waited
+    except BaseException:
+        lock.release()
+        raise
+    return lock

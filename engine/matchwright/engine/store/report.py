@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from matchwright.engine.errors import ModelLate, ModelUnavailable
 from matchwright.engine.store import catalog as catalogs
-from matchwright.engine.store import segment_file
+from matchwright.engine.store import embeddings, segment_file
 from matchwright.engine.store.catalog import KINDS, Catalog, Kind, SegmentRow
 from matchwright.engine.store.compact import Figures
+from matchwright.engine.store.embeddings import EmbeddingFile
 from matchwright.engine.store.encode import Neighbours
 from matchwright.engine.store.epochs import kept_epochs
 from matchwright.engine.store.leases import LeaseFolder
@@ -42,8 +44,9 @@ def report(
     if drift and hasattr(snapshot.generation, "drift"):
         for kind in KINDS:
             newest = _newest(catalog, neighbours, kind)
-            drifted = snapshot.generation.drift(kind, newest)
-            kinds[kind]["drift"] = msgspec.to_builtins(drifted)
+            with suppress(ModelUnavailable, ModelLate):  # a text that is not stored, or not kept
+                drifted = snapshot.generation.drift(kind, newest)
+                kinds[kind]["drift"] = msgspec.to_builtins(drifted)
     return {
         "path": str(root),
         "uuid": snapshot.epoch.uuid,
@@ -51,6 +54,7 @@ def report(
         "epoch": {"number": snapshot.epoch.number, "digest": snapshot.epoch.digest},
         "generation": snapshot.generation.id,
         "dimensions": snapshot.generation.d,
+        "encoder": _encoder(root, snapshot.generation),
         "keep_text": keep_text,
         "kinds": kinds,
         "epochs": {
@@ -64,8 +68,25 @@ def report(
             "catalog": sum(_size(root / (catalogs.FILE + end)) for end in ("", "-wal")),
             "segments": sum(row.size for row in everything),
             "generations": _tree_size(root / "generations"),
+            "embeddings": _tree_size(root / embeddings.FOLDER),
         },
     }
+
+
+def _encoder(root: Path, generation: Any) -> dict[str, Any]:
+    """Which encoder, and how many embeddings of a served one are stored."""
+    text = getattr(getattr(generation, "manifest", None), "text", None)
+    if text is None:
+        return {}
+    told: dict[str, Any] = {"kind": text.encoder, "content_hash": text.content_hash}
+    if text.served:
+        told |= msgspec.to_builtins(text.served)
+        path = embeddings.path_of(root, text.content_hash)
+        told["embeddings"] = 0
+        if path.is_file():
+            with closing(EmbeddingFile(path, text.width, write=False)) as file:
+                told["embeddings"] = file.count()
+    return told
 
 
 def _kind(snapshot: Snapshot, kind: Kind, manifest: list[SegmentRow]) -> dict[str, Any]:

@@ -23,11 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from matchwright.engine.errors import (
     EpochGone,
     FailedPrecondition,
-    InvalidArgument,
-    NotFound,
     StoreError,
 )
-from matchwright.engine.store import catalog, creation, files, migrate, refit, replica, tend
+from matchwright.engine.store import catalog, creation, files, migrate, refit, tend
 from matchwright.engine.store.bulk import BulkWriter
 from matchwright.engine.store.catalog import KINDS, Catalog, Kind
 from matchwright.engine.store.check import damages
@@ -160,23 +158,11 @@ class Store(Reading):
             StoreLocked: another writer has it, after ``wait_s`` still.
             StoreDamaged, StoreFormat: a file is damaged or newer; the message names it.
         """
-        root = Path(path)
-        if mode not in ("r", "w") or (create and mode != "w"):
-            raise InvalidArgument(f"got mode {mode!r}, create {create}; expected 'r' or 'w'")
-        if not create and not (root / catalog.FILE).is_file():
-            raise NotFound(f"{root}: holds no store; import into it to make one", file=root)
+        root = creation.place(path, mode, create)
         texts = Embeddings(root, models, write=mode == "w")
         neighbours = neighbours or default_neighbours(texts.encoder)
-        if mode == "w":
-            replica.refuse_writer(root)
-        if create:
-            creation.make_folders(root)
-        lock = None
-        if mode == "w":
-            lock = files.WriterLock(root / "LOCK", wait_s=wait_s, waiting=waiting)
+        lock = creation.locked(root, create, wait_s, waiting) if mode == "w" else None
         try:
-            if mode == "w":
-                replica.refuse_writer(root)  # it may have become one while we waited
             if create:
                 creation.create(root, neighbours, keep_text, salt)
             while True:
