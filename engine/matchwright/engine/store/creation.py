@@ -71,7 +71,7 @@ def locked(
     """
     replica.refuse_writer(root)
     if create:
-        creation.make_folders(root)
+        make_folders(root)
     lock = files.WriterLock(root / "LOCK", wait_s=wait_s, waiting=waiting)
     try:
         replica.refuse_writer(root)  # it may have become one while we waited
