@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -255,3 +258,22 @@ def test_a_store_that_fails_hides_no_other(folder, caplog):
     assert conditions.parts()["matchwright.store.b"] is None
     assert conditions.states["b"].number is not None
     assert "defect" in caplog.text
+
+
+# ── The command ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_serve_says_where_its_metrics_are(folder):
+    command = [sys.executable, "-m", "matchwright.engine.cli", "serve", "--store", str(folder)]
+    command += ["--port", "0", "--device", "cpu", "--metrics-address", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline().startswith("listening on 127.0.0.1:")
+            told = process.stdout.readline().strip()
+            at = told.removeprefix("metrics at http://").removesuffix("/metrics")
+            assert value(get(at), "matchwright_requests_in_flight") == 0
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 0
+        finally:
+            if process.poll() is None:
+                process.kill()
