@@ -33,6 +33,12 @@ def failure_view(query_id: str | None, error: Mapping[str, Any]) -> View:
     return View(document, [], lambda console: console.print(harmless(line), style="red"))
 
 
+def degraded(answer: Mapping[str, Any]) -> str | None:
+    """Why an answer that was to be reranked is not; None where it is, or was not to be."""
+    second = answer.get("rerank")
+    return None if second is None else second["degraded"]
+
+
 def match_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One flat row for each match: the query, its certificate, the match and its facets' points."""
     certificate = {name: document.get(name) for name in _CERTIFICATE}
@@ -47,11 +53,25 @@ def match_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "id": match["id"],
                 "score": match["score"],
                 "points": match["points"],
+                **_second_phase(document, match),
                 **certificate,
                 **facets,
             }
         )
     return rows
+
+
+def _second_phase(document: Mapping[str, Any], match: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns of a reranked answer's rows; none where the policy does not rerank."""
+    second = document.get("rerank")
+    if second is None:
+        return {}
+    return {
+        "first_rank": match["first_rank"],
+        "model_score": match["model_score"],
+        "ranker": f"{second['model']}:{second['version']}",
+        "degraded": second["degraded"],
+    }
 
 
 def _draw_matches(console: Console, answer: Mapping[str, Any]) -> None:
@@ -60,22 +80,31 @@ def _draw_matches(console: Console, answer: Mapping[str, Any]) -> None:
 
     other = "freelancer" if answer["kind"] == "job" else "job"
     console.print(Text(harmless(_headline(answer)), style="bold"))
+    second = answer.get("rerank") is not None
+    model = ("first", "model") if second else ()
     taken = (
-        _NUMBER_WIDTH * 2
-        + _GAP * 2
+        _NUMBER_WIDTH * (2 + len(model))
+        + _GAP * (2 + len(model))
         + max((len(harmless(match["id"])) for match in answer["matches"]), default=0)
     )
     facets = _busiest_facets(answer["matches"], console.width - taken)
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("rank", other, "score", *facets):
+    for name in ("rank", other, *model, "score", *facets):
         table.add_column(name, justify="left" if name == other else "right", no_wrap=True)
     for match in answer["matches"]:
         parts = [thousandths(match["contributions"][name] * answer["t"]) for name in facets]
-        table.add_row(str(match["rank"]), harmless(match["id"]), f"{match['score']:.4f}", *parts)
+        said = _model_cells(match) if second else ()
+        name = harmless(match["id"])
+        table.add_row(str(match["rank"]), name, *said, f"{match['score']:.4f}", *parts)
     if answer["matches"]:
         console.print(table)
     for line in _certificate_lines(answer):
         console.print(Text(harmless(line), style="dim"), soft_wrap=True)
+
+
+def _model_cells(match: Mapping[str, Any]) -> tuple[str, str]:
+    score = match["model_score"]
+    return str(match["first_rank"]), "" if score is None else f"{score:.4f}"
 
 
 def thousandths(value: float) -> str:
@@ -140,11 +169,20 @@ def _certificate_lines(answer: Mapping[str, Any]) -> list[str]:
         lines.append(f"fewer than {answer['k']}: {_why_fewer(answer)}")
     if answer["unverified"] > 0:
         lines.append(f"{answer['unverified']:,} of the eligible passed a rule on an unknown value")
+    if (second := answer.get("rerank")) is not None:
+        lines.append(_second_line(second))
     lines.append(
         f"best conceivable {answer['attainable']:.4f}; policy {str(answer['policy'])[:12]}; "
         f"generation {str(answer['generation'])[:12]}; epoch {_short_epoch(answer['epoch'])}"
     )
     return lines
+
+
+def _second_line(second: Mapping[str, Any]) -> str:
+    model = f"{second['model']}:{second['version']}"
+    if second["degraded"] is not None:
+        return f"degraded ({second['degraded']}): the first phase's order, without {model}"
+    return f"{model} ordered the first {second['candidates']:,} of the first phase"
 
 
 def _short_epoch(epoch: Any) -> str:

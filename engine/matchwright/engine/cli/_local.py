@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from matchwright.engine.cli._models_options import opened
 from matchwright.engine.cli._progress import say
-from matchwright.engine.cli._source import Device
+from matchwright.engine.cli._source import NO_MODELS, Device, Second
 from matchwright.engine.device import make_ready, open_ops
 from matchwright.engine.errors import MatchwrightError
 from matchwright.engine.matcher import Matcher
 from matchwright.engine.policy import Policy
 from matchwright.engine.records import Kind
 from matchwright.engine.request import Request
+from matchwright.engine.rerank.rerank_models import Rankers
 from matchwright.engine.results import Result
 from matchwright.engine.store import Snapshot, Store
 
@@ -51,15 +53,20 @@ class Local:
 
 
 @contextlib.contextmanager
-def local(folder: Path, policy: Path | None, device: Device) -> Iterator[Local]:
+def local(
+    folder: Path, policy: Path | None, device: Device, second: Second = NO_MODELS
+) -> Iterator[Local]:
     """A matcher over the newest epoch of the store in ``folder``."""
     loaded = Policy.load(policy)
+    if not second.rerank:
+        loaded = loaded.without_rerank()
     told: list[str] = []  # an error stays the only line on stderr
     ops = open_ops(device.value, say=told.append)
-    with Store.open(folder) as store:
+    with opened(second.models) as models, Store.open(folder, models=models) as store:
+        rankers = None if models is None else Rankers(models)
         snapshot = store.snapshot()
         make_ready(ops, snapshot, loaded, say=told.append)
-        yield Local(snapshot, Matcher(snapshot, ops, loaded))
+        yield Local(snapshot, Matcher(snapshot, ops, loaded, rankers))
     if ops.health.lost is not None:
         told.append(f"device: {ops.health.device}")
     for each in told:

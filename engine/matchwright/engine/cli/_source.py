@@ -110,6 +110,8 @@ class Second:
     rerank: bool = True
 
 
+NO_MODELS = Second()
+
 RerankOption = Annotated[
     bool,
     typer.Option(
@@ -126,7 +128,7 @@ def open_source(
     policy: Path | None,
     device: Device,
     access: Access,
-    second: Second = Second(),
+    second: Second = NO_MODELS,
 ) -> Iterator[Source]:
     """The store in a folder, or a server.
 
@@ -138,7 +140,7 @@ def open_source(
     if server is not None:
         if policy is not None or device is not Device.AUTO:
             raise InvalidArgument("--policy and --device belong to the server; leave them out here")
-        if second != Second():
+        if second != NO_MODELS:
             raise InvalidArgument(
                 "--models, --triton and --no-rerank belong to the server; leave them out here"
             )

@@ -11,6 +11,7 @@ import typer
 from matchwright.engine.cli import _source
 from matchwright.engine.cli._answers import thousandths
 from matchwright.engine.cli._failures import harmless
+from matchwright.engine.cli._models_options import ModelsOption, TritonOption, models_of
 from matchwright.engine.cli._options import (
     AsOfOption,
     FormatOption,
@@ -50,6 +51,9 @@ def explain(
     policy: PolicyOption = None,
     as_of: AsOfOption = None,
     device: _source.DeviceOption = _source.Device.AUTO,
+    models: ModelsOption = None,
+    triton: TritonOption = None,
+    rerank: _source.RerankOption = True,
     marketplace: _source.MarketplaceOption = "",
     token_file: _source.TokenOption = None,
     tls_ca: _source.TlsOption = None,
@@ -59,8 +63,9 @@ def explain(
 ) -> None:
     """Say why a pair matches and where it ranks, or why not."""
     access = _source.Access(marketplace, token_file, tls_ca, timeout)
+    second = _source.Second(models_of(models, triton), rerank)
     with (
-        _source.open_source(store, server, policy, device, access) as source,
+        _source.open_source(store, server, policy, device, access, second) as source,
         Writer(format_, output) as writer,
     ):
         told = source.explain(
@@ -98,6 +103,50 @@ def draw_explanation(console: Console, told: Mapping[str, Any]) -> None:
         gap = told["gap_points"] * told["t"]
         word = f"{-gap:.4f} above" if gap <= 0 else f"{gap:.4f} below"
         console.print(Text(f"{word} number {told['k']} of the list", style="dim"))
+    if told.get("rerank"):
+        _draw_second(console, told["rerank"])
+
+
+def _draw_second(console: Console, second: Mapping[str, Any]) -> None:
+    """The second phase: the outcome, what moved the pair, and every feature's contribution."""
+    from rich.text import Text
+
+    model = f"{second['model']}:{second['version']}"
+    if not second["considered"]:
+        console.print(Text(harmless(f"second phase ({model}): {second['text']}")))
+        return
+    place = ""
+    if second["rank"] is not None:
+        place = f"rank {second['first_rank']:,} became {second['rank']:,}; "
+    elif second["rank_within"] is not None:
+        place = f"among the first {second['rank_within']:,}; "
+    console.print(Text(harmless(f"second phase ({model}): {place}{second['text']}"), style="bold"))
+    for share in second["moved_by"]:
+        console.print(harmless(f"  moved by: {share['text']} ({_effect(share)})"))
+    console.print(_feature_table(second))
+    if second["score"] is not None:
+        told = f"model score {second['score']:.6g}, of which {second['bias']:.6g} for everybody"
+        console.print(Text(f"{told}; contributions by {second['method']}", style="dim"))
+
+
+def _effect(share: Mapping[str, Any]) -> str:
+    return share["effect"] if share["score"] is None else f"{share['score']:+.6g}"
+
+
+def _feature_table(second: Mapping[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    open_ = second["score"] is not None
+    for name in ("feature", *(("value", "unit", "score") if open_ else ()), "effect"):
+        table.add_column(name, justify="right" if name in ("value", "score") else "left")
+    for share in second["contributions"]:
+        numbers: tuple[str, ...] = ()
+        if open_:
+            value = "unknown" if share["value"] is None else f"{share['value']:,}"
+            numbers = (value, share["unit"] or "", f"{share['score']:+.6g}")
+        table.add_row(harmless(share["text"]), *numbers, share["effect"])
+    return table
 
 
 def _verdict(told: Mapping[str, Any]) -> str:

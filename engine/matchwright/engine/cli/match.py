@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 
 from matchwright.engine.cli import _answers, _source
 from matchwright.engine.cli._failures import Interrupted, describe
+from matchwright.engine.cli._models_options import ModelsOption, TritonOption, models_of
 from matchwright.engine.cli._options import (
     INLINE_BYTES_MAX,
     AsOfOption,
@@ -87,6 +89,9 @@ def match(
     candidates: CandidatesOption = None,
     min_score: MinScoreOption = None,
     device: _source.DeviceOption = _source.Device.AUTO,
+    models: ModelsOption = None,
+    triton: TritonOption = None,
+    rerank: _source.RerankOption = True,
     marketplace: _source.MarketplaceOption = "",
     token_file: _source.TokenOption = None,
     tls_ca: _source.TlsOption = None,
@@ -107,14 +112,17 @@ def match(
         "as_of": day_of(as_of),
     }
     access = _source.Access(marketplace, token_file, tls_ca, timeout)
+    second = _source.Second(models_of(models, triton), rerank)
     many = all_jobs or all_freelancers
     with (
-        _source.open_source(store, server, policy, device, access) as source,
+        _source.open_source(store, server, policy, device, access, second) as source,
         Writer(format_, output, many=many) as writer,
     ):
         if not many:
-            result = source.match(_source.request(whom[0], whom[1], asked))
-            writer.add(_answers.match_view(result.to_dict()))
+            told = source.match(_source.request(whom[0], whom[1], asked)).to_dict()
+            if reason := _answers.degraded(told):
+                say(f"degraded: {reason}: this is the order of the first phase")
+            writer.add(_answers.match_view(told))
             return 0
         return _match_all(source, whom[0], asked, writer)
 
@@ -165,17 +173,23 @@ def read_record(path: str) -> dict[str, Any]:
 def _match_all(source: _source.Source, kind: Kind, asked: dict[str, Any], writer: Writer) -> int:
     """Every stored entity of a kind as a query, in batches; what fails is listed and counted."""
     failed = 0
+    degraded: Counter[str] = Counter()
     total = source.count(kind)
     try:
         with progress(f"matching {kind}s", total) as advance:
             for ids, answers in _batches(source, kind, asked):
                 for query_id, answer in zip(ids, answers, strict=True):
                     failed += isinstance(answer, MatchwrightError)
-                    writer.add(_view(query_id, answer, writer.format))
+                    told = None if isinstance(answer, MatchwrightError) else answer.to_dict()
+                    if told is not None and (reason := _answers.degraded(told)):
+                        degraded[reason] += 1
+                    writer.add(_view(query_id, answer, told, writer.format))
                 advance(len(ids))
     except KeyboardInterrupt:
         raise Interrupted(_kept(writer)) from None
     say(f"{total:,} queries, {failed:,} of them failed")
+    for reason, n in sorted(degraded.items()):
+        say(f"degraded: {reason}: {n:,} answers are in the order of the first phase")
     return PartlyDone.exit_code if failed else 0
 
 
@@ -187,10 +201,10 @@ def _batches(
         yield ids, source.match_many(requests)
 
 
-def _view(query_id: str, answer: Any, format_: Format) -> Any:
-    if isinstance(answer, MatchwrightError):
+def _view(query_id: str, answer: Any, told: Any, format_: Format) -> Any:
+    if told is None:
         return _answers.failure_view(query_id, describe(answer))
-    return _answers.match_view(answer.to_dict(), brief=format_ is Format.TABLE)
+    return _answers.match_view(told, brief=format_ is Format.TABLE)
 
 
 def _kept(writer: Writer) -> str:

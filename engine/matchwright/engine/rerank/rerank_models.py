@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from matchwright.engine.models.description import RANKER
+from matchwright.engine.models.refs import ModelRef
 from matchwright.engine.rerank.features_pairs import SHARED, FeatureMaker
 from matchwright.engine.rerank.rerank import Ranker
 from matchwright.engine.rerank.trees import Trees
@@ -39,8 +40,6 @@ class Rankers:
             found = self._opened.get(version)
         if found is not None:
             return found
-        from matchwright.engine.models.triton import ModelRef
-
         artefact = self._models.ranker(version)
         trees = Trees.load(artefact.path)
         made = Ranker(self._models.client, trees, ModelRef(RANKER, version), maker=self._maker)
