@@ -99,7 +99,7 @@ class Load(threading.Thread):
 def test_killed_and_started_again_on_the_same_port(server):
     """Sixteen callers at once: each call ends by its deadline, and is told of exactly once."""
     ears = Ears()
-    with client_of(server, ears, breaker_open_ms=500) as client, contextlib.ExitStack() as stack:
+    with client_of(server, ears) as client, contextlib.ExitStack() as stack:
         loads = [stack.enter_context(Load(client)) for _ in range(16)]
         before, url = time.monotonic(), server.url
         server.kill()

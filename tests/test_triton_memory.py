@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -191,6 +193,33 @@ def test_a_cancelled_call_gives_its_region_back(toy_server):
         time.sleep(0.1)
         future.cancel()
         until(lambda: not client._aside and len(ours()) == 0, 5)
+        assert ask(client, question()).shape == (3, 4)
+
+
+def test_a_process_that_is_killed_leaves_no_memory(toy_server):
+    script = (
+        "import sys\n"
+        "sys.path[:0] = sys.argv[2].split(':')\n"
+        "from triton_cases import *\n"
+        "from matchwright.engine.models.triton import Triton\n"
+        "client = Triton(TritonConfig(url=sys.argv[1], shared_memory_bytes_min=0))\n"
+        "ask(client, question())\n"
+        "print('asked', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    tests = str(Path(__file__).parent)
+    with subprocess.Popen(
+        [sys.executable, "-c", script, toy_server.url, tests],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdout.readline() == b"asked\n"
+        theirs = f"matchwright-{process.pid}-*"
+        assert list(Path("/dev/shm").glob(theirs))
+        process.kill()
+        until(lambda: not list(Path("/dev/shm").glob(theirs)), 5)
+    with client_of(toy_server) as client:  # the server, which still has it open, is well
         assert ask(client, question()).shape == (3, 4)
 
 

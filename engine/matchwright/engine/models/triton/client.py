@@ -116,8 +116,9 @@ class Triton(Control):
         except TimeoutError:
             raise late(ref, "no answer within the time that was left", sign="late").error from None
         except asyncio.CancelledError:
-            if self._closed:
-                raise self._gone(ref) from None
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise self._gone(ref) from None  # the call was cancelled, not its caller
             raise
 
     def infer_blocking(
@@ -316,14 +317,13 @@ class Triton(Control):
 
     async def _let_go(self) -> None:
         while self._aside:
-            region = self._aside[0]
-            try:
-                await self._link.unregister(region, _SHORT_S)
-            except Failure:  # it is in use, or the server does not answer
+            for region in tuple(self._aside):
+                with contextlib.suppress(Failure):  # it is in use, or the server does not answer
+                    await self._link.unregister(region, _SHORT_S)
+                    self._sharing.regions.drop(region)
+                    self._aside.remove(region)
+            if self._aside:
                 await asyncio.sleep(_SHORT_S)
-                continue
-            self._sharing.regions.drop(region)
-            self._aside.pop(0)
 
     async def _register(self, region: Region) -> None:
         await self._link.register(region, _SHORT_S)
