@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import subprocess
 import threading
 import time
 import warnings
@@ -26,6 +28,7 @@ from triton_cases import (
     Ears,
     ask,
     client_of,
+    need_server,
     question,
     served,
     toy_server,
@@ -39,6 +42,7 @@ from matchwright.engine.errors import (
     ModelUnavailable,
     ModelWrong,
 )
+from matchwright.engine.models.local_server import LocalServer
 from matchwright.engine.models.refs import ModelRef
 
 __all__ = ["toy_server"]
@@ -298,6 +302,34 @@ def test_a_closed_client_and_a_forked_one_say_so(toy_server):
     with pytest.raises(ModelUnavailable, match="closed"):
         ask(client, question())
     assert client.ready() is False
+
+
+def test_over_tls_the_server_s_certificate_counts(tmp_path):
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command to make certificates")
+    found = need_server()
+    for name in ("right", "wrong"):
+        subject = ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
+        key = ["-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.pem"]
+        command = ["openssl", "req", "-x509", "-days", "2", *key, *subject]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    right, wrong = tmp_path / "right.pem", tmp_path / "wrong.pem"
+    options = (
+        "--grpc-use-ssl=true",
+        f"--grpc-server-cert={right}",
+        f"--grpc-server-key={tmp_path / 'right.key'}",
+    )
+    toy = toys(tmp_path / "models")
+    with LocalServer(
+        repository=toy, models=["toy"], found=found, options=options, tls_ca=right
+    ) as server:
+        with client_of(server, tls_ca=right) as client:
+            assert ask(client, question()).shape == (3, 4)
+        for settings in ({}, {"tls_ca": wrong}):
+            with client_of(server, **settings) as client:
+                with pytest.raises(ModelUnavailable) as caught:
+                    ask(client, question())
+                assert caught.value.details["why"] == "UNREACHABLE"
 
 
 def test_nobody_there_is_unreachable(unused_port):

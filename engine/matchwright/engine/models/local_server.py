@@ -104,6 +104,7 @@ class LocalServer:
         log: the server's log, appended to; in its temporary folder when None.
         grace_s: from SIGTERM to SIGKILL.
         options: further command line options of ``tritonserver``.
+        tls_ca: PEM file with which readiness is asked, when the options make it speak TLS.
     """
 
     repository: Path
@@ -114,6 +115,7 @@ class LocalServer:
     log: Path | None = None
     grace_s: float = 5.0
     options: Sequence[str] = ()
+    tls_ca: Path | None = None
     pid: int = field(default=0, init=False)
     _guard: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _folder: Path | None = field(default=None, init=False)
@@ -201,7 +203,7 @@ class LocalServer:
     def _wait(self, port: int, until: float) -> None:
         from matchwright.engine.models.triton import Triton, TritonConfig
 
-        with Triton(TritonConfig(url=f"127.0.0.1:{port}")) as client:
+        with Triton(TritonConfig(url=f"127.0.0.1:{port}", tls_ca=self.tls_ca)) as client:
             while not client.ready(deadline=min(until, time.monotonic() + 0.5)):
                 if not self.running:
                     raise DependencyUnavailable(f"the Triton server ended: {self.log_tail()}")
