@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from matchwright.engine.models.repository import add_encoder, add_ranker
 from matchwright.engine.models.small import make_small_encoder
 from matchwright.engine.rerank.export import export_booster, write_ranker
 from matchwright.engine.rerank.trees import Trees
@@ -71,4 +72,20 @@ def changed_model(folder: Path, change) -> Path:
     model = onnx.load(path)
     change(model)
     path.write_bytes(model.SerializeToString())
+    return folder
+
+
+def sources_of_both(folder: Path) -> Path:
+    """``encoder_0``, ``encoder_1``, ``ranker_0`` and ``ranker_1``."""
+    for seed in (0, 1):
+        encoder_source(folder / f"encoder_{seed}", seed=seed)
+        ranker_source(folder / f"ranker_{seed}", seed=seed)
+    return folder
+
+
+def build_both(folder: Path, sources: Path, versions: tuple[int, ...] = (0, 1)) -> Path:
+    """A repository for the Python backend with a version of both models for each seed."""
+    for seed in versions:
+        add_encoder(folder, sources / f"encoder_{seed}", backend="python")
+        add_ranker(folder, sources / f"ranker_{seed}", backend="python")
     return folder

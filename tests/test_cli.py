@@ -16,8 +16,8 @@ from matchwright.engine.cli._app import app
 
 COMMAND = (sys.executable, "-m", "matchwright.engine.cli")
 COMMANDS = (
-    *("demo", "ingest", "validate", "match", "explain"),
-    *("serve", "policy", "store", "run", "doctor", "bench"),
+    *("demo", "ingest", "embed", "validate", "match", "explain"),
+    *("serve", "policy", "models", "store", "run", "train", "doctor", "bench"),
 )
 
 

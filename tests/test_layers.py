@@ -29,7 +29,17 @@ ALLOWED = {
     "cupy": (KERNELS,),
     "numkong": (KERNELS,),
     "sqlite3": (f"{ENGINE}.store", f"{ENGINE}.records", f"{ENGINE}.cli.doctor"),
-    "lightgbm": (f"{ENGINE}.rerank.export", f"{ENGINE}.rerank.train"),
+    "lightgbm": (
+        f"{ENGINE}.rerank.export",
+        f"{ENGINE}.rerank.train",
+        f"{ENGINE}.models.backends.ranker",
+    ),
+    "onnx": (f"{ENGINE}.models.encoder_source", f"{ENGINE}.models.small"),
+    "onnxruntime": (f"{ENGINE}.models.probes", f"{ENGINE}.models.backends.encoder"),
+    "tokenizers": (f"{ENGINE}.models",),
+    # These run in Triton's interpreter alone.
+    "triton_python_backend_utils": (f"{ENGINE}.models.backends",),
+    "matchwright.engine.models.backends": (),
     "sklearn": (f"{ENGINE}.generation",),
     "prometheus_client": (f"{ENGINE}.metrics",),
     "opentelemetry": (f"{ENGINE}.service.traces",),

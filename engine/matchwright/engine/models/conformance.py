@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from matchwright.engine.errors import MatchwrightError, ModelUnavailable
+from matchwright.engine.errors import MatchwrightError, ModelWrong
 from matchwright.engine.models import description
 from matchwright.engine.models.description import ENCODER, RANKER, ModelSpec
 from matchwright.engine.models.findings import Finding, Verdict, judged, skipped
@@ -32,7 +32,6 @@ class Server(Protocol):
     def infer_blocking(
         self, ref: ModelRef, inputs: Tensors, outputs: Sequence[str], *, deadline: float
     ) -> dict[str, NDArray[Any]]: ...
-    def ready(self, ref: ModelRef | None = None, *, deadline: float) -> bool: ...
     def versions(self, name: str, *, deadline: float) -> tuple[int, ...]: ...
     def config_of(self, ref: ModelRef, *, deadline: float) -> dict[str, Any]: ...
     def statistics(self, ref: ModelRef, *, deadline: float) -> dict[str, Any]: ...
@@ -75,9 +74,16 @@ class Asked:
         return time.monotonic() + self.plan.timeout_ms / 1000
 
     def infer(self, inputs: Tensors, output: str) -> NDArray[Any]:
-        """One output of one call."""
-        answer = self.server.infer_blocking(self.ref, inputs, [output], deadline=self.deadline)
-        return answer[output]
+        """One output of one call: (N, D) to inputs of N rows.
+
+        Raises:
+            ModelWrong: it has another shape.
+        """
+        (rows,) = {len(array) for array in inputs.values()}
+        got = self.server.infer_blocking(self.ref, inputs, [output], deadline=self.deadline)[output]
+        if got.ndim != 2 or len(got) != rows:
+            raise ModelWrong(f"{self.ref} answered {got.shape} to {rows} rows", model=self.ref)
+        return got
 
     def config(self) -> dict[str, Any]:
         """The version's configuration, as the server has it."""
@@ -100,15 +106,8 @@ def check_server(
         models: those to ask about.
 
     Raises:
-        ModelUnavailable: the server does not answer at all.
+        ModelUnavailable, ModelLate: the server does not answer at all.
     """
-    deadline = time.monotonic() + plan.timeout_ms / 1000
-    if not server.ready(deadline=deadline):
-        raise ModelUnavailable(
-            f"no Triton server answers at {subject} within {plan.timeout_ms:,} ms; is it started, "
-            "and is this its gRPC port?",
-            why="UNREACHABLE",
-        )
     findings: list[Finding] = []
     for name in models:
         findings += _check_model(server, repository, plan, name)
@@ -199,18 +198,34 @@ def _tensor_of(config: Mapping[str, Any], side: str, name: str) -> str:
 
 
 def latency(asked: Asked, check: str, call: Callable[[], object]) -> Finding:
-    """Round trips of one caller, one after another: p50 and p99 in milliseconds."""
+    """Round trips of one caller, one after another: p50 and p99 in milliseconds.
+
+    Beside them what the server itself says that the model took, on average over its calls.
+    """
     call()
+    before = _compute(asked)
     times = np.empty(asked.plan.repeats)
     for at in range(asked.plan.repeats):
         began = time.perf_counter()
         call()
         times[at] = (time.perf_counter() - began) * 1000
     p50, p99 = (float(np.percentile(times, q)) for q in (50, 99))
+    nanoseconds, calls = (after - then for after, then in zip(_compute(asked), before, strict=True))
+    model = nanoseconds / 1e6 / max(1, calls)
     most = asked.plan.p99_ms
     wrong = [f"p99 is {p99:.2f} ms, at most {most:g} asked for"] if most and p99 > most else []
-    told = f"p50 {p50:.2f} ms, p99 {p99:.2f} ms over {asked.plan.repeats} calls"
-    return judged(str(asked), check, wrong, told, p50_ms=p50, p99_ms=p99)
+    told = (
+        f"p50 {p50:.2f} ms, p99 {p99:.2f} ms over {asked.plan.repeats} calls, "
+        f"{model:.2f} ms of it in the model"
+    )
+    return judged(str(asked), check, wrong, told, p50_ms=p50, p99_ms=p99, model_ms=model)
+
+
+def _compute(asked: Asked) -> tuple[float, float]:
+    """Nanoseconds that the model computed so far, and in how many calls."""
+    told = asked.server.statistics(asked.ref, deadline=asked.deadline)
+    infer = told.get("inference_stats", {}).get("compute_infer", {})
+    return float(infer.get("ns", 0)), float(infer.get("count", 0))
 
 
 __all__ = ["ENCODER", "RANKER", "Asked", "Plan", "Server", "check_server"]

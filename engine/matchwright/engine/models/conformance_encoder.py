@@ -125,17 +125,13 @@ def _batch(subject: Subject) -> Finding:
 
 
 def _padding(subject: Subject) -> Finding:
-    """Padding that the mask leaves out changes nothing."""
+    """What the mask leaves out changes nothing, whatever ids stand there."""
     most = subject.artefact.max_tokens if subject.artefact is not None else 64
     rows = [_padded(subject, ids, min(most, len(ids) + _PADDING)) for ids in subject.ids]
     return _near(subject, "padding", np.concatenate(rows), subject.alone, "each text unpadded")
 
 
 def _padded(subject: Subject, ids: Int64, length: int) -> Float32:
-    more = max(0, length - len(ids))
-    mask = _extended(np.ones_like(ids), more)
-    return subject.encode(_extended(ids, more), mask)
-
-
-def _extended(row: Int64, zeros: int) -> Int64:
-    return np.concatenate([row, np.zeros(zeros, dtype=np.int64)])[None]
+    width = max(length, len(ids))
+    mask = (np.arange(width) < len(ids)).astype(np.int64)
+    return subject.encode(np.resize(ids, width)[None], mask[None])

@@ -7,6 +7,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
+from matchwright.engine.errors import ModelWrong
 from matchwright.engine.models import conformance, description
 from matchwright.engine.models.artefacts import RankerArtefact
 from matchwright.engine.models.conformance import Asked
@@ -31,7 +32,9 @@ class Subject:
     def scores(self, f_nf: Int32) -> Float32:
         """float32 (N,), as served."""
         rows: Float32 = self.asked.infer({RANKER_INPUT: f_nf.astype(np.float32)}, RANKER_OUTPUT)
-        return rows.reshape(-1)
+        if rows.shape[1] != 1:
+            raise ModelWrong(f"{self.asked} gave {rows.shape[1]} scores for each row, expected 1")
+        return rows[:, 0]
 
     @cached_property
     def features(self) -> int:
@@ -100,9 +103,6 @@ def _scores(subject: Subject, check: str, batch: int) -> Finding:
     wanted = np.ldexp(subject.trees.score(rows).astype(np.float64), -subject.trees.grid_bits)
     parts = [subject.scores(rows[at : at + batch]) for at in range(0, len(rows), batch)]
     got = np.concatenate(parts)
-    if got.shape != wanted.shape:
-        wrong = [f"{got.size} scores for {len(rows)} rows"]
-        return judged(str(subject.asked), check, wrong, "")
     off = np.flatnonzero(got.astype(np.float64) != wanted)
     wrong = []
     if off.size:

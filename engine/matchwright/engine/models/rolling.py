@@ -18,7 +18,7 @@ from matchwright.engine.errors import (
     ModelUnavailable,
     NotFound,
 )
-from matchwright.engine.models.refs import ModelRef
+from matchwright.engine.models.refs import ModelRef, ModelState
 
 _POLL_S = 0.05
 
@@ -26,8 +26,8 @@ _POLL_S = 0.05
 class Control(Protocol):
     """What is asked of a server: ``models.triton.Triton``, or anything like it."""
 
-    def ready(self, ref: ModelRef | None = None, *, deadline: float) -> bool: ...
     def versions(self, name: str, *, deadline: float) -> tuple[int, ...]: ...
+    def index(self, *, deadline: float) -> list[ModelState]: ...
     def load(self, name: str, *, deadline: float, config: str | None = None) -> None: ...
     def unload(self, name: str, *, deadline: float) -> None: ...
     def config_of(self, ref: ModelRef, *, deadline: float) -> dict[str, Any]: ...
@@ -35,6 +35,9 @@ class Control(Protocol):
 
 def load(server: Control, name: str, version: int | None, *, deadline: float) -> tuple[int, ...]:
     """Makes a version ready beside those that are; waits until it is.
+
+    Of a model that is not loaded at all, those versions become ready that its ``config.pbtxt``
+    names: every one, unless it was edited.
 
     Args:
         version: None for every version that the server's repository holds.
@@ -55,7 +58,6 @@ def load(server: Control, name: str, version: int | None, *, deadline: float) ->
             _load_again(server, ModelRef(name, before[-1]), policy, deadline)
         else:
             server.load(name, deadline=deadline)
-            _narrow(server, name, version, deadline)
     except MatchwrightError as error:
         raise _not_loaded(name, version, error)
     return _wait(server, name, version, deadline)
@@ -118,22 +120,25 @@ def _specific(versions: Iterable[int]) -> dict[str, Any]:
     return {"specific": {"versions": sorted(versions)}}
 
 
-def _narrow(server: Control, name: str, version: int | None, deadline: float) -> None:
-    """After a first load, which took what ``config.pbtxt`` says: only the version asked for."""
-    ready = server.versions(name, deadline=deadline)
-    if version is not None and version in ready and len(ready) > 1:
-        _load_again(server, ModelRef(name, version), _specific([version]), deadline)
-
-
 def _wait(server: Control, name: str, version: int | None, deadline: float) -> tuple[int, ...]:
-    """The ready versions, as soon as the one asked for is among them."""
+    """The ready versions, as soon as nothing of the model is being loaded any more."""
     while True:
-        ready = server.versions(name, deadline=deadline)
-        if ready and (version is None or version in ready):
+        states = [one for one in server.index(deadline=deadline) if one.name == name]
+        ready = tuple(sorted(one.version for one in states if one.ready))
+        loading = any(one.state == "LOADING" for one in states)
+        if not loading and ready and (version is None or version in ready):
             return ready
+        if not loading:
+            raise _not_loaded(name, version, _reason(states, version))
         if time.monotonic() + _POLL_S > deadline:
             raise _not_loaded(name, version, "it did not become ready in time")
         time.sleep(_POLL_S)
+
+
+def _reason(states: list[ModelState], version: int | None) -> str:
+    """What the server says of the version, or that it does not know it."""
+    told = [one.reason for one in states if version in (None, one.version) and one.reason]
+    return "; ".join(told) or "the server's repository does not hold it"
 
 
 def _not_loaded(name: str, version: int | None, why: object) -> ModelUnavailable:
