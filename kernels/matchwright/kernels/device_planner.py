@@ -202,7 +202,7 @@ def measure(
     return DeviceCosts(
         d=max(d, 1),
         launch=max(took["least"], 1e-9),
-        scan_row=max((few - took["least"]) / rows, 1e-15),
+        scan_row=max((few - bench.ranges * took["least"]) / rows, 1e-15),
         scan_pair=pair,
         rule_row=max(took["rules"] / (rows * bench.groups), 1e-15),
         rule_pair=max(took["survivors"] / (bench.many * bench.capacity), 1e-15),
@@ -215,6 +215,7 @@ class _Bench:
     """A synthetic corpus and the pieces of work that are timed on it."""
 
     many, groups, capacity = 128, 16, 1_024
+    ranges = 1  # of the last scan of all rows
 
     def __init__(
         self,
@@ -272,7 +273,10 @@ class _Bench:
         some = Queries(self.queries.q_qd[: sizes.queries], self.queries.key_q[: sizes.queries])
         bits = pack_bits([np.ones(rows, np.bool_)])
         gate = HostBits(self.device, [bits], np.zeros(some.q, np.int32))
-        return Scan(self.device, sizes, 10).find([self.segment.slice(0, rows)], some, gate)
+        scan = Scan(self.device, sizes, 10)
+        scan.find([self.segment.slice(0, rows)], some, gate)
+        self.ranges = scan.tally.tiles
+        return scan
 
     def _rules(self) -> object:
         counts = [self.device.upload(np.zeros(self.groups, np.uint64)) for _ in range(2)]

@@ -40,7 +40,7 @@ from matchwright.kernels.types import Bool, Corpus, Segment
 ROW_EXTRA_BYTES = 4 + 8
 """Beside its vector, a resident row takes a norm (int32) and a key (uint64)."""
 STAGING_BYTES = 32 << 20
-"""Pinned host memory that uploads go through, in two halves."""
+"""Pinned host memory that uploads ahead go through, in two halves; a quarter serves others."""
 
 Identity = tuple[int, int]
 
@@ -124,6 +124,10 @@ class Uploader:
         return self._halves[self._turn][:nbytes]
 
 
+Work = Callable[[Uploader], None]
+"""Fills a segment's place; what it meets is told by the place's future."""
+
+
 @dataclass(slots=True, eq=False)
 class _Kept:
     """A resident segment, or one on its way."""
@@ -186,7 +190,9 @@ class Resident:
         self.device = device
         self.budget_bytes = budget_bytes
         self.uploads = 0
-        self._uploader = Uploader(device, staging_bytes)
+        # Whoever needs something at once does not wait for what is loaded ahead.
+        self._ahead = Uploader(device, staging_bytes)
+        self._at_hand = Uploader(device, staging_bytes // 4)
         self._kept: OrderedDict[Identity, _Kept] = OrderedDict()
         self._alive: dict[int, tuple[Array, Mark]] = {}
         # Finalizers take this lock, in any thread and at any moment, so nobody who holds it waits
@@ -225,7 +231,7 @@ class Resident:
         reserved = self._reserve(segments)
         for _, work in reserved:
             if work is not None:
-                work()  # what it meets is told by the future
+                work(self._at_hand)  # what it meets is told by the future
         copies = []
         for one, _ in reserved:
             copy, mark = _outcome(one.copy)
@@ -238,7 +244,7 @@ class Resident:
         reserved = self._reserve(segments)
         for _, work in reserved:
             if work is not None:
-                self._aside().submit(work)
+                self._threads().submit(work, self._ahead)
         waiting = [one.copy for one, _ in reserved]
         return LOADED if all(map(_is_there, waiting)) else Loading(waiting)
 
@@ -273,7 +279,7 @@ class Resident:
         if found is None:
             packed = np.packbits(alive, bitorder="little")
             words = np.pad(packed, (0, -packed.size % 4)).view("<u4")
-            found = self._uploader.run(lambda: self._uploader.send(words))
+            found = self._at_hand.run(lambda: self._at_hand.send(words))
             watcher = weakref.finalize(alive, self._alive.pop, id(alive), None)
             watcher.atexit = False
             self._alive[id(alive)] = found
@@ -293,16 +299,14 @@ class Resident:
 
     # ── One segment ───────────────────────────────────────────────────────────────────────────
 
-    def _reserve(
-        self, segments: Sequence[Segment]
-    ) -> list[tuple[_Kept, Callable[[], None] | None]]:
+    def _reserve(self, segments: Sequence[Segment]) -> list[tuple[_Kept, Work | None]]:
         """Each segment's place, and for those that are missing the work that fills it."""
         with self._lock:
             wanted = {_identity(segment) for segment in segments}
             self._make_room(self.missing_bytes(segments), wanted)
             return [self._place(segment) for segment in segments]
 
-    def _place(self, segment: Segment) -> tuple[_Kept, Callable[[], None] | None]:
+    def _place(self, segment: Segment) -> tuple[_Kept, Work | None]:
         identity = _identity(segment)
         if identity in self._kept:
             self._kept.move_to_end(identity)
@@ -315,21 +319,21 @@ class Resident:
             watcher.atexit = False
         kept = self._kept[identity] = _Kept(Future(), resident_bytes(segment), watchers)
 
-        def work() -> None:
+        def work(uploader: Uploader) -> None:
             if not kept.copy.set_running_or_notify_cancel():
                 return
             try:
-                kept.copy.set_result(self._uploader.run(lambda: self._send(segment)))
+                kept.copy.set_result(uploader.run(partial(self._send, uploader, segment)))
             except BaseException as error:
                 self._forget(identity)
                 kept.copy.set_exception(error)
 
         return kept, work
 
-    def _send(self, segment: Segment) -> DeviceSegment:
+    def _send(self, uploader: Uploader, segment: Segment) -> DeviceSegment:
         d = int(segment.x_nd.shape[1])
-        x = self._uploader.send(segment.x_nd, d + -d % limit("ALIGN"))
-        keys = self._uploader.send(segment.key_n)
+        x = uploader.send(segment.x_nd, d + -d % limit("ALIGN"))
+        keys = uploader.send(segment.key_n)
         self.uploads += 1
         return DeviceSegment(x, self.device.norms(x), keys)
 
@@ -341,7 +345,7 @@ class Resident:
         for slot in slots:
             found = None if kept is None else kept.columns.get(slot)
             if found is None:
-                found = self._uploader.run(partial(self._send_column, segment, slot))
+                found = self._at_hand.run(partial(self._send_column, segment, slot))
                 if kept is not None:
                     with self._lock:
                         kept.columns[slot] = found
@@ -355,7 +359,7 @@ class Resident:
         return made
 
     def _send_column(self, segment: Segment, slot: Slot) -> tuple[Array, ...]:
-        return tuple(self._uploader.send(array) for array in _column(segment, slot))
+        return tuple(self._at_hand.send(array) for array in _column(segment, slot))
 
     def _make_room(self, nbytes: int, wanted: set[Identity]) -> None:
         for identity in list(self._kept):
@@ -370,7 +374,7 @@ class Resident:
             for watcher in () if kept is None else kept.watchers:
                 watcher.detach()
 
-    def _aside(self) -> ThreadPoolExecutor:
+    def _threads(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, "matchwright-upload")

@@ -1,0 +1,227 @@
+"""The device's cost model: its arithmetic, that it has no cliff, its calibration."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from cupy_cases import NO_DEVICE
+
+from matchwright.kernels import device_planner
+from matchwright.kernels.cuda_device import CudaDevice
+from matchwright.kernels.cuda_search import device_costs, sample_spans
+from matchwright.kernels.cupy_ops import CupyOps
+from matchwright.kernels.device_planner import (
+    FORCED,
+    DeviceCosts,
+    DeviceLoad,
+    calibrated,
+    choose,
+    found_rows,
+    measure,
+    planned_seconds,
+    rates,
+    seconds,
+)
+from matchwright.kernels.numpy_device import NumpyDevice
+from matchwright.kernels.ops import Ops
+from matchwright.kernels.types import Corpus, Segment
+
+ON_DEVICE = (pytest.mark.skipif(NO_DEVICE is not None, reason=NO_DEVICE or ""), pytest.mark.gpu)
+H100 = DeviceCosts()
+ROWS, D, K = 10_000_000, 256, 100
+
+
+def sweep(queries, groups, rules, k, count, costs=H100, rows=ROWS):
+    """Planned seconds at pass rates 1, 1/2, ... 2**-24, and the ways taken."""
+    found, ways = [], []
+    for step in range(25):
+        loads = [DeviceLoad(queries // groups, rules, 2.0**-step)] * groups
+        found.append(planned_seconds(costs, loads, rows, k, D, count=count))
+        ways.append(set(choose(costs, loads, rows, k, D, count=count)))
+    return found, ways
+
+
+def steps(found):
+    return [later / earlier for earlier, later in itertools.pairwise(found)]
+
+
+# ── No cliff ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("count", [True, False])
+@pytest.mark.parametrize("k", [10, 100, 500])
+@pytest.mark.parametrize(
+    ("queries", "groups"), [(1, 1), (64, 1), (4_096, 1), (4_096, 64), (65_536, 64)]
+)
+def test_a_sweep_of_the_pass_rate_meets_no_cliff(queries, groups, k, count):
+    """No step of a factor of 2 makes the planned time more than 1.3 times as long."""
+    found, _ = sweep(queries, groups, 6, k, count)
+    assert max(steps(found)) <= 1.3
+    assert max(found) <= 2.5 * found[0]
+
+
+@pytest.mark.parametrize("queries", [64, 512])
+@pytest.mark.parametrize("k", [10, 100, 500])
+def test_with_a_rule_set_for_each_query_no_step_doubles(queries, k):
+    """Then rules for all rows cost more than the scan, and the way there is gradual."""
+    found, ways = sweep(queries, queries, 6, k, count=False)
+    assert max(steps(found)) < 2.0
+    assert ways[0] == {"survivors"}
+    assert {"survivors"} != ways[-1]
+
+
+def test_each_way_has_its_place():
+    _, ways = sweep(1, 1, 6, K, count=False)
+    assert ways[0] == {"survivors"}
+    assert ways[-1] == {"gather"}
+    _, counted = sweep(1, 1, 6, K, count=True)
+    assert counted[0] == {"bits"}
+    assert counted[-1] == {"gather"}
+    # Many queries share the reading of the rows, so one group leaves it only for far fewer rows.
+    _, many = sweep(4_096, 64, 6, K, count=True)
+    assert many[3] == {"bits"}
+
+
+@pytest.mark.parametrize("way", FORCED)
+def test_ways_can_be_forced(way):
+    loads = [DeviceLoad(3, 2, 0.4), DeviceLoad(1, 1, 1e-6)]
+    assert choose(FORCED[way], loads, 5_000, K, D, count=False) == [way] * 2
+
+
+def test_the_chosen_ways_are_no_dearer_than_any_one_way(count):
+    rng = np.random.default_rng(1)
+    for _ in range(count(reduced=300, full=30_000)):
+        many = int(rng.integers(1, 9))
+        loads = [
+            DeviceLoad(int(rng.integers(1, 2_000)), int(rng.integers(0, 12)), float(rate))
+            for rate in 2.0 ** -rng.uniform(0, 20, many)
+        ]
+        k, counted = int(rng.integers(1, 1_000)), bool(rng.random() < 0.5)
+        planned = planned_seconds(H100, loads, ROWS, k, D, count=counted)
+        for way in ("bits", "gather") if counted else ("survivors", "bits", "gather"):
+            alone = sum(seconds(H100, way, one, ROWS, k, D) for one in loads)
+            alone += 0.0 if way == "gather" else H100.read(ROWS, D)
+            assert planned <= alone * 1.000001
+
+
+def test_costs_scale():
+    assert H100.scan(ROWS, 10, 512) - H100.scan(ROWS, 0, 512) == pytest.approx(
+        20 * ROWS * H100.scan_pair
+    )
+    assert H100.read(0, D) == pytest.approx(H100.launch)
+    assert found_rows(1_000, 1.0, 10) == 1_000  # the first range alone holds them
+    assert found_rows(ROWS, 1e-9, 10) == ROWS
+    assert 4_096 + K * 10 < found_rows(ROWS, 1.0, K) < 4_096 + K * 14
+
+
+def test_nothing_to_plan():
+    assert choose(H100, [], ROWS, K, D, count=True) == []
+
+
+def test_a_rate_is_never_nothing():
+    share = rates(np.array([0, 500, 1_000]), 1_000)
+    assert (share > 0).all()
+    assert (share < 1).all()
+    assert share[1] == pytest.approx(0.5)
+
+
+def test_a_sample_is_spread_over_all_rows():
+    def segment(n):
+        return Segment(np.zeros((n, 1), np.int8), np.arange(n, dtype=np.uint64)), None
+
+    spans = sample_spans(Corpus((segment(1_000_000), segment(0), segment(70))))
+    assert all(begin % 32 == 0 for _, begin, _ in spans)
+    assert {part for part, _, _ in spans} == {0, 2}
+    assert sum(end - begin for _, begin, end in spans) <= 18_000
+    assert max(end for part, _, end in spans if part == 0) > 930_000
+    assert sample_spans(Corpus(())) == []
+
+
+# ── Calibration ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        NumpyDevice,
+        pytest.param(
+            CudaDevice,
+            marks=(
+                pytest.mark.skipif(NO_DEVICE is not None, reason=NO_DEVICE or ""),
+                pytest.mark.gpu,
+            ),
+        ),
+    ],
+)
+def test_what_is_measured_is_positive(made):
+    device = made(tensor=True)
+    rows = 1 << 17 if isinstance(device, CudaDevice) else 2_048
+    costs = measure(device, 24, 64 << 20, rows=rows, seconds_most=0.5)
+    assert costs.d == 24
+    for name in DeviceCosts.__dataclass_fields__:
+        assert getattr(costs, name) > 0, name
+
+
+class Counted(NumpyDevice):
+    """Its clock shows its work, in units that the test knows."""
+
+    def __init__(self):
+        super().__init__(tensor=True)
+        self.time = 0.0
+
+    def clock(self):
+        return self.time
+
+    def sieve(self, block, tile, active_a, begin, end):
+        self.time += 1e-3 + (end - begin) * (1e-6 + len(active_a) * 1e-8)
+        super().sieve(block, tile, active_a, begin, end)
+
+    def rule_bits(self, program, columns, alive_w, begin, end, eligible_g, unverified_g):
+        self.time += (end - begin) * len(program.program.groups) * 1e-7
+        return super().rule_bits(program, columns, alive_w, begin, end, eligible_g, unverified_g)
+
+    def rule_survivors(self, block, program, columns, rule_q, row0, active_a):
+        self.time += 1e-5 * int(np.minimum(block.count_q, block.capacity).sum())
+        super().rule_survivors(block, program, columns, rule_q, row0, active_a)
+
+
+def test_the_constants_are_found():
+    device = Counted()
+    costs = measure(device, 8, 1 << 30, rows=4_096, clock=device.clock)
+    assert costs.scan_pair == pytest.approx(1e-8, rel=0.01)
+    assert costs.scan_row == pytest.approx(1e-6, rel=0.05)
+    assert costs.launch == pytest.approx(1e-3, rel=0.1)
+    assert costs.rule_row == pytest.approx(1e-7, rel=0.01)
+    assert costs.rule_pair <= 1e-5
+
+
+def test_calibration_ends_in_time():
+    """Repeats stop at the limit; every piece of work is done twice at least, once to warm up."""
+
+    class Slow(Counted):
+        def sieve(self, block, tile, active_a, begin, end):
+            super().sieve(block, tile, active_a, begin, end)
+            self.time += 10.0
+
+    device = Slow()
+    measure(device, 8, 1 << 30, rows=1_024, clock=device.clock, seconds_most=2.0)
+    slow = device.time
+    device.time = 0.0
+    measure(device, 8, 1 << 30, rows=1_024, clock=device.clock, seconds_most=1e9)
+    assert slow < device.time / 2.5
+
+
+def test_measured_once_in_a_process(monkeypatch):
+    monkeypatch.setattr(device_planner, "_KNOWN", {})
+    monkeypatch.setattr(device_planner, "measure", lambda device, d, memory: DeviceCosts(d=d))
+    device = NumpyDevice()
+    assert calibrated(device, 31, 1 << 20) is calibrated(NumpyDevice(), 31, 1 << 20)
+    device.timed = True
+    ops = CupyOps(device=device, verify=False)
+    assert device_costs(ops, 31) is calibrated(device, 31, 1 << 20)
+    given = CupyOps(device=device, verify=False, device_costs=H100)
+    assert device_costs(given, 31) is H100
+    assert given.scan_seconds(1_000, 2, 256) == H100.scan(1_000, 2, 256)
+    assert Ops(threads=2).scan_seconds(1_000, 2, 8) > 0
