@@ -12,6 +12,8 @@ from market_cases import SALT, Market
 from matchwright.engine.columns import columns
 from matchwright.engine.errors import ModelLate, ModelUnavailable, ModelWrong
 from matchwright.engine.policy import Policy, default_policy_text
+from matchwright.engine.rerank import trees_text
+from matchwright.engine.rerank.export import export_text, write_ranker
 from matchwright.engine.rerank.features import FEATURES, FEATURES_VERSION, UNKNOWN
 from matchwright.engine.rerank.features_pairs import FeatureMaker
 from matchwright.engine.rerank.rerank import Ranker
@@ -132,7 +134,7 @@ class FakeServer:
         if self.clock is not None:
             self.clock.now += self.takes_s
         scores = np.ldexp(
-            self.trees.score(rows.astype(np.int32)).astype(np.float32), -GRID_BITS
+            self.trees.score(rows.astype(np.int32)).astype(np.float32), -self.trees.grid_bits
         ).astype(np.float32)[:, None]
         return {"output__0": self._spoilt(scores)}
 
@@ -198,3 +200,21 @@ def ranker(trees, client=None, clock=None, version=3, **more):
         maker=more.pop("maker", None) or FeatureMaker(),
         **more,
     )
+
+
+def ranker_folder(folder, names=ALLOWED, seed=0, spread=None):
+    """A folder with ``model.txt`` and ``ranker.json``, as a training leaves it."""
+    random = np.random.default_rng(seed)
+    made = [_tree(random, len(names), 7, spread) for _ in range(15)]
+    text = trees_text.write(names, ["none"] * len(names), made)
+    exact, grid_bits = export_text(text, names)
+    write_ranker(
+        folder,
+        exact,
+        features=names,
+        grid_bits=grid_bits,
+        features_version=FEATURES_VERSION,
+        version=1,
+        training={},
+    )
+    return folder
