@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from matchwright.engine.errors import InvalidArgument, StoreDamaged, StoreFormat
+from matchwright.engine.errors import FailedPrecondition, InvalidArgument, StoreDamaged, StoreFormat
 from matchwright.engine.matcher import OTHER, facet_names
 from matchwright.engine.policy import Policy
 from matchwright.engine.prepare import SnapshotLike
@@ -63,6 +63,7 @@ class RunOptions:
 
         Raises:
             InvalidArgument: naming the option, what was got and what is expected.
+            FailedPrecondition: the policy reranks: a run would not be in the order it says.
         """
         if not self.kinds or [kind for kind in KINDS if kind in self.kinds] != list(self.kinds):
             raise InvalidArgument(f"kinds are {self.kinds!r}; expected some of {KINDS!r}, in order")
@@ -76,6 +77,12 @@ class RunOptions:
             )
         if not 0 <= self.as_of <= DAY_MAX:
             raise InvalidArgument(f"as_of is {self.as_of}; expected 0..{DAY_MAX:,}", field="as_of")
+        if self.policy.rerank is not None:
+            raise FailedPrecondition(
+                f"the policy {self.policy.name!r} reranks, and runs keep the order of the first "
+                "phase; give them a policy without the section rerank",
+                field="rerank",
+            )
         if self.block is not None and not 1 <= self.block <= 1 << 20:
             raise InvalidArgument(f"block is {self.block:,}; expected 1..1,048,576", field="block")
 

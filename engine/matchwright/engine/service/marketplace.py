@@ -122,7 +122,8 @@ class Marketplace:
     def pinned(self) -> tuple[Any, Matcher]:
         """(snapshot, a matcher that answers from it alone)."""
         snapshot = self.store.snapshot()
-        return snapshot, Matcher(snapshot, self.matcher.ops, self.matcher.policy)
+        own = self.matcher
+        return snapshot, Matcher(snapshot, own.ops, own.policy, own.rankers)
 
     def effective_policy(self, request: Request) -> str:
         """The id of the policy that a request runs under."""
