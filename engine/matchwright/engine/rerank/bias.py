@@ -34,7 +34,8 @@ WEIGHT_MAX = 20.0
 EVENTS_MIN = 100
 """Fewer views than this, in what a way rests on, and the way is not taken."""
 PRIOR_VIEWS = 30.0
-EM_ROUNDS = 8
+EM_ROUNDS_MAX = 30
+_EM_SETTLED = 0.005
 _OWN = 10
 _GROWTH = 1.25
 _MM_ROUNDS = 500
@@ -247,13 +248,15 @@ def _em(
         return examined
     relevant = np.full(bucket.size, max(float(viewed.mean()), 1e-3))
     rows = np.maximum(np.bincount(bucket, minlength=size), 1)
-    for _ in range(EM_ROUNDS):
+    for _ in range(EM_ROUNDS_MAX):
         seen = examined[bucket]
         unviewed = np.maximum(1.0 - seen * relevant, 1e-9)
         was_seen = np.where(viewed, 1.0, seen * (1.0 - relevant) / unviewed)
         was_relevant = np.where(viewed, 1.0, relevant * (1.0 - seen) / unviewed)
-        examined = np.bincount(bucket, was_seen, minlength=size) / rows
+        before, examined = examined, np.bincount(bucket, was_seen, minlength=size) / rows
         examined = np.clip(examined / max(float(examined.max()), 1e-9), 1e-6, 1.0)
+        if np.abs(np.log(examined / before)).max() < _EM_SETTLED:
+            break
         relevant = np.clip(regress(f_nf, was_relevant), 1e-4, 1.0 - 1e-4)
     return examined
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 GRADED = "graded"
 _CLIP = THRESHOLD_LIMIT - 1
 _VALIDATION_SHARE = 0.2
-_PATIENCE = 30
+_SMOOTHED = 41
 _TRUNCATION_MIN = 30
 _LIBRARIES = ("lightgbm", "numpy", "polars", "matchwright")
 _ONE_AT_A_TIME = threading.Lock()
@@ -331,11 +331,19 @@ def _boosted(
         data = _dataset(before.part(early_d), gain[early_n], settings, gain)
         late = _dataset(before.part(~early_d), gain[~early_n], settings, gain)
         if data is not None and late is not None:
-            tried = _fit(data, late, rounds, settings, gain, tell)
-            rounds = max(1, int(tried.best_iteration))
+            seen: dict[str, Any] = {}
+            _fit(data, late, rounds, settings, gain, tell, seen)
+            rounds = _best_round(np.array(seen["valid_0"][f"ndcg@{settings.k}"]))
     data = _dataset(before, gain, settings, gain)
     assert data is not None
     return _fit(data, None, rounds, settings, gain, tell), rounds
+
+
+def _best_round(figure: Float64) -> int:
+    """How many trees: the peak of the figure's moving average, since each single value is noise."""
+    width = min(_SMOOTHED, figure.size)
+    smooth = np.convolve(figure, np.full(width, 1.0 / width), mode="valid")
+    return int(np.argmax(smooth)) + (width + 1) // 2
 
 
 def _dataset(
@@ -371,6 +379,7 @@ def _table(all_gains: Float64) -> Float64:
 def _fit(
     data: lightgbm.Dataset, late: lightgbm.Dataset | None, rounds: int, settings: Settings,
     all_gains: Float64, tell: Tell,
+    seen: dict[str, Any] | None = None,
 ) -> lightgbm.Booster:  # fmt: skip
     library = _lightgbm()
     params = _common(settings) | {
@@ -384,8 +393,8 @@ def _fit(
         tell(what, env.iteration + 1, rounds)
 
     callbacks: list[Callable[..., Any]] = [progress]
-    if late is not None:
-        callbacks.append(library.early_stopping(_PATIENCE, verbose=False))
+    if seen is not None:
+        callbacks.append(library.record_evaluation(seen))
     with _ONE_AT_A_TIME:
         fitted: lightgbm.Booster = library.train(
             params, data, rounds, valid_sets=None if late is None else [late], callbacks=callbacks
