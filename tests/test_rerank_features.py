@@ -34,6 +34,7 @@ from matchwright.engine.rerank.features import (
     allowed,
     pair_features,
 )
+from matchwright.engine.rerank.features_document import BEGIN, END, features_md
 from matchwright.engine.rerank.features_pairs import FeatureMaker
 from matchwright.engine.rerank.features_values import log_scale
 from matchwright.kernels.ops import Ops
@@ -355,3 +356,9 @@ def test_a_model_that_needs_a_forbidden_field_is_refused(generation):
     unasked = random_trees(names=("score", "response"), splits=1, trees=1, seed=1)
     assert unasked.asked == ("score",)
     Matcher(market, OPS, policy(), ranker(unasked))
+
+
+def test_the_table_in_the_documentation_is_that_of_the_features(repo_root):
+    page = (repo_root / "docs" / "models.md").read_text("utf-8")
+    start, stop = page.index(BEGIN), page.index(END) + len(END)
+    assert page[start:stop] == features_md()
