@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from matchwright.engine import synthetic
 from matchwright.engine.matcher import OTHER, Matcher
 from matchwright.engine.policy import Policy
 from matchwright.engine.prepare import Prepared
-from matchwright.engine.records import Kind
+from matchwright.engine.records import KINDS, Kind
 from matchwright.engine.request import Request
 from matchwright.engine.rerank.features import FEATURES
 from matchwright.engine.rerank.features_pairs import FeatureMaker
@@ -71,12 +72,12 @@ def measure(
 
     for at in range(repeats):
         one, own = [prepared[at % len(prepared)]], [rows[at % len(rows)]]
-        note("all, seen, alone", 1, lambda o=one, r=own: maker.make(snapshot, o, r))
+        note("all, seen, alone", 1, partial(maker.make, snapshot, one, own))
         for group in GROUPS:
             names = [feature.name for feature in FEATURES if feature.group == group]
-            note(group, 1, lambda o=one, r=own, n=names: maker.make(snapshot, o, r, names=n))
-        note("all, new, alone", 1, lambda o=one, r=own: FeatureMaker().make(snapshot, o, r))
-        note("all, seen, in a block", len(rows), lambda: maker.make(snapshot, prepared, rows))
+            note(group, 1, partial(maker.make, snapshot, one, own, names=names))
+        note("all, new, alone", 1, partial(FeatureMaker().make, snapshot, one, own))
+        note("all, seen, in a block", len(rows), partial(maker.make, snapshot, prepared, rows))
     return {name: round(statistics.median(times), 3) for name, times in told.items()}
 
 
@@ -92,13 +93,13 @@ def main() -> None:
     figures: dict[str, Any] = {"candidates": given.candidates, "block": given.block}
     with tempfile.TemporaryDirectory() as folder:
         with Store.open(Path(folder) / "store", mode="w", create=True) as store:
-            for kind in ("job", "freelancer"):
+            for kind in KINDS:
                 store.upsert(kind, synthetic.frame(kind, given.rows, seed=1))
             store.refit(seed=1, sample=given.rows, as_of=synthetic.AS_OF)
         with Store.open(Path(folder) / "store") as store:
             snapshot = store.snapshot()
             matcher = Matcher(snapshot, get_ops("cpu", threads=1), Policy.load())
-            for kind in ("job", "freelancer"):
+            for kind in KINDS:
                 asked = queries_of(snapshot, matcher, kind, given.block, given.candidates)
                 if not asked[0]:
                     raise SystemExit(f"no {kind} has {given.candidates} eligible; give more --rows")
@@ -107,7 +108,7 @@ def main() -> None:
     if given.json:
         print(json.dumps(figures, indent=2))
         return
-    for kind in ("job", "freelancer"):
+    for kind in KINDS:
         print(f"{kind} asks, {given.candidates} candidates, milliseconds a query")
         for name, value in figures[kind].items():
             print(f"  {name:24} {value:>10}")
