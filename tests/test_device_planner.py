@@ -191,7 +191,7 @@ def test_the_constants_are_found():
     device = Counted()
     costs = measure(device, 8, 1 << 30, rows=4_096, clock=device.clock)
     assert costs.scan_pair == pytest.approx(1e-8, rel=0.01)
-    assert costs.scan_row == pytest.approx(1e-6, rel=0.05)
+    assert costs.scan_row == pytest.approx(1e-6, rel=0.1)
     assert costs.launch == pytest.approx(1e-3, rel=0.1)
     assert costs.rule_row == pytest.approx(1e-7, rel=0.01)
     assert costs.rule_pair <= 1e-5

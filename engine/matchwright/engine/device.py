@@ -133,27 +133,26 @@ def make_ready(
     refusal = plan.refusal()
     if refusal is not None:
         if ops.health.asked == "gpu":
-            raise DependencyUnavailable(
-                f"epoch {snapshot.epoch.number}: {refusal}; or --device cpu"
-            )
-        say(f"device: the CPU answers for what does not fit: {refusal}")
-        corpora = {kind: corpus for kind, corpus in corpora.items() if there.fits(corpus)}
+            number = snapshot.epoch.number
+            raise DependencyUnavailable(f"epoch {number}: {refusal}; or --device cpu")
+        assert isinstance(ops, EnduringOps)
+        ops.leave(refusal)
+        say(ops.health.chosen)
+        return
     try:
         _load_and_check(there, snapshot, policy, corpora, 20_000 if as_of is None else as_of, seed)
     except DeviceMismatch as error:
         raise VerificationFailed(str(error)) from None
     except Exception as error:
-        if fault_of(error) is None or ops.health.asked == "gpu":
-            raise _unavailable(error) from error
+        if fault_of(error) is None:
+            raise
+        if ops.health.asked == "gpu":
+            raise DependencyUnavailable(
+                f"--device gpu: the device failed at the start: {error}"
+            ) from error
         assert isinstance(ops, EnduringOps)
         ops.give_up(error)
         say(f"device: {ops.health.device}")
-
-
-def _unavailable(error: Exception) -> Exception:
-    if fault_of(error) is None:
-        return error
-    return DependencyUnavailable(f"--device gpu: the device failed at the start: {error}")
 
 
 def _device_ops(ops: Ops) -> CupyOps | None:

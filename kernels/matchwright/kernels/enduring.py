@@ -141,6 +141,8 @@ class EnduringOps(Ops):
                 self._worked()
                 return result
         result = self.cpu.topk(corpus, queries, k, plan=plan, count=count)
+        if not reason:
+            return result
         self.health.by_cpu(reason)
         told = f"{self.cpu.name} ({self._why(reason)})"
         return replace(result, telemetry={**result.telemetry, "device": told})
@@ -180,14 +182,15 @@ class EnduringOps(Ops):
             else:
                 self._worked()
                 return answer
-        self.health.by_cpu(reason)
+        if reason:
+            self.health.by_cpu(reason)
         return work(self.cpu)
 
     def _usable(self, corpus: Corpus | None) -> tuple[CupyOps | None, str]:
-        """(the device's backend, "") or (None, why not)."""
+        """(the device's backend, "") or (None, why not); no reason where it was left on purpose."""
         ops = self.device_ops
         if ops is None:
-            return None, LOST
+            return None, LOST if self.health.lost is not None else ""
         if self._clock() < self._rests_until:
             return None, RESTING
         if corpus is not None and not ops.fits(corpus):

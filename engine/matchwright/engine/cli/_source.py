@@ -165,9 +165,17 @@ def tell_device() -> None:
     """What is said of the device while a server starts and runs goes to stderr, too."""
     import logging
 
+    from matchwright.engine.cli._progress import say
+
+    class ToStderr(logging.Handler):
+        """Whatever stderr is at the moment."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            say(record.getMessage())
+
     logger = logging.getLogger("matchwright.engine.device")
     if not logger.handlers:
-        logger.addHandler(logging.StreamHandler())
+        logger.addHandler(ToStderr())
         logger.setLevel(logging.INFO)
 
 

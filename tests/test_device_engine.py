@@ -1,0 +1,348 @@
+"""A device behind the engine, emulated: chosen in every command, planned, compared with the store's
+own questions, lost in service, and brought the next epoch while this one answers."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import service_cases
+from device_fakes import ILLEGAL, FailingDevice
+from service_cases import AS_OF, assert_same, job_id, person_id
+
+from matchwright.clients import Client
+from matchwright.engine import device as engine_device
+from matchwright.engine import synthetic
+from matchwright.engine.cli import main
+from matchwright.engine.config import ServerConfig
+from matchwright.engine.device import LoadedEpochs, loaded_epochs, make_ready, open_ops
+from matchwright.engine.errors import DependencyUnavailable, VerificationFailed
+from matchwright.engine.matcher import Matcher
+from matchwright.engine.policy import Policy
+from matchwright.engine.request import Request
+from matchwright.engine.service import running
+from matchwright.engine.store import Store
+from matchwright.kernels import choice, probe
+from matchwright.kernels.numpy_device import NumpyDevice
+from matchwright.kernels.ops import Ops
+from matchwright.kernels.probe import Absence, Found, Missing
+
+folder = service_cases.folder
+store = service_cases.store
+matcher = service_cases.matcher
+THERE = Found("NVIDIA H100", 90, 80 << 30, 70 << 30, 13_020)
+ABSENT = Missing(Absence.NO_DEVICE, "there is an NVIDIA driver, but no CUDA device")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Puts a device into this machine: ``gpu(device)``; or takes it out: ``gpu(ABSENT)``."""
+
+    def put(device):
+        found = device if isinstance(device, Missing) else THERE
+        made = functools.partial(choice.choose, look=lambda: found, make=lambda: device)
+        monkeypatch.setattr(choice, "choose", made)
+        monkeypatch.setattr(probe, "probe", lambda: found)
+        return device
+
+    return put
+
+
+@pytest.fixture(autouse=True)
+def small_checks(monkeypatch):
+    monkeypatch.setattr(engine_device, "SAMPLE_QUERIES", 20)
+    monkeypatch.setattr(engine_device, "CHECK_KS", (1, 30))
+    monkeypatch.setattr(engine_device, "FEW", (1, 12))
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*argv):
+        code = main([str(word) for word in argv])
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call
+
+
+class Wrong(NumpyDevice):
+    """Right on the samples of its own start, wrong on a store."""
+
+    def rule_bits(self, program, columns, alive_w, begin, end, eligible_g, unverified_g):
+        bits = super().rule_bits(program, columns, alive_w, begin, end, eligible_g, unverified_g)
+        if program.rule_m8.size:
+            bits[:] = 0xFFFFFFFF
+        return bits
+
+
+# ── Commands ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_match_says_what_was_chosen_and_why(run, gpu, folder, matcher):
+    gpu(NumpyDevice(tensor=True))
+    asked = ("match", "--store", folder, "--job", job_id(3), "--as-of", "2026-01-01")
+    code, out, err = run(*asked, "--format", "json", "--device", "gpu")
+    assert code == 0, err
+    assert err.splitlines()[0] == f"device: emulated (gpu; {THERE.text})"
+    assert any(line.startswith("freelancers: 400 rows in 1 segments: vectors") for line in
+               err.splitlines())  # fmt: skip
+    assert json.loads(out)["telemetry"]["device"] == "emulated"
+    told = json.loads(run(*asked, "--format", "json", "--device", "cpu")[1])
+    there = json.loads(out)
+    assert there.pop("telemetry") != told.pop("telemetry")
+    assert there == told
+
+
+def test_auto_without_a_device_says_why(run, gpu, folder):
+    gpu(ABSENT)
+    asked = ("match", "--store", folder, "--job", job_id(3), "--as-of", "2026-01-01")
+    code, _, err = run(*asked)
+    assert code == 0
+    assert err.count("device: ") == 1
+    assert f"(auto; no GPU: {ABSENT.text})" in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("match", "--job", "j-0000001"),
+        ("explain", "--job", "j-0000001", "--freelancer", "f-0000001"),
+        ("run", "start"),
+        ("run", "plan"),
+        ("serve",),
+        ("demo",),
+        ("bench", "topk", "--quick"),
+    ],
+)
+def test_gpu_refuses_where_there_is_none(run, gpu, folder, command):
+    gpu(ABSENT)
+    where = () if command[0] in ("demo", "bench") else ("--store", folder)
+    code, out, err = run(*command, *where, "--device", "gpu")
+    assert (code, out) == (5, "")
+    assert err == f"matchwright: --device gpu: {ABSENT.text}; matchwright doctor tells more\n"
+
+
+def test_a_run_on_the_device_has_the_cpu_s_digest(run, gpu, folder, tmp_path):
+    gpu(NumpyDevice(tensor=True))
+    digests = []
+    for number, device in enumerate(("gpu", "cpu")):
+        where = ("--store", folder, "-o", tmp_path / str(number))
+        code, out, err = run(
+            "run", "start", *where, "--for", "jobs", "-k", "5", "--as-of", "2026-01-01",
+            "--device", device, "--format", "json", "--no-report",
+        )  # fmt: skip
+        assert code == 0, err
+        digests.append(json.loads(out)["digest"])
+        if device == "gpu":
+            assert "device memory: " in err
+            assert json.loads(out)["device"] == "emulated"
+    assert digests[0] == digests[1]
+
+
+def test_run_plan_tells_the_memory(run, gpu, folder, tmp_path):
+    gpu(NumpyDevice(tensor=True))
+    code, out, _ = run(
+        "run", "plan", "--store", folder, "-o", tmp_path, "--as-of", "2026-01-01",
+        "--device", "gpu", "--format", "json",
+    )  # fmt: skip
+    assert code == 0
+    memory = json.loads(out)["device_memory"]
+    assert memory["fits"]
+    assert {one["corpus"] for one in memory["segments"]} == {"jobs", "freelancers"}
+    assert memory["needed_bytes"] == sum(
+        one["x"] + one["norms"] + one["keys"] + one["alive"] for one in memory["segments"]
+    )
+
+
+def test_doctor_tells_every_array(run, gpu, folder):
+    gpu(ABSENT)
+    code, out, _ = run("doctor", "--device", "--store", folder, "--format", "json")
+    assert code == 0
+    findings = {one["check"]: one for one in json.loads(out)["findings"]}
+    assert findings["gpu"]["state"] == "absent"
+    assert "400 rows: x " in findings["freelancers segment 0"]["detail"]
+    assert "skills" in findings["freelancers segment 0"]["detail"]
+    assert findings["device memory"]["detail"].startswith("device memory: ")
+    assert run("doctor", "--device")[0] == 2
+    assert run("doctor", "--store", folder)[0] == 2
+
+
+# ── Refusals before anything is answered ──────────────────────────────────────────────────────
+
+
+def test_answers_that_differ_on_the_store_are_refused(run, gpu, folder):
+    gpu(Wrong(tensor=True))
+    for asked in ("auto", "gpu"):
+        code, out, err = run("match", "--store", folder, "--job", job_id(1), "--device", asked)
+        assert (code, out) == (6, ""), err
+        assert "disagree on 20 jobs of this store, k = 1" in err
+    code, _, err = run("serve", "--store", folder, "--device", "gpu", "--port", "0")
+    assert code == 6
+    assert "disagree on" in err
+    with (
+        pytest.raises(VerificationFailed, match="disagree"),
+        running(ServerConfig(stores={"default": folder}, device="auto", port=0)),
+    ):
+        pass
+
+
+def test_an_epoch_that_does_not_fit(gpu, store):
+    gpu(NumpyDevice(tensor=True))
+    policy, said = Policy.load(), []
+    rows = sum(store.snapshot().count(kind) for kind in ("job", "freelancer"))
+    least = rows * 100
+    options = {"memory_bytes": 1 << 22, "device_memory_bytes": (1 << 22) + least}
+    ops = open_ops("gpu", **options, say=said.append)
+    with pytest.raises(DependencyUnavailable, match=r"a shard of \d+ rows fits, so \d+ devices"):
+        make_ready(ops, store.snapshot(), policy, say=said.append)
+    assert "device memory: " in said[-1]
+    ops = open_ops("auto", **options, say=said.append)
+    make_ready(ops, store.snapshot(), policy, say=said.append)
+    assert not ops.health.on_device
+    assert ops.health.lost is None
+    assert said[-1] == ops.health.chosen
+    assert "shard" in ops.health.chosen
+    got = Matcher(store, ops, policy).match(Request(kind="job", id=job_id(1), k=5, as_of=AS_OF))
+    assert got.telemetry["device"] == ops.cpu.name
+
+
+def test_a_device_that_fails_while_it_is_made_ready(gpu, store):
+    policy, said = Policy.load(), []
+    for asked in ("auto", "gpu"):
+        device = gpu(FailingDevice())
+        ops = open_ops(asked, say=said.append)
+        device.fails, device.since = ILLEGAL, len(device.calls) + 30
+        if asked == "gpu":
+            with pytest.raises(DependencyUnavailable, match="failed at the start: status 700"):
+                make_ready(ops, store.snapshot(), policy)
+            continue
+        make_ready(ops, store.snapshot(), policy, say=said.append)
+        assert said[-1].startswith(f"device: {ops.cpu.name} (gpu lost: DeviceFault: status 700")
+
+
+def test_nothing_is_done_for_the_cpu(store):
+    said = []
+    ops = open_ops("numpy", say=said.append)
+    make_ready(ops, store.snapshot(), Policy.load(), say=said.append)
+    assert len(said) == 1
+    assert loaded_epochs(store, ops) is store
+
+
+# ── In service ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_server_goes_on_when_its_device_is_lost(gpu, folder, matcher, caplog):
+    device = gpu(FailingDevice())
+    config = ServerConfig(stores={"default": folder}, device="gpu", port=0)
+    with (
+        caplog.at_level(logging.INFO, "matchwright.engine.device"),
+        running(config) as address,
+        Client(address, timeout_s=30.0) as client,
+    ):
+        assert f"device: emulated (gpu; {THERE.text})" in caplog.text
+        assert "device memory: " in caplog.text
+        first = client.find_freelancers(job_id(1), k=7, as_of=AS_OF)
+        assert first.telemetry.device == "emulated"
+        device.fails, device.since = ILLEGAL, len(device.calls) + 6
+        answers = [client.find_freelancers(job_id(n), k=7, as_of=AS_OF) for n in range(1, 4)]
+        answers.append(client.find_jobs(person_id(5), k=7, as_of=AS_OF))
+        for got in answers:
+            assert "(gpu lost: DeviceFault: status 700" in got.telemetry.device
+    assert "gpu lost" in caplog.text
+    for n, got in zip(range(1, 4), answers, strict=False):
+        request = Request(kind="job", id=job_id(n), k=7, as_of=AS_OF, contributions=False)
+        assert_same(got, matcher.match(request))
+
+
+class Held:
+    """An ``Ops`` whose uploads end when they are let."""
+
+    def __init__(self):
+        self.health = SimpleNamespace(on_device=True)
+        self.go = threading.Event()
+        self.loads = 0
+
+    def load(self, corpora):
+        self.loads += 1
+        return SimpleNamespace(wait=lambda: self.go.wait(20))
+
+
+def epochs(*numbers):
+    """A store whose newest epoch is the last of ``numbers``."""
+    made = SimpleNamespace(numbers=list(numbers), asked=[])
+
+    def snapshot(*, epoch=None, min_epoch=None):
+        made.asked.append((epoch, min_epoch))
+        number = epoch or made.numbers[-1]
+        return SimpleNamespace(epoch=number, corpus=lambda kind: (number, kind))
+
+    made.snapshot = snapshot
+    return made
+
+
+def test_the_epoch_in_force_answers_while_the_next_is_on_its_way():
+    source, ops, now = epochs(1), Held(), [0.0]
+    loaded = LoadedEpochs(source, ops, clock=lambda: now[0])
+    assert loaded.snapshot().epoch == 1
+    assert ops.loads == 0
+    source.numbers.append(2)
+    assert loaded.snapshot().epoch == 1
+    assert loaded.snapshot().epoch == 1
+    ops.go.set()
+    until = time.monotonic() + 10
+    while loaded.snapshot().epoch != 2:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert ops.loads == 1
+
+
+def test_a_change_is_seen_within_a_second_whatever_is_on_its_way():
+    source, ops, now = epochs(1), Held(), [0.0]
+    loaded = LoadedEpochs(source, ops, clock=lambda: now[0])
+    loaded.snapshot()
+    for number in range(2, 6):  # each change comes before the upload of the one before it ends
+        source.numbers.append(number)
+        now[0] = 0.2 * number
+        assert loaded.snapshot().epoch == 1
+    now[0] = 1.5
+    assert loaded.snapshot().epoch == 5
+    ops.go.set()
+
+
+def test_who_names_an_epoch_gets_it():
+    source, ops = epochs(1, 2), Held()
+    loaded = LoadedEpochs(source, ops)
+    loaded.snapshot()
+    source.numbers.append(3)
+    assert loaded.snapshot(min_epoch=3).epoch == 3
+    assert loaded.snapshot(epoch=1).epoch == 1
+    assert loaded.snapshot().epoch == 2
+    ops.health.on_device = False  # the device was lost: nothing is waited for
+    assert loaded.snapshot().epoch == 3
+    ops.go.set()
+
+
+def test_a_real_store_changes_while_the_device_answers(gpu, tmp_path):
+    gpu(NumpyDevice(tensor=True))
+    ops, policy = open_ops("gpu"), Policy.load()
+    with Store.open(tmp_path / "s", mode="w", create=True, salt=bytes(16)) as store:
+        store.upsert("job", synthetic.frame("job", 20))
+        store.upsert("freelancer", synthetic.frame("freelancer", 60))
+        store.refit(seed=0, sample=60, as_of=AS_OF)
+        make_ready(ops, store.snapshot(), policy)
+        source = loaded_epochs(store, ops)
+        here, plain = Matcher(source, ops, policy), Matcher(store, Ops(threads=1), policy)
+        for turn in range(3):
+            store.delete("freelancer", [person_id(turn)])
+            epoch = store.snapshot().epoch.number
+            request = Request(kind="job", id=job_id(turn), k=9, as_of=AS_OF, min_epoch=epoch)
+            assert here.match(request).canonical_bytes() == plain.match(request).canonical_bytes()
+        until = time.monotonic() + 10
+        while source.snapshot().epoch != store.snapshot().epoch:
+            assert time.monotonic() < until
+            time.sleep(0.01)
