@@ -22,8 +22,9 @@ from rerank_cases import (
 from rerank_referee import features_of_pair
 
 from matchwright.engine import synthetic
-from matchwright.engine.errors import FailedPrecondition
+from matchwright.engine.errors import FailedPrecondition, ModelUnavailable
 from matchwright.engine.generation import fit
+from matchwright.engine.generation.facets.text import AskedText
 from matchwright.engine.matcher import OTHER, Matcher, Request
 from matchwright.engine.policy import Policy
 from matchwright.engine.records import FIELDS, to_frame
@@ -37,6 +38,7 @@ from matchwright.engine.rerank.features import (
 from matchwright.engine.rerank.features_document import BEGIN, END, features_md
 from matchwright.engine.rerank.features_pairs import FeatureMaker
 from matchwright.engine.rerank.features_values import log_scale
+from matchwright.engine.table import RowTable
 from matchwright.kernels.ops import Ops
 
 OPS = Ops(threads=1)
@@ -362,3 +364,49 @@ def test_the_table_in_the_documentation_is_that_of_the_features(repo_root):
     page = (repo_root / "docs" / "models.md").read_text("utf-8")
     start, stop = page.index(BEGIN), page.index(END) + len(END)
     assert page[start:stop] == features_md()
+
+
+# ── Served encoders ───────────────────────────────────────────────────────────────────────────
+
+
+class Forgetful:
+    """A generation whose encoder does not have every text."""
+
+    def __init__(self, generation, missing):
+        self._generation, self.missing = generation, missing
+
+    def __getattr__(self, name):
+        return getattr(self._generation, name)
+
+    def asked_text(self, records, deadline):
+        rows = list(records)
+        block = self._generation.parts[0].query("freelancer", RowTable(rows), None, 0)
+        gone = {n: why for n, row in enumerate(rows) if (why := self.missing.get(row["id"]))}
+        for n in gone:
+            block.raw_qw[n], block.known_q[n] = 0.0, False
+        return AskedText(block, gone)
+
+
+def test_a_text_that_nobody_has_is_left_out_and_not_remembered(generation):
+    market = market_of(generation, 19, cls=NumberedMarket)
+    _, queries, rows = everything(market, "job")
+    maker = FeatureMaker()
+    whole = maker.make(market, queries[:1], rows[:1])
+    lost = market.frames["freelancer"]["id"][3]
+    forgetful = Forgetful(generation, {lost: "ENCODER_TEXT_NOT_KEPT"})
+    market.generation, maker = forgetful, FeatureMaker()
+    without = maker.make(market, queries[:1], rows[:1])
+    changed = np.flatnonzero((without != whole).any(axis=1))
+    assert changed.tolist() == [3]
+    assert len(maker.vectors) == N - 1
+    forgetful.missing = {}  # its vector came with another record of the same text
+    assert np.array_equal(maker.make(market, queries[:1], rows[:1]), whole)
+
+
+def test_an_encoder_that_is_down_is_an_error_for_the_ranker_to_tell(generation):
+    market = market_of(generation, 19)
+    _, queries, rows = everything(market, "job")
+    lost = market.frames["freelancer"]["id"][0]
+    market.generation = Forgetful(generation, {lost: "ENCODER_UNREACHABLE"})
+    with pytest.raises(ModelUnavailable, match="ENCODER_UNREACHABLE"):
+        pair_features(market, queries[:1], rows[:1])

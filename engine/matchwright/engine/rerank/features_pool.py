@@ -16,6 +16,8 @@ Arrays = dict[str, NDArray[Any]]
 Make = Callable[[Int64], Arrays]
 """Given int64 positions among the keys: one row for each of them."""
 
+KEEP = "keep"
+"""Name of an array of flags: rows without it are given out and not kept."""
 _ROWS_FIRST = 256
 _DROPPED_SHARE = 8
 """One in so many is dropped when there is no room: one pass over the ages for many rows."""
@@ -73,7 +75,9 @@ class RowPool:
         return {name: _merged(n, there, found[name], missing, fresh[name]) for name in fresh}
 
     def _keep(self, keys: Sequence[Hashable], rows: Mapping[str, NDArray[Any]]) -> None:
-        new = [n for n, key in enumerate(keys) if key not in self._slot][: self.rows_max]
+        stays = rows.get(KEEP, np.ones(len(keys), dtype=np.bool_)).tolist()
+        new = [n for n, key in enumerate(keys) if stays[n] and key not in self._slot]
+        new = new[: self.rows_max]
         if not new:
             return
         slots = self._room(len(new), rows)

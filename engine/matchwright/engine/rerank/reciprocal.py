@@ -13,11 +13,15 @@ from typing import Any
 import numpy as np
 
 from matchwright.engine.corpus_rows import take_rows
+from matchwright.engine.errors import ModelUnavailable
 from matchwright.engine.policy import Policy
 from matchwright.engine.prepare import Prepared, SnapshotLike
 from matchwright.engine.records import Kind
-from matchwright.engine.rerank.features_pool import Arrays, RowPool
+from matchwright.engine.rerank.features_pool import KEEP, Arrays, RowPool
 from matchwright.kernels.types import Float64, Int8, Int16, Int64
+
+TEXT_NOT_KEPT = "ENCODER_TEXT_NOT_KEPT"
+"""Why a text has no vector that no server could give: the record holds only its digest."""
 
 
 def direction(policy: Policy, as_of: int) -> tuple[Any, ...]:
@@ -40,16 +44,41 @@ def query_vectors(
     Args:
         records: gives the records of some of the N.
         pool, keys: as ``RowPool.take``.
+
+    Raises:
+        ModelUnavailable: a served encoder would have to be asked for a text, and gave nothing.
     """
 
     def make(at: Int64) -> Arrays:
-        generation = snapshot.generation
-        vectors = generation.query(kind, records(at), policy.facets, as_of)
+        generation, rows = snapshot.generation, records(at)
+        text = generation.asked_text(rows, None)
+        vectors = generation.query(kind, rows, policy.facets, as_of, text)
         made = generation.quantise(vectors, kind, policy.weights)
-        return {"q": made.q_qd.astype(np.int16, copy=False), "t": np.asarray(made.t_q, np.float64)}
+        final = np.ones(at.size, dtype=np.bool_)
+        if text is not None and policy.weights.get("text"):
+            final[_unkept(text.missing)] = False
+        return {
+            "q": made.q_qd.astype(np.int16, copy=False),
+            "t": np.asarray(made.t_q, np.float64),
+            KEEP: final,
+        }
 
     rows = pool.take(keys, n, make)
     return rows["q"], rows["t"]
+
+
+def _unkept(missing: Mapping[int, str]) -> list[int]:
+    """Who asks without its text because nobody has it any more, as in a request of its own.
+
+    Its vector may come later, with another record of the same text, so it is not kept.
+
+    Raises:
+        ModelUnavailable: the encoder should have been asked for another, and was not.
+    """
+    for why in missing.values():
+        if why != TEXT_NOT_KEPT:
+            raise ModelUnavailable(f"the reciprocal fit needs the encoder: {why}", model="encoder")
+    return list(missing)
 
 
 def rows_of_queries(snapshot: SnapshotLike, prepared: Sequence[Prepared]) -> Int8:
