@@ -225,7 +225,7 @@ class Matcher:
         for (_, k, plan, count), members in groups.items():
             queries = [query for _, query in members]
             results: Sequence[Result | Candidates] = self._topk(
-                snapshot, queries, k, plan=plan, count=count
+                snapshot, queries, k, deadline, plan=plan, count=count
             )
             for (at, _), result in zip(members, results, strict=True):
                 answers[at] = result
@@ -338,6 +338,7 @@ class Matcher:
         snapshot: SnapshotLike,
         prepared: Sequence[Prepared],
         k: int,
+        deadline: float | None,
         *,
         plan: Any,
         count: bool,
@@ -368,7 +369,7 @@ class Matcher:
             )
             results.append(self._result(snapshot, query, top, q, hits, living, telemetry))
         if self.ranker is not None:
-            return self.ranker.gather(snapshot, prepared, results, kept)
+            return self.ranker.gather(snapshot, prepared, results, kept, deadline)
         return results
 
     def _result(

@@ -86,6 +86,7 @@ class FeatureMaker:
         *,
         names: Sequence[str] | None = None,
         inline: Inline | None = None,
+        deadline: float | None = None,
     ) -> Int32:
         """Features of pairs, query after query, int32 (sum M, F).
 
@@ -93,6 +94,11 @@ class FeatureMaker:
             rows_per_query: for each query int64 (M,) distinct global rows of the other kind.
             names: compute these alone; other columns are ``UNKNOWN``.
             inline: rows that are not stored; for queries of one kind.
+            deadline: moment of the monotonic clock until which a served encoder may take.
+
+        Raises:
+            ModelUnavailable, ModelLate, ModelWrong: a served encoder has to be asked, and did not
+                answer.
         """
         sizes = [rows.size for rows in rows_per_query]
         out = np.full((sum(sizes), len(FEATURES)), UNKNOWN, dtype=np.int32)
@@ -103,7 +109,7 @@ class FeatureMaker:
                 queries = [prepared[n] for n in at]
                 parts = [out[start_q[n] : start_q[n + 1]] for n in at]
                 rows = [np.asarray(rows_per_query[n], dtype=np.int64) for n in at]
-                _Block(self, snapshot, queries, rows, names, inline).fill(parts)
+                _Block(self, snapshot, queries, rows, names, inline, deadline).fill(parts)
         return out
 
     def keys(
@@ -140,8 +146,10 @@ class _Block:
         rows_per_query: Sequence[Int64],
         names: Sequence[str] | None,
         inline: Inline | None,
+        deadline: float | None,
     ) -> None:
         self.maker, self.snapshot, self.queries = maker, snapshot, queries
+        self.deadline = deadline
         self.kind: Kind = queries[0].request.kind
         self.other = _OTHER[self.kind]
         self.corpus = snapshot.corpus(self.other) if inline is None else inline.corpus
@@ -235,6 +243,7 @@ class _Block:
             lambda at: self._fetch(used[at]),
             self.maker.vectors,
             keys,
+            self.deadline,
         )
 
 

@@ -38,12 +38,14 @@ def query_vectors(
     records: Callable[[Int64], Sequence[Mapping[str, Any]]],
     pool: RowPool,
     keys: Sequence[Any] | None,
+    deadline: float | None = None,
 ) -> tuple[Int16, Float64]:
     """(int16 (N, D) vectors, float64 (N,) steps) of entities of ``kind`` as queries.
 
     Args:
         records: gives the records of some of the N.
         pool, keys: as ``RowPool.take``.
+        deadline: moment of the monotonic clock until which a served encoder may take.
 
     Raises:
         ModelUnavailable: a served encoder would have to be asked for a text, and gave nothing.
@@ -51,7 +53,7 @@ def query_vectors(
 
     def make(at: Int64) -> Arrays:
         generation, rows = snapshot.generation, records(at)
-        text = generation.asked_text(rows, None)
+        text = generation.asked_text(rows, deadline)
         vectors = generation.query(kind, rows, policy.facets, as_of, text)
         made = generation.quantise(vectors, kind, policy.weights)
         final = np.ones(at.size, dtype=np.bool_)

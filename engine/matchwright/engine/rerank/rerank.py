@@ -138,9 +138,17 @@ class Ranker:
         prepared: Sequence[Prepared],
         rows_per_query: Sequence[Int64],
         inline: Inline | None = None,
+        deadline: float | None = None,
     ) -> Int32:
         """int32 (sum M, F): the model's features of pairs, in the order of its columns."""
-        made = self.maker.make(snapshot, prepared, rows_per_query, names=self.asked, inline=inline)
+        made = self.maker.make(
+            snapshot,
+            prepared,
+            rows_per_query,
+            names=self.asked,
+            inline=inline,
+            deadline=deadline,
+        )
         return np.ascontiguousarray(made[:, self._columns])
 
     def gather(
@@ -149,17 +157,22 @@ class Ranker:
         prepared: Sequence[Prepared],
         wide: Sequence[Result],
         rows_per_query: Sequence[Int64],
+        deadline: float | None = None,
     ) -> list[Candidates]:
         """Candidates of queries of one kind.
 
         Args:
             wide: first-phase answers of up to M rows.
             rows_per_query: int64 (M,), the global rows of each.
+            deadline: until when a served encoder may take, where it has to be asked.
         """
         why = ""
         parts: list[Int32 | None] = [None] * len(prepared)
         try:
-            whole = self.features(snapshot, prepared, rows_per_query)
+            settings = prepared[0].policy.rerank
+            assert settings is not None
+            until = self.until(settings, deadline)
+            whole = self.features(snapshot, prepared, rows_per_query, deadline=until)
             edges = np.cumsum([rows.size for rows in rows_per_query])[:-1]
             parts = list(np.split(whole, edges))
         except (DependencyUnavailable, DeadlineExceeded) as error:
