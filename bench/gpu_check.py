@@ -4,8 +4,10 @@
 
 It needs NumPy, CuPy, pytest, grpcio and protobuf, and no installed copy of this project: the four
 source folders are put on the path. The record, ``proofs/gpu_check.json``, holds the device, the
-date, the commit, what the tests said, and the bench's figures. Exit codes: 0 done, 5 there is no
-device (nothing is written), 6 a test failed or an answer was wrong.
+date, the commit, what the tests said, what compute-sanitizer said where it is on the path, and the
+bench's figures: big scans beside bare products, small batches beside one reading of the rows, a
+sweep of the pass rate, a rule set for each query, uploads, the planner's calibration. Exit codes: 0
+done, 5 there is no device (nothing is written), 6 a test failed or an answer was wrong.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("engine", "kernels", "protos", "clients")
 sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
+sys.path.append(str(ROOT / "bench"))
 
+import gpu_sections  # noqa: E402
 import numpy as np  # noqa: E402
 
 from matchwright.kernels.compile import KERNELS, compiled  # noqa: E402
@@ -53,9 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     ops = CupyOps(memory_bytes=options.memory_bytes)
     tests = run_tests(options.full)
+    checked = {} if options.no_sanitizer else gpu_sections.sanitizer(ROOT, environment())
     library = CupyOps(memory_bytes=options.memory_bytes, device=CudaDevice(tensor=False))
     bench = {} if options.no_bench else run_bench(ops, library, options)
     held = tests["failed"] == 0 and tests["passed"] > 0 and bench.get("exact", True)
+    held = held and checked.get("clean") is not False
     record = {
         "format": FORMAT,
         "id": "gpu_check",
@@ -63,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         **where(),
         **device_facts(ops),
         "tests": tests,
+        "sanitizer": checked,
         "bench": bench,
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -76,6 +83,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Kernel tests and the top-k bench on a GPU.")
     parser.add_argument("--full", action="store_true", help="tests with full counts")
     parser.add_argument("--no-bench", action="store_true", help="tests alone")
+    parser.add_argument("--no-sanitizer", action="store_true", help="without compute-sanitizer")
     parser.add_argument("--rows", type=int, default=1_000_000, help="N")
     parser.add_argument("--queries", type=int, default=4_096, help="Q")
     parser.add_argument("--dimensions", type=int, nargs="+", default=[256, 384], help="D")
@@ -136,15 +144,20 @@ def device_facts(ops: CupyOps) -> dict[str, Any]:
 def run_tests(full: bool) -> dict[str, Any]:
     """Run the kernel tests that this machine's packages allow; counts and names of failures."""
     files, left_out = kernel_tests()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[: len(FOLDERS)])}
+    variables = environment()
     if full:
-        environment["MATCHWRIGHT_PROVE"] = "1"
+        variables["MATCHWRIGHT_PROVE"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *map(str, files)]
-        subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr, check=False)
+        subprocess.run(command, cwd=ROOT, env=variables, stdout=sys.stderr, check=False)
         cases = list(ET.parse(report).iter("testcase")) if report.exists() else []
     return {**judge(cases), "files": [path.name for path in files], "left_out": left_out}
+
+
+def environment() -> dict[str, str]:
+    """This process's, with the four folders on the path of Python."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in FOLDERS)}
 
 
 def kernel_tests() -> tuple[list[Path], dict[str, str]]:
@@ -199,16 +212,20 @@ def judge(cases: Sequence[ET.Element]) -> dict[str, Any]:
 
 
 def run_bench(ops: CupyOps, library: CupyOps, options: argparse.Namespace) -> dict[str, Any]:
-    """Every shape; ``exact`` says whether all sampled answers were the reference's."""
+    """Every shape and section; ``exact``: all sampled answers were the reference's."""
     cells = [
         cell
         for d in options.dimensions
         for cell in shape(ops, library, options.rows, options.queries, d, options)
     ]
+    d, k = options.dimensions[0], options.k[len(options.k) // 2]
+    corpus, queries = problem(np.random.default_rng(d), options.rows, options.queries, d)
+    found = gpu_sections.sections(ops, corpus, queries, k, options.repeats)
     return {
-        "note": "rules are evaluated on the host; r_bf16 and r_int8: bare product / ours",
+        "note": "cells: rules are bitmaps from the host; r_bf16 and r_int8: bare product / ours",
         "cells": cells,
-        "exact": all(cell["exact"] for cell in cells),
+        "sections": found,
+        "exact": all(cell["exact"] for cell in cells) and gpu_sections.exact(found),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -222,6 +223,22 @@ def test_columns_come_with_the_first_rule_and_go_with_their_segment():
     del corpus, segment
     gc.collect()
     assert resident.nbytes == 0
+
+
+def test_a_column_is_known_by_its_own_array():
+    """Two segments over the same rows with other columns: each gets its own."""
+    rng = np.random.default_rng(16)
+    corpus = a_corpus(rng, (300,), 8)
+    one = corpus.parts[0][0]
+    other = replace(one, scalars={"rate": (99 - one.scalars["rate"]).astype(np.int32)}, memo={})
+    ops = CupyOps(device=NumpyDevice(), verify=False)
+    queries = some_queries(rng, corpus, 2, 8, groups=[(InRange("rate", 0, 30, "RATE"),)])
+    for segment in (one, other, one):
+        some = Corpus(((segment, None),))
+        wanted = Ops(costs=Costs()).topk(some, queries, 5)
+        np.testing.assert_array_equal(ops.topk(some, queries, 5).row_qk, wanted.row_qk)
+        assert ops.resident.nbytes == resident_bytes(one) + 4 * 300
+    assert ops.resident.uploads == 1
 
 
 # ── The plan ──────────────────────────────────────────────────────────────────────────────────

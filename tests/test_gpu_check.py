@@ -65,7 +65,58 @@ def test_the_bench_runs_and_compares(gpu_check, monkeypatch):
     )
     outcome = gpu_check.run_bench(ops, library, options)
     assert outcome["exact"]
+    found = outcome["sections"]
+    assert [cell["queries"] for cell in found["few"]] == [1, 4, 4, 4, 4]
+    assert len(found["sweep"]) == 11
+    assert {cell["rules"] for cell in found["sweep"]} <= {"bits", "survivors", "gather"}
+    assert [cell["rate"] for cell in found["rules"]] == [0.5, 0.05, 0.001]
+    assert found["memory"]["uploaded_bytes"] == 500 * 24
+    assert set(found["calibration"]["costs"]) >= {"scan_pair", "rule_row", "take_row"}
     assert [cell["rules"] for cell in outcome["cells"]] == [False, True]
     for cell in outcome["cells"]:
         assert np.isfinite([cell["r_fp16"], cell["r_bf16"], cell["r_int8"]]).all()
         assert cell["telemetry"]["product"] == "sieve"
+
+
+def test_a_wrong_answer_is_seen_in_every_section(gpu_check, monkeypatch):
+    sections = gpu_check.gpu_sections
+    ops = CupyOps(device=NumpyDevice(tensor=True), verify=False)
+    corpus, queries = gpu_check.problem(np.random.default_rng(1), 300, 4, 16)
+    assert sections.exact(sections.sections(ops, corpus, queries, 3, 1))
+    topk = ops.topk
+
+    def wrong(*args, **named):
+        result = topk(*args, **named)
+        result.points_qk[:] += 1
+        return result
+
+    monkeypatch.setattr(ops, "topk", wrong)
+    for name in ("few", "sweep"):
+        cells = getattr(sections, name)(ops, corpus, queries, 3, 1)
+        assert not any(cell["exact"] for cell in cells)
+    assert not sections.rules_each(ops, corpus, queries, 3, 1)[0]["exact"]
+
+
+def test_the_sanitizer_is_asked_where_it_is(gpu_check, tmp_path, monkeypatch):
+    sections = gpu_check.gpu_sections
+    monkeypatch.setattr(sections.shutil, "which", lambda name: None)
+    assert sections.sanitizer(tmp_path, {}) == {
+        "found": False,
+        "clean": None,
+        "why": "compute-sanitizer is not on the path",
+    }
+    for code, clean in ((0, True), (9, False)):
+        tool = tmp_path / f"tool-{code}"
+        tool.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/log"\nexit {code}\n')
+        tool.chmod(0o755)
+        found = sections.sanitizer(tmp_path, {}, tool=str(tool))
+        assert found["clean"] is clean
+        assert found["memcheck"]["exit"] == code
+    log = (tmp_path / "log").read_text().splitlines()
+    assert [line.split()[1] for line in log] == ["memcheck", "racecheck"] * 2
+    assert all("-m gpu" in line and "test_cuda_rules.py" in line for line in log)
+
+
+def test_the_tests_for_the_sanitizer_have_cases_on_a_device(gpu_check, repo_root):
+    for name in gpu_check.gpu_sections.SANITIZED:
+        assert "pytest.mark.gpu" in (repo_root / "tests" / name).read_text("utf-8")

@@ -244,9 +244,9 @@ class EnduringOps(Ops):
 
     def _lose(self, error: BaseException) -> None:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_MAX]
-        ops, self.device_ops = self.device_ops, None
-        self.name = self.cpu.name
+        ops, self.name = self.device_ops, self.cpu.name
         self.health.lose(why, f"{self.cpu.name} (gpu lost: {why})")
+        self.device_ops = None
         if ops is not None:
             with contextlib.suppress(Exception):  # a lost device frees nothing, and need not
                 ops.resident.clear()

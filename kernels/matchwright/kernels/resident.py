@@ -53,10 +53,10 @@ def resident_bytes(segment: Segment) -> int:
 
 def column_bytes(segment: Segment, slot: Slot) -> int:
     """Device memory that a rule column takes, in bytes."""
-    return sum(array.nbytes for array in _column(segment, slot))
+    return sum(array.nbytes for array in _arrays_of(segment, slot))
 
 
-def _column(segment: Segment, slot: Slot) -> tuple[NDArray[Any], ...]:
+def _arrays_of(segment: Segment, slot: Slot) -> tuple[NDArray[Any], ...]:
     kind, name = slot
     if kind == "scalar":
         return (segment.scalars[name],)
@@ -129,13 +129,22 @@ Work = Callable[[Uploader], None]
 
 
 @dataclass(slots=True, eq=False)
+class _Column:
+    """A resident rule column, and the host's array that it is a copy of."""
+
+    arrays: tuple[Array, ...]
+    mark: Mark
+    host: weakref.ref[NDArray[Any]]
+
+
+@dataclass(slots=True, eq=False)
 class _Kept:
     """A resident segment, or one on its way."""
 
     copy: Future[tuple[DeviceSegment, Mark]]
     nbytes: int
     watchers: list[Any]
-    columns: dict[Slot, tuple[Any, Mark]] = field(default_factory=dict)
+    columns: dict[Slot, _Column] = field(default_factory=dict)
 
 
 class Loading:
@@ -261,7 +270,7 @@ class Resident:
                 column_bytes(segment, slot)
                 for at, segment in enumerate(segments)
                 for slot in slots[at]
-                if slot not in self._kept[_identity(segment)].columns
+                if _current(self._kept.get(_identity(segment)), segment, slot) is None
             )
             self._make_room(missing, wanted)
             if self.nbytes + missing > self.budget_bytes:
@@ -343,23 +352,25 @@ class Resident:
         kept = self._kept.get(_identity(segment))
         made = DeviceColumns(copy.key_n)
         for slot in slots:
-            found = None if kept is None else kept.columns.get(slot)
+            found = _current(kept, segment, slot)
             if found is None:
-                found = self._at_hand.run(partial(self._send_column, segment, slot))
+                arrays, mark = self._at_hand.run(partial(self._send_column, segment, slot))
+                found = _Column(arrays, mark, weakref.ref(_host(segment, slot)))
                 if kept is not None:
                     with self._lock:
+                        before = kept.columns.get(slot)
+                        kept.nbytes += column_bytes(segment, slot) - _nbytes(before)
                         kept.columns[slot] = found
-                        kept.nbytes += column_bytes(segment, slot)
-            arrays, mark = found
-            self.device.hold(mark)
+            self.device.hold(found.mark)
             if slot[0] == "scalar":
-                made.scalars[slot[1]] = arrays[0]
+                made.scalars[slot[1]] = found.arrays[0]
             else:
-                made.sets[slot[1]] = arrays
+                start, value, known = found.arrays
+                made.sets[slot[1]] = start, value, known
         return made
 
     def _send_column(self, segment: Segment, slot: Slot) -> tuple[Array, ...]:
-        return tuple(self._at_hand.send(array) for array in _column(segment, slot))
+        return tuple(self._at_hand.send(array) for array in _arrays_of(segment, slot))
 
     def _make_room(self, nbytes: int, wanted: set[Identity]) -> None:
         for identity in list(self._kept):
@@ -397,6 +408,22 @@ def _is_there(one: Future[Any]) -> bool:
     if not one.done() or one.cancelled() or one.exception() is not None:
         return False
     return bool(one.result()[1].done)
+
+
+def _host(segment: Segment, slot: Slot) -> NDArray[Any]:
+    """The array by whose identity a column is known."""
+    kind, name = slot
+    return segment.scalars[name] if kind == "scalar" else segment.sets[name].start_n
+
+
+def _current(kept: _Kept | None, segment: Segment, slot: Slot) -> _Column | None:
+    """A resident column, if it is a copy of this very segment's."""
+    found = None if kept is None else kept.columns.get(slot)
+    return found if found is not None and found.host() is _host(segment, slot) else None
+
+
+def _nbytes(column: _Column | None) -> int:
+    return 0 if column is None else sum(int(array.nbytes) for array in column.arrays)
 
 
 def _has(segment: Segment, slot: Slot) -> bool:

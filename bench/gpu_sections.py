@@ -1,0 +1,278 @@
+"""What ``gpu_check.py`` measures beside the big scans: small batches, rules, memory, calibration.
+
+Every function takes a backend and sizes and gives plain values, so that a test can run it on the
+emulated device; ``exact`` says whether the sampled answers were the reference's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from matchwright.kernels.cuda_search import device_costs
+from matchwright.kernels.cupy_ops import CupyOps
+from matchwright.kernels.device_planner import FORCED, DeviceLoad, measure, planned_seconds
+from matchwright.kernels.memory_plan import plan_memory
+from matchwright.kernels.ops import Ops
+from matchwright.kernels.types import Corpus, InRange, Queries, Rules, Segment, TopK
+
+FEW = (1, 8, 16, 32, 64)
+"""Small batches; each of the last four has a kernel of its own."""
+VALUES = 1 << 20
+"""Values of the rule column; a range of them is a pass rate."""
+SANITIZED = ("test_cuda_rules.py", "test_cupy_ops.py", "test_device_memory.py")
+"""Tests that run under compute-sanitizer, their cases on a device alone."""
+_COMPARED = ("row_qk", "points_qk", "returned_q")
+
+
+def sections(
+    ops: CupyOps, corpus: Corpus, queries: Queries, k: int, repeats: int
+) -> dict[str, Any]:
+    """All of them, for one corpus."""
+    return {
+        "few": few(ops, corpus, queries, k, repeats),
+        "sweep": sweep(ops, corpus, queries, k, repeats),
+        "rules": rules_each(ops, corpus, queries, k, repeats),
+        "memory": memory(ops, corpus, repeats),
+        "calibration": calibration(ops, corpus),
+    }
+
+
+def with_column(corpus: Corpus, seed: int) -> Corpus:
+    """The same rows with a column ``value``, uniform in 0..VALUES - 1."""
+    generator = np.random.default_rng(seed)
+    parts = [
+        (
+            Segment(
+                one.x_nd, one.key_n, {"value": generator.integers(0, VALUES, one.n, dtype=np.int32)}
+            ),
+            alive,
+        )
+        for one, alive in corpus.parts
+    ]
+    return Corpus(tuple(parts))
+
+
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    """The median of some runs, after one to warm up."""
+    work()
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def agrees(ops: CupyOps, corpus: Corpus, queries: Queries, k: int, most: int = 3) -> bool:
+    """Whether some queries get the reference's answer."""
+    some = first(queries, most)
+    got, wanted = (one.topk(corpus, some, k, count=False) for one in (ops, Ops()))
+    return all(np.array_equal(getattr(got, n), getattr(wanted, n)) for n in _COMPARED)
+
+
+def first(queries: Queries, many: int) -> Queries:
+    """The first so many queries."""
+    group_q = queries.group_q
+    return Queries(
+        queries.q_qd[:many],
+        queries.key_q[:many],
+        queries.groups,
+        None if group_q is None else group_q[:many],
+    )
+
+
+# ── Small batches, beside one reading of the rows ─────────────────────────────────────────────
+
+
+def few(
+    ops: CupyOps, corpus: Corpus, queries: Queries, k: int, repeats: int
+) -> list[dict[str, Any]]:
+    """1 to 64 queries on the kernel that reads each row once, and on the other one."""
+    read = seconds(partial(read_once, ops, corpus), repeats)
+    found = []
+    for many in FEW:
+        some = first(queries, min(many, queries.q))
+        took = {}
+        for name, on in (("few", True), ("sieve", False)):
+            ops.device.few = on
+            took[name] = seconds(partial(ops.topk, corpus, some, k, count=False), repeats)
+        ops.device.few = True
+        found.append(
+            {
+                "queries": some.q,
+                "seconds": took["few"],
+                "sieve_seconds": took["sieve"],
+                "read_seconds": read,
+                "times_reading": took["few"] / read,
+                "exact": agrees(ops, corpus, some, k),
+            }
+        )
+    return found
+
+
+def read_once(ops: CupyOps, corpus: Corpus) -> None:
+    """Read every resident byte of the vectors, and wait."""
+    device, last = ops.device, None
+    for copy in ops.resident.get([segment for segment, _ in corpus.parts]):
+        wide = copy.x_nd.reshape(-1).view(np.int64)
+        last = wide.max()
+    if last is not None:
+        device.download(last)
+
+
+# ── Rules ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def of_rate(rate: float, low: int = 0) -> Rules:
+    """A rule that lets this share of the rows pass."""
+    return (InRange("value", low, low + max(1, round(rate * VALUES)) - 1, "VALUE"),)
+
+
+def sweep(
+    ops: CupyOps, corpus: Corpus, queries: Queries, k: int, repeats: int, groups: int = 64
+) -> list[dict[str, Any]]:
+    """Pass rates 1, 1/4, ... for 64 rule sets, as planned and predicted; ``step`` from the last."""
+    ruled = with_column(corpus, 1)
+    group_q = (np.arange(queries.q) % groups).astype(np.int32)
+    d, before, found = queries.q_qd.shape[1], None, []
+    for power in range(0, 21, 2):
+        rate = 2.0**-power
+        sets = [of_rate(rate, low % (VALUES // 2)) for low in range(groups)]
+        asked = Queries(queries.q_qd, queries.key_q, sets, group_q)
+        took = seconds(partial(ops.topk, ruled, asked, k, count=False), repeats)
+        loads = [DeviceLoad(queries.q // groups + 1, 1, rate)] * groups
+        costs = device_costs(ops, d)
+        found.append(
+            {
+                "rate": rate,
+                "seconds": took,
+                "predicted": planned_seconds(costs, loads, ruled.n, k, d, count=False),
+                "step": 1.0 if before is None else took / before,
+                "rules": str(ops.topk(ruled, first(asked, 64), k, count=False).telemetry["rules"]),
+                "exact": agrees(ops, ruled, asked, k),
+            }
+        )
+        before = took
+    return found
+
+
+def rules_each(
+    ops: CupyOps, corpus: Corpus, queries: Queries, k: int, repeats: int
+) -> list[dict[str, Any]]:
+    """A different rule set for each query, asked in every way and as planned."""
+    ruled, found, before = with_column(corpus, 2), [], ops.device_costs
+    for rate in (0.5, 0.05, 0.001):
+        sets = [of_rate(rate, low) for low in range(queries.q)]
+        asked = Queries(queries.q_qd, queries.key_q, sets, np.arange(queries.q, dtype=np.int32))
+        cell: dict[str, Any] = {"rate": rate, "queries": queries.q}
+        for way, costs in (("planned", before), *FORCED.items()):
+            some = first(asked, 64) if way == "gather" else asked
+            ops.device_costs = costs
+            cell[way] = seconds(partial(ops.topk, ruled, some, k, count=False), repeats)
+            cell[f"{way}_exact"] = agrees(ops, ruled, asked, k)
+        ops.device_costs = before
+        cell["gather_queries"] = min(64, queries.q)
+        cell["count_one"] = seconds(partial(ops.count, ruled, sets[0]), repeats)
+        cell["exact"] = all(cell[f"{way}_exact"] for way in ("planned", *FORCED)) and (
+            ops.count(ruled, sets[0]) == Ops().count(ruled, sets[0])
+        )
+        found.append(cell)
+    return found
+
+
+# ── Memory and calibration ────────────────────────────────────────────────────────────────────
+
+
+def memory(ops: CupyOps, corpus: Corpus, repeats: int) -> dict[str, Any]:
+    """What the plan says, what is taken, how fast rows are uploaded alone and beside a scan."""
+    plan = plan_memory(
+        {"rows": corpus},
+        temporary_bytes=ops.memory_bytes,
+        budget_bytes=ops.resident.budget_bytes,
+    )
+    free = ops.device.memory_free()
+    fresh = Corpus(
+        tuple((Segment(one.x_nd.copy(), one.key_n.copy()), a) for one, a in corpus.parts)
+    )
+    start = time.perf_counter()
+    fits = plan.needed * 2 <= ops.resident.budget_bytes
+    if fits:
+        ops.load([fresh]).wait()
+    took = time.perf_counter() - start
+    left = ops.device.memory_free()
+    size = sum(one.x_nd.nbytes + one.key_n.nbytes for one, _ in corpus.parts)
+    return {
+        "plan": {name: value for name, value in plan.to_dict().items() if name != "segments"},
+        "uploaded_bytes": size if fits else 0,
+        "upload_seconds": took,
+        "taken_bytes": None if free is None or left is None else free - left,
+        "repeats": repeats,
+        "exact": True,
+    }
+
+
+def calibration(ops: CupyOps, corpus: Corpus) -> dict[str, Any]:
+    """The planner's constants, and how long they took."""
+    d = corpus.parts[0][0].x_nd.shape[1]
+    start = time.perf_counter()
+    costs = measure(ops.device, d, ops.memory_bytes, rows=1 << 17 if ops.device.timed else 1_024)
+    return {"costs": asdict(costs), "seconds": time.perf_counter() - start, "exact": True}
+
+
+def exact(found: Mapping[str, Any]) -> bool:
+    """Whether every sampled answer was the reference's."""
+    cells = itertools.chain.from_iterable(
+        one if isinstance(one, list) else [one] for one in found.values()
+    )
+    return all(cell["exact"] for cell in cells)
+
+
+def telemetry(result: TopK) -> dict[str, Any]:
+    return dict(result.telemetry)
+
+
+# ── compute-sanitizer ─────────────────────────────────────────────────────────────────────────
+
+
+def sanitizer(
+    root: Path,
+    environment: Mapping[str, str],
+    *,
+    tool: str | None = None,
+    tests: Sequence[str] = SANITIZED,
+    timeout_s: float = 900.0,
+) -> dict[str, Any]:
+    """memcheck and racecheck over the tests' cases on a device; says so where there is no tool."""
+    tool = tool or shutil.which("compute-sanitizer")
+    if tool is None:
+        return {"found": False, "clean": None, "why": "compute-sanitizer is not on the path"}
+    found: dict[str, Any] = {"found": True}
+    for check in ("memcheck", "racecheck"):
+        command = [
+            *(tool, "--tool", check, "--error-exitcode", "9", "--target-processes", "all"),
+            *(sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu"),
+            *(str(root / "tests" / name) for name in tests),
+        ]
+        try:
+            done = subprocess.run(
+                command, cwd=root, env=dict(environment), capture_output=True, text=True,
+                check=False, timeout=timeout_s,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            found[check] = {"exit": None, "tail": f"not done after {timeout_s:.0f} s"}
+            continue
+        found[check] = {"exit": done.returncode, "tail": done.stdout[-2_000:]}
+    found["clean"] = all(found[check]["exit"] == 0 for check in ("memcheck", "racecheck"))
+    return found
