@@ -56,6 +56,13 @@ FORBIDDEN = {
     f"{ENGINE}.generation": (f"{ENGINE}.store", f"{ENGINE}.matcher", f"{ENGINE}.service"),
     f"{ENGINE}.store": (f"{ENGINE}.matcher", f"{ENGINE}.batcher", f"{ENGINE}.service"),
     f"{ENGINE}.matcher": (f"{ENGINE}.batcher", f"{ENGINE}.service", f"{ENGINE}.cli"),
+    f"{ENGINE}.rerank": (
+        f"{ENGINE}.store",
+        f"{ENGINE}.batcher",
+        f"{ENGINE}.service",
+        f"{ENGINE}.cli",
+        f"{ENGINE}.runs",
+    ),
     f"{ENGINE}.service": (f"{ENGINE}.cli",),
 }
 
