@@ -141,7 +141,7 @@ def test_what_is_no_batch_of_tokens_is_refused(client):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 200, 5_000])
-def test_the_served_ranker_is_lightgbm_to_the_bit(client, repo, batch, count):
+def test_the_served_ranker_is_lightgbm_to_the_bit(client, repo, batch):
     rows = np.concatenate([_rows(batch), _rows(batch, 1, -60, 1_010)])
     booster = lightgbm.Booster(model_file=str(repo / "ranker" / "1" / "model.txt"))
     wanted = booster.predict(rows.astype(np.float64), raw_score=True, num_threads=1)
@@ -152,6 +152,16 @@ def test_the_served_ranker_is_lightgbm_to_the_bit(client, repo, batch, count):
     units = np.ldexp(wanted, trees.grid_bits)
     assert (units == trees.score(rows)).all()
     assert (trees.contributions(rows).sum(axis=1) == units).all()
+
+
+def test_contributions_add_up_to_every_served_score(client, repo, count):
+    trees = trees_of(repo / "ranker" / "1")
+    rows = _rows(count(reduced=5_000, full=100_000), 6, -60, 1_010)
+    got = np.concatenate(
+        [_score(client, rows[at : at + 5_000]) for at in range(0, len(rows), 5_000)]
+    )
+    units = np.ldexp(got[:, 0].astype(np.float64), trees.grid_bits)
+    assert (trees.contributions(rows).sum(axis=1, dtype=np.int64) == units).all()
 
 
 def test_requests_that_are_joined_get_their_own_rows(client):
