@@ -130,7 +130,8 @@ class Server:
     def _keeps_house(self, markets: Mapping[str, Marketplace]) -> Housekeeper | None:
         if not self.config.compact:
             return None
-        stores = {name: market.store for name, market in markets.items()}
+        served = {name: market.store for name, market in markets.items()}
+        stores = {name: store for name, store in served.items() if isinstance(store, Store)}
         return Housekeeper(stores, retain_s=self.config.retain_s)
 
     async def start(self) -> str:
