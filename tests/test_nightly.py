@@ -119,8 +119,37 @@ def test_a_good_night(night):
     ):  # fmt: skip
         assert words in start
     leases = [line for line in night.log.splitlines() if line.startswith("store")]
-    assert [line.split()[1] for line in leases] == ["release", "keep", "release"]
+    assert [line.split()[1] for line in leases] == ["release", "compact", "keep", "release"]
     assert sorted(path.name for path in night.store.iterdir()) == ["nightly.lock"]
+
+
+def test_the_store_is_compacted_unless_somebody_else_does(night):
+    assert night.run(COMPACT="no") == 0
+    assert "store compact" not in night.log
+    assert night.commands == GOOD
+
+
+@pytest.mark.parametrize("failure", [3, 75, "killed"])
+def test_a_store_that_is_not_compacted_does_not_hold_up_the_night(night, failure):
+    night.codes(store_compact=[failure])
+    assert night.run() == 0
+    assert night.commands == GOOD
+    assert "the store was not compacted" in night.errors
+
+
+def test_stopped_while_it_compacts(night):
+    night.codes(store_compact=["slow"])
+    with subprocess.Popen(
+        [night.script], env=night.environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        _wait_for(lambda: (night.fake / "log").exists() and "waiting" in night.log)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 75
+        assert "stopped before a run was begun" in process.stderr.read()
+    assert "terminated" in night.log
+    assert "store keep" not in night.log
+    assert sorted(path.name for path in night.store.iterdir()) == ["nightly.lock"]
+    assert night.run() == 0
 
 
 def test_all_is_scored_when_asked(night):
