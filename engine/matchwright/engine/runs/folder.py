@@ -137,11 +137,12 @@ class RunFolder(Target):
 
         Raises:
             StoreLocked: another process is.
+            DependencyUnavailable: the target does not answer.
         """
         path, what = self.path(lock.FILE), f"run {self.run_id} in {self.url}"
         if self.local is not None:
             return lock.local_lock(Path(path), what)
-        return lock.object_lock(self.fs, path, what)
+        return lock.target_lock(self, lock.FILE, what)
 
 
 def encoded(frame: pl.DataFrame, unit: Unit, what: str, run_id: str) -> bytes:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from matchwright.engine.errors import StoreLocked
+from matchwright.engine.store.remote import Target, make_parent
 
 FILE = "LOCK"
 HEARTBEAT_S = 15.0
@@ -88,20 +89,41 @@ def object_lock(
     finally:
         done.set()
         beat.join()
-        if not lost and _read(fs, path).get("holder") == mine["holder"]:
-            with contextlib.suppress(FileNotFoundError):
+        # A target that does not answer has its own error above; the lock gets stale by itself.
+        with contextlib.suppress(Exception):
+            if not lost and _read(fs, path).get("holder") == mine["holder"]:
                 fs.rm_file(path)
     if lost:
         raise StoreLocked(f"{what}: lost its lock ({lost[0]}); another process may have gone on")
 
 
+@contextlib.contextmanager
+def target_lock(target: Target, name: str, what: str) -> Iterator[None]:
+    """Hold the LOCK object ``name`` of a target that is no local disk.
+
+    Raises:
+        StoreLocked: another process holds it; the message says which.
+        DependencyUnavailable: the target does not answer.
+    """
+    with contextlib.ExitStack() as stack:
+        with target.naming(name, "written"):
+            stack.enter_context(object_lock(target.fs, target.path(name), what))
+        yield
+
+
 def _take(fs: Any, path: str, mine: dict[str, Any], what: str, stale_s: float) -> None:
-    fs.makedirs(fs._parent(path), exist_ok=True)
+    make_parent(fs, path)
     data = json.dumps(mine).encode()
     try:
         fs.pipe_file(path, data, mode="create")
-    except FileExistsError:
+    except OSError as error:
+        # "It is there" has many names: one for each store, and for two that try at once. It may be
+        # ours, too: the answer was lost on its way and the plugin has tried again.
         other = _read(fs, path)
+        if not other and not isinstance(error, FileExistsError):
+            raise
+        if other.get("holder") == mine["holder"]:
+            return
         if time.time() - float(other.get("heartbeat", 0)) < stale_s:
             raise _held(what, other) from None
         fs.pipe_file(path, data)
@@ -124,7 +146,7 @@ def _beat(
                 lost.append(f"{path} names {other.get('host')} now")
                 return
             fs.pipe_file(path, json.dumps({**mine, "heartbeat": time.time()}).encode())
-        except OSError:
+        except Exception:  # plugins raise errors of their own libraries
             continue  # the target does not answer; the next beat says it again
 
 

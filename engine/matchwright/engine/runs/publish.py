@@ -217,7 +217,7 @@ def publishing(output: Output) -> contextlib.AbstractContextManager[None]:
     path, what = output.path(LOCK_FILE), f"publishing in {output.url}"
     if output.local is not None:
         return lock.local_lock(Path(path), what)
-    return lock.object_lock(output.fs, path, what)
+    return lock.target_lock(output, LOCK_FILE, what)
 
 
 def _weighed(

@@ -14,11 +14,11 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from matchwright.engine.errors import (
     DependencyUnavailable,
@@ -83,7 +83,7 @@ class Target:
         protocol = self.fs.protocol
         known = {protocol} if isinstance(protocol, str) else set(protocol)
         self.local = Path(self.root) if known & _LOCAL else None
-        self._atomic = bool(known & _PUT_IS_ATOMIC)
+        self._atomic = _puts_whole(self.fs)
         self.url = self.root if self.local else str(self.fs.unstrip_protocol(self.root))
 
     def __repr__(self) -> str:
@@ -192,7 +192,9 @@ class Target:
         with self._naming(name, "read"):
             file: IO[bytes] = self.fs.open(self.path(name), "rb")
         with file:
-            yield file
+            # What reads from it (tarfile, for one) knows no plugin's errors.
+            there = cast("IO[bytes]", _Named(file, lambda: self._naming(name, "read")))
+            yield file if self.local is not None else there
 
     def write(self, name: str, data: bytes) -> None:
         """Puts a small file in place; readers see the one before or this one."""
@@ -210,14 +212,14 @@ class Target:
 
     def _writing_there(self, path: str) -> Iterator[IO[bytes]]:
         under = path if self._atomic else f"{path}.{uuid.uuid4().hex}{PART}"
-        self.fs.makedirs(self.fs._parent(path), exist_ok=True)
+        make_parent(self.fs, path)
         file = self.fs.open(under, "wb")
         try:
             yield file
+            file.close()
         except BaseException:
             _abandon(self.fs, file, under)
             raise
-        file.close()
         if under != path:
             self.fs.mv(under, path)
 
@@ -231,6 +233,15 @@ class Target:
         with self._naming("", "removed"), suppress(FileNotFoundError):
             self.fs.rm(self.root, recursive=True)
 
+    def naming(self, name: str, doing: str) -> AbstractContextManager[None]:
+        """Around other calls of the file system: its errors become this project's.
+
+        Args:
+            name: of the file.
+            doing: "written", "read", "removed": what could not be done.
+        """
+        return self._naming(name, doing)
+
     @contextmanager
     def _naming(self, name: str, doing: str) -> Iterator[None]:
         """Turns what a file system raises into this project's errors, naming the file."""
@@ -240,8 +251,14 @@ class Target:
         except MatchwrightError:
             raise
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            if doing == "written":
+            if doing == "written" and self.local is not None:
                 raise files.failure(where, error, doing)
+            if doing == "written":
+                raise NotFound(
+                    f"{where}: could not be written: {error}; make the bucket or share first, or "
+                    "correct its name",
+                    file=where,
+                )
             raise NotFound(f"{where}: is not there", file=where)
         except OSError as error:
             if self.local is not None or error.errno in files.REFUSED:
@@ -253,6 +270,37 @@ class Target:
             if self.local is not None:
                 raise
             raise DependencyUnavailable(f"{where}: could not be {doing}: {error}", file=where)
+
+
+class _Named:
+    """A file to read from, whose errors are this project's."""
+
+    def __init__(
+        self, file: IO[bytes], naming: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._file = file
+        self._naming = naming
+
+    def read(self, size: int = -1) -> bytes:
+        with self._naming():
+            return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _puts_whole(fs: Any) -> bool:
+    known = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    return bool(known & _PUT_IS_ATOMIC)
+
+
+def make_parent(fs: Any, path: str) -> None:
+    """The folder that a file is to be in, where there are folders.
+
+    Object stores have none, and their plugins would make a bucket of a name that was mistyped.
+    """
+    if not _puts_whole(fs):
+        fs.makedirs(fs._parent(path), exist_ok=True)
 
 
 def _writing_here(path: Path) -> Iterator[IO[bytes]]:
@@ -282,12 +330,16 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _abandon(fs: Any, file: Any, path: str) -> None:
-    """Leaves no half-written object behind, as far as the file system can."""
+    """Leaves no half-written object behind, as far as the file system can.
+
+    Nothing may close the file afterwards: that would put in place what was written so far.
+    """
     with suppress(Exception):
-        if hasattr(file, "discard"):
-            file.discard()
-        else:
-            file.close()
+        (file.discard if hasattr(file, "discard") else file.close)()
+    with suppress(Exception):
+        file.closed = True
+    if path.endswith(PART) or not hasattr(file, "discard"):
+        with suppress(Exception):
             fs.rm_file(path)
 
 
