@@ -23,7 +23,9 @@ from matchwright.clients._explanation import (
     AskedSkill,
     Explanation,
     FacetShare,
+    FeatureShare,
     Reason,
+    SecondPhase,
     SkillCollision,
     Skills,
 )
@@ -37,6 +39,7 @@ from matchwright.clients._results import (
     Matches,
     OrderKey,
     PairScores,
+    Reranked,
     Telemetry,
 )
 from matchwright.clients._sync import Client
@@ -55,6 +58,7 @@ __all__ = [
     "Explanation",
     "FacetShare",
     "FailedPrecondition",
+    "FeatureShare",
     "FindOptions",
     "FreelancerQuery",
     "InvalidRequest",
@@ -69,6 +73,8 @@ __all__ = [
     "PermissionDenied",
     "Query",
     "Reason",
+    "Reranked",
+    "SecondPhase",
     "ServerError",
     "SkillCollision",
     "Skills",

@@ -80,6 +80,63 @@ class Skills:
 
 
 @dataclass(frozen=True, slots=True)
+class FeatureShare:
+    """What one feature gave to the model's score.
+
+    Attributes:
+        text: the feature in words.
+        value, unit: what it is for this pair; None when unknown, or not to be shown.
+        score: its part of the model's score; None where the audience may not know it.
+        effect: "strongly for", "for", "neither", "against" or "strongly against".
+    """
+
+    feature: str
+    text: str
+    value: int | None
+    unit: str | None
+    score: float | None
+    effect: str
+
+
+@dataclass(frozen=True, slots=True)
+class SecondPhase:
+    """What the second phase's model made of one pair; what the audience may not know is None.
+
+    Attributes:
+        model, version, content_hash: who orders.
+        method: how contributions are made.
+        considered: the pair was among the first ``candidates`` of the first phase.
+        first_rank, rank: ranks before and after; ``rank_within``: 10, 100 or 1,000.
+        moved: "up", "down" or "not"; None when not considered.
+        compared_with: how many it passed, or passed it.
+        score, bias: the model's; contributions and bias add up to the score.
+        moved_by: the features that made most of the difference.
+        text: the outcome in words.
+    """
+
+    model: str
+    version: int
+    content_hash: str
+    method: str
+    considered: bool
+    candidates: int
+    first_rank: int | None
+    rank: int | None
+    rank_within: int | None
+    moved: str | None
+    compared_with: int | None
+    score: float | None
+    bias: float | None
+    contributions: tuple[FeatureShare, ...]
+    moved_by: tuple[FeatureShare, ...]
+    text: str
+
+    def to_dict(self) -> dict[str, Any]:
+        told = asdict(self)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in told.items()}
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """All about one pair, as one audience may see it; what it may not know is None.
 
@@ -89,6 +146,9 @@ class Explanation:
         rank_within: 10, 100 or 1,000 when the rank lies within.
         eligible_count: a number, or "fewer than 10".
         gap_points: what is missing to draw level with the k-th; not above 0 when nothing is.
+        rerank: what the second phase made of the pair; None where the policy has none. ``rank``,
+            ``points`` and what else stands here are the first phase's.
+        degraded: what a served encoder did not give in time; empty when all is well.
     """
 
     direction: Kind
@@ -116,6 +176,8 @@ class Explanation:
     contributions: tuple[FacetShare, ...]
     skills: Skills
     telemetry: Telemetry
+    rerank: SecondPhase | None = None
+    degraded: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in the form that the engine's own explanations have."""
@@ -125,6 +187,10 @@ class Explanation:
                          "as_of", "eligible", "rank", "rank_within", "eligible_count", "points",
                          "score", "k", "kth_points", "gap_points", "attainable")
         }  # fmt: skip
+        if self.rerank is not None:
+            told["rerank"] = self.rerank.to_dict()
+        if self.degraded:
+            told["degraded"] = list(self.degraded)
         return told | {
             "epoch": str(self.epoch),
             "t": self.step,
@@ -169,6 +235,43 @@ def explanation(response: wire.ExplainResponse) -> Explanation:
         contributions=tuple(map(_share, message.contributions)),
         skills=_skills(message.skills),
         telemetry=_results.telemetry(response.telemetry),
+        rerank=_second(message.rerank) if message.HasField("rerank") else None,
+        degraded=tuple(message.degraded),
+    )
+
+
+def _second(message: wire.SecondPhase) -> SecondPhase:
+    told = _results.set_or_none
+    moved = _results.enum_name(message, "moved").lower()
+    return SecondPhase(
+        model=message.model,
+        version=message.version,
+        content_hash=message.content_hash,
+        method=message.method,
+        considered=message.considered,
+        candidates=message.candidates,
+        first_rank=told(message, "first_rank"),
+        rank=told(message, "rank"),
+        rank_within=told(message, "rank_within"),
+        moved=None if moved == "unspecified" else moved,
+        compared_with=told(message, "compared_with"),
+        score=told(message, "score"),
+        bias=told(message, "bias"),
+        contributions=tuple(map(_feature, message.contributions)),
+        moved_by=tuple(map(_feature, message.moved_by)),
+        text=message.text,
+    )
+
+
+def _feature(message: wire.FeatureShare) -> FeatureShare:
+    told = _results.set_or_none
+    return FeatureShare(
+        feature=message.feature,
+        text=message.text,
+        value=told(message, "value"),
+        unit=told(message, "unit"),
+        score=told(message, "score"),
+        effect=_results.enum_name(message, "effect").lower().replace("_", " "),
     )
 
 

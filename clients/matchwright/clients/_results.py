@@ -51,14 +51,54 @@ class Telemetry:
     batch_queries: int
     queue_ms: float
     run_ms: float
+    model_ms: float
 
     def to_dict(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)
+class Reranked:
+    """The second phase of an answer: what a served model made of the first phase's best.
+
+    Attributes:
+        model, version, content_hash: who ordered it: "ranker", a number, a hash of its content.
+        grid_bits: model scores are whole numbers of ``2**-grid_bits``.
+        candidates: how many matches of the first phase it was to order.
+        degraded: why the order is the first phase's all the same: "LATE", "UNREACHABLE",
+            "BREAKER_OPEN", "NOT_READY", "WRONG_OUTPUT", "NO_FEATURES" or "FAILED"; None when the
+            order is the model's.
+        first_ranks: one for each match, 1 for the best.
+        model_scores: one for each match, exact; empty when degraded.
+        last_key: order key of the last candidate when there were as many as the policy allows.
+    """
+
+    model: str
+    version: int
+    content_hash: str
+    grid_bits: int
+    candidates: int
+    degraded: str | None
+    first_ranks: tuple[int, ...]
+    model_scores: tuple[float, ...]
+    last_key: OrderKey | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without those of single matches."""
+        told = ("model", "version", "content_hash", "grid_bits", "candidates", "degraded")
+        last = None if self.last_key is None else str(self.last_key)
+        return {name: getattr(self, name) for name in told} | {"last_key": last}
+
+
+@dataclass(frozen=True, slots=True)
 class Match:
-    """One match. ``contributions``: facet -> points, empty when not asked for."""
+    """One match.
+
+    Attributes:
+        contributions: facet -> points, empty when not asked for.
+        first_rank: rank in the first phase; None where the policy does not rerank.
+        model_score: what the model said; None where there is none, or it was not had in time.
+    """
 
     rank: int
     id: str
@@ -66,6 +106,8 @@ class Match:
     points: int
     score: float
     contributions: Mapping[str, int]
+    first_rank: int | None = None
+    model_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +129,9 @@ class Matches(Sequence[Match]):
         resolution: levels of the query grid that the coarsest weighted facet keeps.
         attainable: score of the best conceivable match.
         digest: SHA-256 of the canonical form.
+        degraded: what a served encoder did not give in time, so that the answer went without it;
+            empty when all is well.
+        rerank: the second phase; None where the policy has none.
         telemetry: None for an item of a batch, whose batch has it.
     """
 
@@ -113,6 +158,8 @@ class Matches(Sequence[Match]):
     attainable: float
     step: float
     digest: str
+    degraded: tuple[str, ...] = ()
+    rerank: Reranked | None = None
     telemetry: Telemetry | None = None
 
     def __len__(self) -> int:
@@ -129,6 +176,7 @@ class Matches(Sequence[Match]):
         at = range(len(self.ids))[index]
         width = len(self.facets)
         row = self.contributions[at * width : (at + 1) * width]
+        second = self.rerank
         return Match(
             rank=at + 1,
             id=self.ids[at],
@@ -136,6 +184,8 @@ class Matches(Sequence[Match]):
             points=self.points[at],
             score=self.scores[at],
             contributions=dict(zip(self.facets, row, strict=False)),
+            first_rank=None if second is None else second.first_ranks[at],
+            model_score=second.model_scores[at] if second and second.model_scores else None,
         )
 
     def __iter__(self) -> Iterator[Match]:
@@ -148,23 +198,25 @@ class Matches(Sequence[Match]):
             for name in ("generation", "policy", "as_of", "kind", "query_id", "k", "eligible",
                          "counted", "unverified", "shortfall", "resolution", "attainable", "digest")
         }  # fmt: skip
+        if self.degraded:
+            told["degraded"] = list(self.degraded)
+        if self.rerank is not None:
+            told["rerank"] = self.rerank.to_dict()
         return told | {
             "epoch": str(self.epoch),
             "returned": len(self.ids),
             "kth_key": None if self.kth_key is None else str(self.kth_key),
             "t": self.step,
-            "matches": [
-                {
-                    "rank": match.rank,
-                    "id": match.id,
-                    "score": match.score,
-                    "points": match.points,
-                    "contributions": dict(match.contributions),
-                }
-                for match in self
-            ],
+            "matches": [self._match(match) for match in self],
             "telemetry": {} if self.telemetry is None else self.telemetry.to_dict(),
         }
+
+    def _match(self, match: Match) -> dict[str, Any]:
+        plain = {name: getattr(match, name) for name in ("rank", "id", "score", "points")}
+        plain["contributions"] = dict(match.contributions)
+        if self.rerank is not None:
+            plain |= {"first_rank": match.first_rank, "model_score": match.model_score}
+        return plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +331,24 @@ def matches(message: wire.Ranking, told: wire.Telemetry | None = None) -> Matche
         attainable=message.attainable,
         step=message.step,
         digest=message.digest,
+        degraded=tuple(message.degraded),
+        rerank=_reranked(message.rerank) if message.HasField("rerank") else None,
         telemetry=None if told is None else telemetry(told),
+    )
+
+
+def _reranked(message: wire.Rerank) -> Reranked:
+    degraded = enum_name(message, "degraded")
+    return Reranked(
+        model=message.model,
+        version=message.version,
+        content_hash=message.content_hash,
+        grid_bits=message.grid_bits,
+        candidates=message.candidates,
+        degraded=None if degraded == "UNSPECIFIED" else degraded,
+        first_ranks=tuple(message.first_ranks),
+        model_scores=tuple(message.model_scores),
+        last_key=order_key(message.last_key) if message.HasField("last_key") else None,
     )
 
 

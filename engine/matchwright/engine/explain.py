@@ -135,6 +135,7 @@ class Explanation:
         skills: matched, missing and further skills by name.
         rerank: what the second phase made of the pair; None where the policy has none. ``rank``,
             ``points`` and what else stands here are the first phase's.
+        degraded: what a served encoder did not give in time, as in a result.
     """
 
     direction: Kind
@@ -162,15 +163,16 @@ class Explanation:
     contributions: tuple[FacetShare, ...]
     skills: SkillMatch
     rerank: SecondPhase | None = None
+    degraded: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and tables."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        plain["vetoes"] = [reason.to_dict() for reason in self.vetoes]
-        plain["unverified"] = [reason.to_dict() for reason in self.unverified]
-        plain["contributions"] = [share.to_dict() for share in self.contributions]
+        for name in ("vetoes", "unverified", "contributions"):
+            plain[name] = [one.to_dict() for one in plain[name]]
         plain["skills"] = self.skills.to_dict()
-        second = plain.pop("rerank")
+        second, missed = plain.pop("rerank"), list(plain.pop("degraded"))
+        plain |= {"degraded": missed} if missed else {}
         return plain if second is None else {**plain, "rerank": second.to_dict()}
 
 
@@ -396,10 +398,7 @@ def _shown(full: _Full, audience: Audience, query: Prepared) -> Explanation:
     """What ``audience`` may see of it."""
     open_ = audience == "operator"
     rank, request = full.rank, query.request
-    both: dict[Kind, Mapping[str, Any]] = {
-        request.kind: query.record,
-        _other(query): full.target.record,
-    }
+    both = {request.kind: query.record, _other(query): full.target.record}
     ids = {request.kind: query.query_id, _other(query): full.target.identity}
     key = OrderKey(rank.points, rank.mix, rank.low)
     within = next((step for step in RANK_STEPS if rank.rank <= step), None)
@@ -430,6 +429,7 @@ def _shown(full: _Full, audience: Audience, query: Prepared) -> Explanation:
         contributions=tuple(share if open_ else _closed(share) for share in full.shares),
         skills=full.skills if open_ else full.skills.without_collisions(),
         rerank=full.second if open_ or full.second is None else full.second.shown(),
+        degraded=query.degraded,
     )
 
 

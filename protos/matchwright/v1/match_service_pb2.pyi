@@ -69,6 +69,33 @@ class FacetFit(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FACET_FIT_WEAK: _ClassVar[FacetFit]
     FACET_FIT_NOT_ASKED: _ClassVar[FacetFit]
     FACET_FIT_NOT_KNOWN: _ClassVar[FacetFit]
+
+class DegradedReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DEGRADED_REASON_UNSPECIFIED: _ClassVar[DegradedReason]
+    DEGRADED_REASON_LATE: _ClassVar[DegradedReason]
+    DEGRADED_REASON_UNREACHABLE: _ClassVar[DegradedReason]
+    DEGRADED_REASON_BREAKER_OPEN: _ClassVar[DegradedReason]
+    DEGRADED_REASON_NOT_READY: _ClassVar[DegradedReason]
+    DEGRADED_REASON_WRONG_OUTPUT: _ClassVar[DegradedReason]
+    DEGRADED_REASON_NO_FEATURES: _ClassVar[DegradedReason]
+    DEGRADED_REASON_FAILED: _ClassVar[DegradedReason]
+
+class Movement(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MOVEMENT_UNSPECIFIED: _ClassVar[Movement]
+    MOVEMENT_UP: _ClassVar[Movement]
+    MOVEMENT_DOWN: _ClassVar[Movement]
+    MOVEMENT_NOT: _ClassVar[Movement]
+
+class FeatureEffect(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FEATURE_EFFECT_UNSPECIFIED: _ClassVar[FeatureEffect]
+    FEATURE_EFFECT_STRONGLY_FOR: _ClassVar[FeatureEffect]
+    FEATURE_EFFECT_FOR: _ClassVar[FeatureEffect]
+    FEATURE_EFFECT_NEITHER: _ClassVar[FeatureEffect]
+    FEATURE_EFFECT_AGAINST: _ClassVar[FeatureEffect]
+    FEATURE_EFFECT_STRONGLY_AGAINST: _ClassVar[FeatureEffect]
 ENTITY_KIND_UNSPECIFIED: EntityKind
 ENTITY_KIND_JOB: EntityKind
 ENTITY_KIND_FREELANCER: EntityKind
@@ -104,6 +131,24 @@ FACET_FIT_FAIR: FacetFit
 FACET_FIT_WEAK: FacetFit
 FACET_FIT_NOT_ASKED: FacetFit
 FACET_FIT_NOT_KNOWN: FacetFit
+DEGRADED_REASON_UNSPECIFIED: DegradedReason
+DEGRADED_REASON_LATE: DegradedReason
+DEGRADED_REASON_UNREACHABLE: DegradedReason
+DEGRADED_REASON_BREAKER_OPEN: DegradedReason
+DEGRADED_REASON_NOT_READY: DegradedReason
+DEGRADED_REASON_WRONG_OUTPUT: DegradedReason
+DEGRADED_REASON_NO_FEATURES: DegradedReason
+DEGRADED_REASON_FAILED: DegradedReason
+MOVEMENT_UNSPECIFIED: Movement
+MOVEMENT_UP: Movement
+MOVEMENT_DOWN: Movement
+MOVEMENT_NOT: Movement
+FEATURE_EFFECT_UNSPECIFIED: FeatureEffect
+FEATURE_EFFECT_STRONGLY_FOR: FeatureEffect
+FEATURE_EFFECT_FOR: FeatureEffect
+FEATURE_EFFECT_NEITHER: FeatureEffect
+FEATURE_EFFECT_AGAINST: FeatureEffect
+FEATURE_EFFECT_STRONGLY_AGAINST: FeatureEffect
 
 class FindFreelancersRequest(_message.Message):
     __slots__ = ("marketplace", "job_id", "job", "options")
@@ -264,7 +309,7 @@ class RuleSetting(_message.Message):
     def __init__(self, enabled: _Optional[bool] = ..., on_unknown: _Optional[_Union[UnknownHandling, str]] = ..., tolerance_permille: _Optional[int] = ..., unstated_level: _Optional[int] = ..., accept: _Optional[_Iterable[str]] = ..., verified_only: _Optional[bool] = ...) -> None: ...
 
 class Ranking(_message.Message):
-    __slots__ = ("epoch", "generation", "policy", "as_of_day", "query_kind", "query_id", "query_key", "k", "ids", "keys", "points", "scores", "facets", "contributions", "certificate", "resolution", "attainable", "step", "digest")
+    __slots__ = ("epoch", "generation", "policy", "as_of_day", "query_kind", "query_id", "query_key", "k", "ids", "keys", "points", "scores", "facets", "contributions", "certificate", "resolution", "attainable", "step", "digest", "degraded", "rerank")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
@@ -284,6 +329,8 @@ class Ranking(_message.Message):
     ATTAINABLE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
+    RERANK_FIELD_NUMBER: _ClassVar[int]
     epoch: Epoch
     generation: str
     policy: str
@@ -303,7 +350,31 @@ class Ranking(_message.Message):
     attainable: float
     step: float
     digest: str
-    def __init__(self, epoch: _Optional[_Union[Epoch, _Mapping]] = ..., generation: _Optional[str] = ..., policy: _Optional[str] = ..., as_of_day: _Optional[int] = ..., query_kind: _Optional[_Union[EntityKind, str]] = ..., query_id: _Optional[str] = ..., query_key: _Optional[int] = ..., k: _Optional[int] = ..., ids: _Optional[_Iterable[str]] = ..., keys: _Optional[_Iterable[int]] = ..., points: _Optional[_Iterable[int]] = ..., scores: _Optional[_Iterable[float]] = ..., facets: _Optional[_Iterable[str]] = ..., contributions: _Optional[_Iterable[int]] = ..., certificate: _Optional[_Union[Certificate, _Mapping]] = ..., resolution: _Optional[int] = ..., attainable: _Optional[float] = ..., step: _Optional[float] = ..., digest: _Optional[str] = ...) -> None: ...
+    degraded: _containers.RepeatedScalarFieldContainer[str]
+    rerank: Rerank
+    def __init__(self, epoch: _Optional[_Union[Epoch, _Mapping]] = ..., generation: _Optional[str] = ..., policy: _Optional[str] = ..., as_of_day: _Optional[int] = ..., query_kind: _Optional[_Union[EntityKind, str]] = ..., query_id: _Optional[str] = ..., query_key: _Optional[int] = ..., k: _Optional[int] = ..., ids: _Optional[_Iterable[str]] = ..., keys: _Optional[_Iterable[int]] = ..., points: _Optional[_Iterable[int]] = ..., scores: _Optional[_Iterable[float]] = ..., facets: _Optional[_Iterable[str]] = ..., contributions: _Optional[_Iterable[int]] = ..., certificate: _Optional[_Union[Certificate, _Mapping]] = ..., resolution: _Optional[int] = ..., attainable: _Optional[float] = ..., step: _Optional[float] = ..., digest: _Optional[str] = ..., degraded: _Optional[_Iterable[str]] = ..., rerank: _Optional[_Union[Rerank, _Mapping]] = ...) -> None: ...
+
+class Rerank(_message.Message):
+    __slots__ = ("model", "version", "content_hash", "grid_bits", "candidates", "degraded", "first_ranks", "model_scores", "last_key")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_HASH_FIELD_NUMBER: _ClassVar[int]
+    GRID_BITS_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
+    FIRST_RANKS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_SCORES_FIELD_NUMBER: _ClassVar[int]
+    LAST_KEY_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    content_hash: str
+    grid_bits: int
+    candidates: int
+    degraded: DegradedReason
+    first_ranks: _containers.RepeatedScalarFieldContainer[int]
+    model_scores: _containers.RepeatedScalarFieldContainer[float]
+    last_key: OrderKey
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., content_hash: _Optional[str] = ..., grid_bits: _Optional[int] = ..., candidates: _Optional[int] = ..., degraded: _Optional[_Union[DegradedReason, str]] = ..., first_ranks: _Optional[_Iterable[int]] = ..., model_scores: _Optional[_Iterable[float]] = ..., last_key: _Optional[_Union[OrderKey, _Mapping]] = ...) -> None: ...
 
 class Epoch(_message.Message):
     __slots__ = ("store_uuid", "number", "digest")
@@ -342,18 +413,20 @@ class OrderKey(_message.Message):
     def __init__(self, points: _Optional[int] = ..., mix: _Optional[int] = ..., low: _Optional[int] = ...) -> None: ...
 
 class Telemetry(_message.Message):
-    __slots__ = ("plan", "device", "batch_queries", "queue_ms", "run_ms")
+    __slots__ = ("plan", "device", "batch_queries", "queue_ms", "run_ms", "model_ms")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     BATCH_QUERIES_FIELD_NUMBER: _ClassVar[int]
     QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
     RUN_MS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_MS_FIELD_NUMBER: _ClassVar[int]
     plan: str
     device: str
     batch_queries: int
     queue_ms: float
     run_ms: float
-    def __init__(self, plan: _Optional[str] = ..., device: _Optional[str] = ..., batch_queries: _Optional[int] = ..., queue_ms: _Optional[float] = ..., run_ms: _Optional[float] = ...) -> None: ...
+    model_ms: float
+    def __init__(self, plan: _Optional[str] = ..., device: _Optional[str] = ..., batch_queries: _Optional[int] = ..., queue_ms: _Optional[float] = ..., run_ms: _Optional[float] = ..., model_ms: _Optional[float] = ...) -> None: ...
 
 class ScorePairsRequest(_message.Message):
     __slots__ = ("marketplace", "pairs", "query_kind", "options")
@@ -428,7 +501,7 @@ class ExplainResponse(_message.Message):
     def __init__(self, explanation: _Optional[_Union[Explanation, _Mapping]] = ..., telemetry: _Optional[_Union[Telemetry, _Mapping]] = ...) -> None: ...
 
 class Explanation(_message.Message):
-    __slots__ = ("query_kind", "audience", "job_id", "freelancer_id", "epoch", "generation", "policy", "as_of_day", "eligible", "vetoes", "unverified", "rank", "rank_within", "eligible_count", "eligible_fewer_than", "points", "score", "step", "order_key", "k", "kth_points", "gap_points", "attainable", "contributions", "skills")
+    __slots__ = ("query_kind", "audience", "job_id", "freelancer_id", "epoch", "generation", "policy", "as_of_day", "eligible", "vetoes", "unverified", "rank", "rank_within", "eligible_count", "eligible_fewer_than", "points", "score", "step", "order_key", "k", "kth_points", "gap_points", "attainable", "contributions", "skills", "rerank", "degraded")
     QUERY_KIND_FIELD_NUMBER: _ClassVar[int]
     AUDIENCE_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
@@ -454,6 +527,8 @@ class Explanation(_message.Message):
     ATTAINABLE_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     SKILLS_FIELD_NUMBER: _ClassVar[int]
+    RERANK_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
     query_kind: EntityKind
     audience: Audience
     job_id: str
@@ -479,7 +554,61 @@ class Explanation(_message.Message):
     attainable: float
     contributions: _containers.RepeatedCompositeFieldContainer[FacetShare]
     skills: SkillComparison
-    def __init__(self, query_kind: _Optional[_Union[EntityKind, str]] = ..., audience: _Optional[_Union[Audience, str]] = ..., job_id: _Optional[str] = ..., freelancer_id: _Optional[str] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., generation: _Optional[str] = ..., policy: _Optional[str] = ..., as_of_day: _Optional[int] = ..., eligible: _Optional[bool] = ..., vetoes: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., unverified: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., rank: _Optional[int] = ..., rank_within: _Optional[int] = ..., eligible_count: _Optional[int] = ..., eligible_fewer_than: _Optional[int] = ..., points: _Optional[int] = ..., score: _Optional[float] = ..., step: _Optional[float] = ..., order_key: _Optional[_Union[OrderKey, _Mapping]] = ..., k: _Optional[int] = ..., kth_points: _Optional[int] = ..., gap_points: _Optional[int] = ..., attainable: _Optional[float] = ..., contributions: _Optional[_Iterable[_Union[FacetShare, _Mapping]]] = ..., skills: _Optional[_Union[SkillComparison, _Mapping]] = ...) -> None: ...
+    rerank: SecondPhase
+    degraded: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, query_kind: _Optional[_Union[EntityKind, str]] = ..., audience: _Optional[_Union[Audience, str]] = ..., job_id: _Optional[str] = ..., freelancer_id: _Optional[str] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., generation: _Optional[str] = ..., policy: _Optional[str] = ..., as_of_day: _Optional[int] = ..., eligible: _Optional[bool] = ..., vetoes: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., unverified: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., rank: _Optional[int] = ..., rank_within: _Optional[int] = ..., eligible_count: _Optional[int] = ..., eligible_fewer_than: _Optional[int] = ..., points: _Optional[int] = ..., score: _Optional[float] = ..., step: _Optional[float] = ..., order_key: _Optional[_Union[OrderKey, _Mapping]] = ..., k: _Optional[int] = ..., kth_points: _Optional[int] = ..., gap_points: _Optional[int] = ..., attainable: _Optional[float] = ..., contributions: _Optional[_Iterable[_Union[FacetShare, _Mapping]]] = ..., skills: _Optional[_Union[SkillComparison, _Mapping]] = ..., rerank: _Optional[_Union[SecondPhase, _Mapping]] = ..., degraded: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class SecondPhase(_message.Message):
+    __slots__ = ("model", "version", "content_hash", "method", "considered", "candidates", "first_rank", "rank", "rank_within", "moved", "compared_with", "score", "bias", "contributions", "moved_by", "text")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_HASH_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    CONSIDERED_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    FIRST_RANK_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    RANK_WITHIN_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
+    COMPARED_WITH_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    BIAS_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    MOVED_BY_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    content_hash: str
+    method: str
+    considered: bool
+    candidates: int
+    first_rank: int
+    rank: int
+    rank_within: int
+    moved: Movement
+    compared_with: int
+    score: float
+    bias: float
+    contributions: _containers.RepeatedCompositeFieldContainer[FeatureShare]
+    moved_by: _containers.RepeatedCompositeFieldContainer[FeatureShare]
+    text: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., content_hash: _Optional[str] = ..., method: _Optional[str] = ..., considered: _Optional[bool] = ..., candidates: _Optional[int] = ..., first_rank: _Optional[int] = ..., rank: _Optional[int] = ..., rank_within: _Optional[int] = ..., moved: _Optional[_Union[Movement, str]] = ..., compared_with: _Optional[int] = ..., score: _Optional[float] = ..., bias: _Optional[float] = ..., contributions: _Optional[_Iterable[_Union[FeatureShare, _Mapping]]] = ..., moved_by: _Optional[_Iterable[_Union[FeatureShare, _Mapping]]] = ..., text: _Optional[str] = ...) -> None: ...
+
+class FeatureShare(_message.Message):
+    __slots__ = ("feature", "text", "value", "unit", "score", "effect")
+    FEATURE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    EFFECT_FIELD_NUMBER: _ClassVar[int]
+    feature: str
+    text: str
+    value: int
+    unit: str
+    score: float
+    effect: FeatureEffect
+    def __init__(self, feature: _Optional[str] = ..., text: _Optional[str] = ..., value: _Optional[int] = ..., unit: _Optional[str] = ..., score: _Optional[float] = ..., effect: _Optional[_Union[FeatureEffect, str]] = ...) -> None: ...
 
 class Reason(_message.Message):
     __slots__ = ("reason", "reason_class", "text", "values")

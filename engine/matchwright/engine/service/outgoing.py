@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Value
 
 from matchwright.engine.batcher import Outcomes
 from matchwright.engine.explain import Explanation, FacetShare, Reason
 from matchwright.engine.matcher import Eligible, PairScore
-from matchwright.engine.results import Result
+from matchwright.engine.rerank.rerank_explain import FeatureShare, SecondPhase
+from matchwright.engine.results import OrderKey, Reranked, Result
 from matchwright.engine.skill_match import AskedSkill, SkillMatch
 from matchwright.v1 import match_service_pb2 as wire
 
@@ -51,18 +53,38 @@ def ranking(result: Result) -> wire.Ranking:
         attainable=result.attainable,
         step=result.t,
         digest=result.digest(),
+        degraded=result.degraded,
+        rerank=None if result.rerank is None else _rerank(result.rerank),
     )
 
 
+def _rerank(part: Reranked) -> wire.Rerank:
+    degraded = "UNSPECIFIED" if part.degraded is None else part.degraded
+    return wire.Rerank(
+        model=part.model,
+        version=part.version,
+        content_hash=part.content_hash,
+        grid_bits=part.grid_bits,
+        candidates=part.candidates,
+        degraded=f"DEGRADED_REASON_{degraded}",
+        first_ranks=part.first_ranks.tolist(),
+        model_scores=np.ldexp(part.scores.astype(np.float64), -part.grid_bits).tolist(),
+        last_key=_key(part.last_key),
+    )
+
+
+def _key(key: OrderKey | None) -> wire.OrderKey | None:
+    return None if key is None else wire.OrderKey(points=key.points, mix=key.mix, low=key.low)
+
+
 def _certificate(result: Result) -> wire.Certificate:
-    key = result.kth_key
     shortfall = "UNSPECIFIED" if result.shortfall is None else str(result.shortfall)
     return wire.Certificate(
         count_kind=COUNTS[result.counted],
         eligible=None if result.eligible < 0 else result.eligible,
         unverified=None if result.unverified < 0 else result.unverified,
         returned=result.returned,
-        kth_key=None if key is None else wire.OrderKey(points=key.points, mix=key.mix, low=key.low),
+        kth_key=_key(result.kth_key),
         shortfall=f"SHORTFALL_REASON_{shortfall}",
     )
 
@@ -81,6 +103,7 @@ def telemetry(outcomes: Outcomes, told: Mapping[str, Any] | None = None) -> wire
         batch_queries=outcomes.batch_items,
         queue_ms=1_000 * outcomes.queue_s,
         run_ms=1_000 * outcomes.run_s,
+        model_ms=1_000 * told.get("model", {}).get("seconds", 0.0),
     )
 
 
@@ -135,6 +158,8 @@ def explanation(told: Explanation) -> wire.Explanation:
         attainable=told.attainable,
         contributions=map(_share, told.contributions),
         skills=_skills(told.skills),
+        rerank=None if told.rerank is None else _second(told.rerank),
+        degraded=told.degraded,
     )
     if isinstance(told.eligible_count, int):
         message.eligible_count = told.eligible_count
@@ -168,6 +193,39 @@ def _share(share: FacetShare) -> wire.FacetShare:
         score=share.score,
         best=share.best,
         fit=f"FACET_FIT_{fit}",
+    )
+
+
+def _second(second: SecondPhase) -> wire.SecondPhase:
+    return wire.SecondPhase(
+        model=second.model,
+        version=second.version,
+        content_hash=second.content_hash,
+        method=second.method,
+        considered=second.considered,
+        candidates=second.candidates,
+        first_rank=second.first_rank,
+        rank=second.rank,
+        rank_within=second.rank_within,
+        moved=f"MOVEMENT_{(second.moved or 'unspecified').upper()}",
+        compared_with=second.compared_with,
+        score=second.score,
+        bias=second.bias,
+        contributions=map(_feature, second.contributions),
+        moved_by=map(_feature, second.moved_by),
+        text=second.text,
+    )
+
+
+def _feature(share: FeatureShare) -> wire.FeatureShare:
+    effect = share.effect.upper().replace(" ", "_")
+    return wire.FeatureShare(
+        feature=share.name,
+        text=share.text,
+        value=share.value,
+        unit=share.unit,
+        score=share.score,
+        effect=f"FEATURE_EFFECT_{effect}",
     )
 
 
