@@ -6,10 +6,12 @@ their sum. Rows do not depend on their batch; ``noise`` makes them, as a float m
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 
 import numpy as np
+import pytest
 
 from matchwright.engine import synthetic
 from matchwright.engine.config import ModelsConfig
@@ -18,6 +20,8 @@ from matchwright.engine.models.embedding import EncoderModel
 from matchwright.engine.models.opened import Models
 from matchwright.engine.models.repository import add_encoder
 from matchwright.engine.models.small import make_small_encoder
+from matchwright.engine.records import to_frame
+from matchwright.engine.store import Store
 
 AS_OF = synthetic.AS_OF
 SALT = bytes(range(16))
@@ -90,5 +94,43 @@ def model(folder, client, version=None):
 
 
 def records(kind, n, seed=0):
-    """Synthetic records."""
-    return synthetic.frame(kind, n, seed=seed)
+    """Synthetic records, spelled as an import would."""
+    rows = synthetic.frame(kind, n, seed=seed).iter_rows(named=True)
+    return to_frame(kind, list(rows))
+
+
+# ── A store of a served encoder ───────────────────────────────────────────────────────────────
+
+REFIT = {"seed": 1, "sample": 500, "as_of": AS_OF, "encoder": "served"}
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory):
+    return repository(tmp_path_factory.mktemp("repo"), dimensions=96, versions=2)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, repo):
+    """A store of a served encoder's first version."""
+    folder = tmp_path_factory.mktemp("made") / "s"
+    with Store.open(
+        folder,
+        mode="w",
+        create=True,
+        salt=SALT,
+        models=models(repo, FakeTriton(96, noise=1e-3)),
+    ) as store:
+        store.upsert("job", records("job", 30))
+        store.upsert("freelancer", records("freelancer", 150))
+        store.refit(**REFIT, encoder_version=1)
+    return folder
+
+
+@pytest.fixture
+def shop(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "shop")
+
+
+@pytest.fixture
+def client():
+    return FakeTriton(96)

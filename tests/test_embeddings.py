@@ -211,12 +211,18 @@ def repo(tmp_path_factory):
     return cases.repository(tmp_path_factory.mktemp("repo"), versions=2)
 
 
-@pytest.fixture
-def store(tmp_path):
-    with Store.open(tmp_path / "s", mode="w", create=True) as made:
+@pytest.fixture(scope="module")
+def made_store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store") / "s"
+    with Store.open(folder, mode="w", create=True) as made:
         made.upsert("job", cases.records("job", 40))
         made.upsert("freelancer", cases.records("freelancer", 120))
-    return tmp_path / "s"
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path, made_store):
+    return shutil.copytree(made_store, tmp_path / "s")
 
 
 def test_embedding_ahead_sends_each_text_once(store, repo):

@@ -193,6 +193,15 @@ class ServedEncoder:
                 patience.rest(error)
         return Sent(len(keys), time.monotonic() - began)
 
+    def carry(self, before: Prose, after: Prose) -> None:
+        """What is stored for one text, if anything is, stands for another as well.
+
+        For a text that is not kept: a patch may spell the skills beside it in another way.
+        """
+        found = self._cache.get([before.key])
+        if before.key in found and before.key != after.key:
+            self._cache.put([after.key], found[before.key][None, :])
+
     def _store(self, left: dict[bytes, str], total: int, tell: Tell | None) -> None:
         """Sends all that is left, and takes out of it what was stored."""
         keys = list(left)

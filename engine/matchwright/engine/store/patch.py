@@ -11,8 +11,9 @@ from matchwright.engine.errors import FailedPrecondition, InvalidData, NotFound,
 from matchwright.engine.prose import TEXT_DIGEST
 from matchwright.engine.store.blobs import TEXT_FIELD, without_digest
 from matchwright.engine.store.catalog import Kind
+from matchwright.engine.store.embeddings_ahead import served
 from matchwright.engine.store.rows import EncodedRows, Rows
-from matchwright.engine.store.snapshot import Snapshot, locate, stored_record
+from matchwright.engine.store.snapshot import Snapshot, locate, rows_of_schema, stored_record
 from matchwright.engine.store.writer import Write, Writer
 
 if TYPE_CHECKING:
@@ -47,7 +48,22 @@ def patched(
         )
     merged = {**without_digest(record), **fields}
     merged.pop(TEXT_DIGEST, None)
-    return writer.neighbours.to_frame(kind, [merged]), carried
+    changed = writer.neighbours.to_frame(kind, [merged])
+    if carried is not None:
+        _carry(writer, kind, record, changed, carried)
+    return changed, carried
+
+
+def _carry(
+    writer: Writer, kind: Kind, record: dict[str, Any], changed: pl.DataFrame, text: bytes
+) -> None:
+    """The embedding of a text that is not kept goes along with it."""
+    encoder = served(writer.newest().generation)
+    if encoder is not None:
+        prose = writer.neighbours.prose
+        (before,) = prose(rows_of_schema(writer.neighbours, kind, [record]))
+        (after,) = prose([{**row, TEXT_DIGEST: text} for row in changed.iter_rows(named=True)])
+        encoder.carry(before, after)
 
 
 def patch_record(writer: Writer, kind: Kind, name: str, fields: Mapping[str, Any]) -> Write:
