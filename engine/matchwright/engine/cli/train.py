@@ -6,10 +6,11 @@ import contextlib
 import datetime
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from matchwright.engine.cli import _train_options as options
 from matchwright.engine.cli._failures import Interrupted, harmless
 from matchwright.engine.cli._options import FormatOption, PolicyOption, day_of
 from matchwright.engine.cli._output import View, Writer
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
 
 group = typer.Typer(help="Train models.", rich_markup_mode=None)
 
-DecisionsOption = Annotated[
-    list[Path],
-    typer.Option("--decisions", metavar="FILE", help="Logged decisions (Parquet); repeatable."),
-]
-
 
 @group.callback()
 def train() -> None:
@@ -39,48 +35,24 @@ def train() -> None:
 
 @group.command()
 def ranker(
-    decisions: DecisionsOption,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="New folder; ranker-VERSION else."),
-    ] = None,
-    models: Annotated[
-        Path | None,
-        typer.Option("--models", metavar="REPO", help="Compare with the ranker in service there."),
-    ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(
-            "--store",
-            metavar="DIR",
-            help="Join features from here where none were logged; the model says so.",
-        ),
-    ] = None,
+    decisions: options.Decisions,
+    output: options.Output = None,
+    models: options.Models = None,
+    store: options.Store = None,
     policy: PolicyOption = None,
-    split_at: Annotated[
-        str | None,
-        typer.Option("--split-at", metavar="YYYY-MM-DD", help="First day that is judged."),
-    ] = None,
-    label: Annotated[
-        str, typer.Option("--label", help="graded, viewed, invited, replied, hired or success.")
-    ] = "graded",
-    position_bias: Annotated[
-        str, typer.Option("--position-bias", help="auto, randomised, harvested, em or none.")
-    ] = "auto",
-    weight_max: Annotated[
-        float, typer.Option("--weight-max", help="The most that one outcome counts.")
-    ] = 20.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")] = 0,
-    rounds: Annotated[int, typer.Option("--rounds", help="Trees, at most.")] = 300,
-    leaves: Annotated[int, typer.Option("--leaves", help="Of a tree; up to 64 is quick.")] = 31,
-    learning_rate: Annotated[float, typer.Option("--learning-rate")] = 0.05,
-    rows_in_leaf: Annotated[int, typer.Option("--rows-in-leaf", help="At least.")] = 50,
-    k: Annotated[int, typer.Option("--k", help="Of NDCG and recall.")] = 10,
-    threads: Annotated[int, typer.Option("--threads", help="LightGBM's.")] = 1,
-    rows_max: Annotated[int, typer.Option("--rows-max", help="Rows in memory.")] = 50_000_000,
-    quarantine: Annotated[
-        Path | None, typer.Option("--quarantine", metavar="FILE", help="Where refused rows go.")
-    ] = None,
+    split_at: options.SplitAt = None,
+    label: options.Label = "graded",
+    position_bias: options.PositionBias = "auto",
+    weight_max: options.WeightMax = 20.0,
+    seed: options.Seed = 0,
+    rounds: options.Rounds = 300,
+    leaves: options.Leaves = 31,
+    learning_rate: options.LearningRate = 0.05,
+    rows_in_leaf: options.RowsInLeaf = 50,
+    k: options.K = 10,
+    threads: options.Threads = 1,
+    rows_max: options.RowsMax = 50_000_000,
+    quarantine: options.Quarantine = None,
     format_: FormatOption = None,
 ) -> None:
     """Train on the days before the split, judge the exported model on those after, write it.
