@@ -71,21 +71,26 @@ def matcher_of(market, rankers, version=1, timeout_ms=20_000, candidates=M):
 @pytest.mark.parametrize("kind", KINDS)
 def test_served_answers_add_up_and_keep_their_order(market, rankers, kind, count):
     matcher = matcher_of(market, rankers)
-    trees, moved = matcher.ranker.trees, 0
-    n = count(reduced=16, full=150)
-    requests = [ask(market, kind, at % 150, k=M, as_of=AS_OF + at // 150) for at in range(n)]
-    found = matcher.gather_many(requests)
-    items = [one for one in found if isinstance(one, Candidates)]
-    assert len(items) > n - 5
-    scored = matcher.ranker.ask_blocking(items)
-    for item, result in zip(items, matcher.ranker.finish(items, scored), strict=True):
-        assert result.rerank.degraded is None, result.telemetry
-        at = result.rerank.first_ranks - 1
-        features = item.features_mf[at]
-        assert np.array_equal(trees.contributions(features).sum(axis=1), result.rerank.scores)
-        assert np.array_equal(trees.score(features), result.rerank.scores)
-        assert (np.diff(result.rerank.scores) <= 0).all()
-        moved += int((np.diff(at) < 0).any())
+    trees, moved, pairs, asked = matcher.ranker.trees, 0, 0, 0
+    wanted = count(reduced=500, full=60_000)
+    while pairs < wanted:
+        requests = [
+            ask(market, kind, at % 140, k=M, as_of=AS_OF - at // 140)
+            for at in range(asked, asked + 16)
+        ]
+        asked += len(requests)
+        found = matcher.gather_many(requests)
+        items = [one for one in found if isinstance(one, Candidates)]
+        scored = matcher.ranker.ask_blocking(items)
+        for item, result in zip(items, matcher.ranker.finish(items, scored), strict=True):
+            assert result.rerank.degraded is None, result.telemetry
+            at = result.rerank.first_ranks - 1
+            features = item.features_mf[at]
+            assert np.array_equal(trees.contributions(features).sum(axis=1), result.rerank.scores)
+            assert np.array_equal(trees.score(features), result.rerank.scores)
+            assert (np.diff(result.rerank.scores) <= 0).all()
+            moved += int((np.diff(at) < 0).any())
+            pairs += result.returned
     assert moved
 
 
