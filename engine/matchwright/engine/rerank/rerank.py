@@ -235,6 +235,30 @@ class Ranker:
             return self._failed(block, error, began)
         return self._scored(block, served, began)
 
+    def served(self, rows_nf: Int32, deadline: float) -> Float32:
+        """float32 (N,): what the served model says of rows. Blocks; for callers who wait and ask
+        again, such as runs.
+
+        Args:
+            deadline: of all calls together, on the ranker's clock.
+
+        Raises:
+            ModelUnavailable, ModelLate, ModelWrong: what it does wrong.
+        """
+        served = [np.zeros(0, dtype=np.float32)]
+        for low in range(0, len(rows_nf), self._rows_max):
+            chunk = rows_nf[low : low + self._rows_max].astype(np.float32)
+            answer = self.client.infer_blocking(
+                self.ref, {RANKER_INPUT: chunk}, [RANKER_OUTPUT], deadline=deadline
+            )
+            served.append(_read(answer, len(chunk)))
+        return np.concatenate(served)
+
+    @property
+    def rows_max(self) -> int:
+        """Rows of one call at most."""
+        return self._rows_max
+
     def _until(self, block: Sequence[Candidates], deadline: float | None) -> float:
         return min((self.until(one.settings, deadline) for one in block), default=0.0)
 

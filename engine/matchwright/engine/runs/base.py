@@ -82,13 +82,21 @@ class Base:
         for name, what in (
             ("store", "another store"),
             ("generation", "another generation"),
-            ("policy", "another effective policy"),
         ):
             if mine[name] != theirs[name]:
                 return what
+        if mine["policy"] != theirs["policy"] and not self._same_first_phase(plan):
+            return "another effective policy"
         if not self.folder.exists(corpus_file(OTHER[kind])):
             return f"the base kept no fingerprints of {OTHER[kind]}s"
         return ""
+
+    def _same_first_phase(self, plan: Plan) -> bool:
+        """Whether the policies differ in their second phase alone: stored rows are the first's."""
+        mine, theirs = self.plan.options.policy, plan.options.policy
+        if mine.effective().id != self.plan.policy_id:
+            return False  # the time zones that it was made with are not at hand
+        return mine.without_rerank().effective().id == theirs.without_rerank().effective().id
 
     def stored(self, kind: Kind, key_q: UInt64) -> Stored:
         """What is stored of queries.

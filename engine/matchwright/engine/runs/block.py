@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +22,10 @@ from matchwright.engine.matcher import OTHER, facet_names, take_rows
 from matchwright.engine.prepare import SnapshotLike
 from matchwright.engine.records import Kind
 from matchwright.engine.results import Shortfall
+from matchwright.engine.runs.pinned import PinnedRanker
 from matchwright.engine.runs.plan import RunOptions
 from matchwright.engine.runs.prepare_block import PreparedBlock, prepare_block
+from matchwright.engine.runs.second import Second, features_of
 from matchwright.kernels.order import mix32
 from matchwright.kernels.types import (
     Bool,
@@ -114,6 +116,9 @@ class BlockAnswer:
         seconds: prepare, kernel, output.
         notes: further counts of this block; a run adds them up over its units (incremental ones
             say here what they could take over).
+        features_cf: int32 (C, F), of the first M rows of each query, where the run's model has not
+            yet been asked about them; else None.
+        second: what the model made of it; None where the policy does not rerank.
     """
 
     kind: Kind
@@ -146,6 +151,8 @@ class BlockAnswer:
     horizon_low_q: UInt32
     seconds: dict[str, float] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    features_cf: Int32 | None = None
+    second: Second | None = None
 
     @property
     def q(self) -> int:
@@ -237,21 +244,49 @@ def answer(
     found: Found,
     options: RunOptions,
     policy_id: str,
+    ranker: PinnedRanker | None = None,
 ) -> BlockAnswer:
-    """What was found, with ids, scores and contributions.
+    """What was found, with ids, scores and contributions, and features where there is a ranker.
 
     Args:
         found: rows of any corpus that holds rows of the snapshot's.
     """
+    corpus = snapshot.corpus(OTHER[prepared.kind])
     began = time.perf_counter()
+    row_u, place_m = _distinct_rows(corpus, found)
+    made = _first_phase(snapshot, prepared, found, options, policy_id, row_u, place_m)
+    made.seconds["output"] = time.perf_counter() - began
+    if ranker is None:
+        return made
+    began = time.perf_counter()
+    policy, day = options.policy.effective(), options.as_of
+    row_m = row_u[place_m]
+    features = features_of(ranker, snapshot, prepared, policy, day, found.start_q, row_m)
+    made.seconds["features"] = time.perf_counter() - began
+    return replace(made, features_cf=features)
+
+
+def _distinct_rows(corpus: Corpus, found: Found) -> tuple[Int64, Int64]:
+    """(int64 (U,) global rows that were found, int64 (M,) which of them each one is)."""
+    if found.row_m is not None:
+        row_u, place_m = np.unique(found.row_m, return_inverse=True)
+        return row_u, place_m
+    unique, place_m = np.unique(found.key_m, return_inverse=True)
+    return rows_with_keys(corpus, unique), place_m
+
+
+def _first_phase(
+    snapshot: SnapshotLike,
+    prepared: PreparedBlock,
+    found: Found,
+    options: RunOptions,
+    policy_id: str,
+    row_u: Int64,
+    place_m: Int64,
+) -> BlockAnswer:
     corpus = snapshot.corpus(OTHER[prepared.kind])
     count_q = np.diff(found.start_q)
     query_m = found.query_m
-    if found.row_m is None:
-        unique, place_m = np.unique(found.key_m, return_inverse=True)
-        row_u = rows_with_keys(corpus, unique)
-    else:
-        row_u, place_m = np.unique(found.row_m, return_inverse=True)
     ids = pl.Series("id", snapshot.ids_of(OTHER[prepared.kind], row_u), dtype=pl.String)
     horizon = _horizon(prepared, found)
     facets = facet_names(snapshot)
@@ -288,11 +323,7 @@ def answer(
         horizon_points_q=horizon[1],
         horizon_mix_q=horizon[2],
         horizon_low_q=horizon[3],
-        seconds={
-            "prepare": prepared.seconds,
-            "kernel": found.seconds,
-            "output": time.perf_counter() - began,
-        },
+        seconds={"prepare": prepared.seconds, "kernel": found.seconds},
     )
 
 

@@ -4,7 +4,7 @@
 
     prepare n + 1   (a thread)  ─┐
     kernels on n    (all cores)  ├─ one unit each, at the same time
-    write n - 1     (a thread)  ─┘
+    write n - 1     (a thread)  ─┘   after its model was asked, where the policy reranks
 
 A kill loses the units that are in work, nothing else: what is written is looked at when the run
 goes on.
@@ -12,6 +12,7 @@ goes on.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,7 @@ from matchwright.engine.runs.block import BlockAnswer
 from matchwright.engine.runs.folder import PLAN, RunFolder
 from matchwright.engine.runs.plan import Asking, Plan, Unit, asking, check_units
 from matchwright.engine.runs.prepare_block import PreparedBlock, prepare_block
+from matchwright.engine.runs.rerank_stage import RerankStage
 from matchwright.engine.runs.summary import finish
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class Event:
     """Something that whoever watches may want to know.
 
     Attributes:
-        name: "start", "redo", "unit", "note", "end".
+        name: "start", "redo", "unit", "waiting", "answers" (of the model), "note", "end".
         fields: plain values.
     """
 
@@ -159,7 +161,8 @@ class LocalExecutor:
     def _answer(self, prepared: PreparedBlock) -> BlockAnswer:
         options = self.plan.options
         found = block.search(self.ops, self.snapshot, prepared, options)
-        return block.answer(self.snapshot, prepared, found, options, self.plan.policy_id)
+        plan = self.plan
+        return block.answer(self.snapshot, prepared, found, options, plan.policy_id, plan.ranker)
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,7 @@ def run(
     stop: Stop = go_on,
     *,
     snapshot: SnapshotLike | None = None,
+    stage: RerankStage | None = None,
 ) -> Outcome:
     """Do what is left of a plan, and finish it.
 
@@ -194,17 +198,19 @@ def run(
         stop: asked after each unit.
         snapshot: the plan's epoch: fingerprints of its rows are kept where there is slack, and
             the exposure pass reads it.
+        stage: asks the model, of a plan that pins one.
 
     Raises:
         StoreLocked: another process is writing this run.
         DeadlineExceeded: ``stop`` said so; what is done is kept.
+        ModelUnavailable, ModelWrong: the stage waited long enough; what is done is kept.
         OSError: the target refused a file; what is done is kept.
     """
     with folder.lock():
         there = folder.summary()
         if there is not None:
             return Outcome(there, 0)
-        return run_locked(plan, folder, executor, progress, stop, snapshot=snapshot)
+        return run_locked(plan, folder, executor, progress, stop, snapshot=snapshot, stage=stage)
 
 
 def run_locked(
@@ -215,6 +221,7 @@ def run_locked(
     stop: Stop = go_on,
     *,
     snapshot: SnapshotLike | None = None,
+    stage: RerankStage | None = None,
 ) -> Outcome:
     """``run`` for a caller who holds the lock, of a run that is not complete."""
     if folder.exists(PLAN):
@@ -227,7 +234,9 @@ def run_locked(
         progress(Event("redo", {"unit": str(unit), "why": why}))
     todo = [unit for unit in plan.units if unit not in looked.done]
     records = dict(looked.done)
-    _do(plan, folder, executor, todo, records, progress, stop)
+    if todo and plan.ranker is not None and stage is None:
+        raise ValueError(f"run {plan.run_id} needs {plan.ranker} for {len(todo)} units")
+    _do(_Work(plan, folder, executor, stage), todo, records, progress, stop)
     moved = _expose(plan, folder, snapshot, records, progress)
     summary = finish(plan, folder, records, executor.about, snapshot, moved=moved)
     end = {"run": plan.run_id, "digest": summary["digest"], "seconds": summary["seconds"]["total"]}
@@ -235,25 +244,35 @@ def run_locked(
     return Outcome(summary, max(len(todo), 1))
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a run is done with."""
+
+    plan: Plan
+    folder: RunFolder
+    executor: Executor
+    stage: RerankStage | None
+
+
 def _do(
-    plan: Plan,
-    folder: RunFolder,
-    executor: Executor,
+    work: _Work,
     todo: Sequence[Unit],
     records: dict[Unit, dict[str, Any]],
     progress: Progress,
     stop: Stop,
 ) -> None:
     """All units of ``todo``; their records go into ``records`` as they are written."""
+    plan = work.plan
     total = sum(unit.queries for unit in plan.units)
     done = total - sum(unit.queries for unit in todo)
-    progress(Event("start", _start(plan, folder, done, total, len(todo))))
+    progress(Event("start", _start(plan, work.folder, done, total, len(todo))))
     why = stop(done, total) if todo else None
     began = time.perf_counter()
-    written = _Written(plan, folder, records, progress, done)
+    written = _Written(work, records, progress, done, stop)
     with (
         ThreadPoolExecutor(1, thread_name_prefix="run-write") as writer,
-        closing(_iterator(executor.answers(todo if why is None else ()))) as answers,
+        closing(_iterator(work.executor.answers(todo if why is None else ()))) as answers,
+        written.ending(),
     ):
         for unit, answer in answers:
             wall, began = time.perf_counter() - began, time.perf_counter()
@@ -285,28 +304,51 @@ def _start(plan: Plan, folder: RunFolder, done: int, total: int, units_left: int
         "of": total,
         "units": units_left,
         "asking": {kind: plan.counts[kind] for kind in plan.options.kinds},
+        **({} if plan.ranker is None else {"ranker": str(plan.ranker)}),
     }
 
 
 class _Written:
-    """Writes one unit at a time on another thread; its record counts when the files are there."""
+    """Has one unit at a time ordered by its model and written, on another thread; its record counts
+    when the files are there."""
 
     def __init__(
         self,
-        plan: Plan,
-        folder: RunFolder,
+        work: _Work,
         records: dict[Unit, dict[str, Any]],
         progress: Progress,
         done: int,
+        stop: Stop,
     ) -> None:
-        self.plan, self.folder, self.records, self.progress = plan, folder, records, progress
-        self.done = done
+        self.plan, self.folder, self.records, self.progress = (
+            work.plan, work.folder, records, progress,
+        )  # fmt: skip
+        self.stage, self.done = work.stage, done
         self._waiting: tuple[Unit, Future[dict[str, Any]]] | None = None
+        if self.stage is not None:
+            total = sum(unit.queries for unit in self.plan.units)
+            self.stage.listen(self._tell, lambda: stop(self.done, total))
+
+    def _tell(self, name: str, fields: Mapping[str, Any]) -> None:
+        self.progress(Event(name, {"run": self.plan.run_id, **fields}))
+
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[None]:
+        """Whatever ends the block, ends the stage's waiting too."""
+        try:
+            yield
+        finally:
+            if self.stage is not None:
+                self.stage.end()
 
     def put(self, writer: ThreadPoolExecutor, unit: Unit, answer: BlockAnswer, wall: float) -> None:
+        self._waiting = unit, writer.submit(self._write, unit, answer, wall)
+
+    def _write(self, unit: Unit, answer: BlockAnswer, wall: float) -> dict[str, Any]:
+        if self.stage is not None:
+            answer = self.stage.apply(unit, answer)
         slack = self.plan.options.slack > 0
-        future = writer.submit(units.write_unit, self.folder, unit, answer, slack=slack, wall=wall)
-        self._waiting = unit, future
+        return units.write_unit(self.folder, unit, answer, slack=slack, wall=wall)
 
     def settle(self) -> None:
         """Wait for what is being written.
@@ -320,7 +362,8 @@ class _Written:
         self._waiting = None
         record = self.records[unit] = future.result()
         self.done += unit.queries
-        news = {name: record[name] for name in ("queries", "rows", "errors", "seconds")}
+        names = ("queries", "rows", "errors", "seconds", "degraded")
+        news = {name: record[name] for name in names if name in record}
         fields = {"run": self.plan.run_id, "unit": str(unit), "done": self.done, **news}
         self.progress(Event("unit", fields))
 

@@ -94,8 +94,19 @@ def apply(
 
 
 def first_phase(part: pl.DataFrame, slack: pl.DataFrame | None) -> pl.DataFrame:
-    """Stored rows of a unit as the first phase ranked them: by (query key, rank), none moved."""
+    """Stored rows of a unit as the pass finds them: by (query key, rank), none moved.
+
+    They are in the order of the first phase; where a model ordered the candidates, in its order,
+    and ``first_rank`` stays.
+    """
     rows = part if slack is None else pl.concat([part, slack], how="vertical_relaxed")
+    if "model_score" in rows.columns:
+        by = ("query_key", "model_score", "first_rank")
+        rows = rows.sort(by, descending=[False, True, False], nulls_last=True)
+        return rows.with_columns(
+            (pl.int_range(pl.len()).over("query_key") + 1).cast(pl.Int32).alias("rank"),
+            pl.lit(None, dtype=pl.String).alias("moved"),
+        )
     return rows.with_columns(
         pl.coalesce("first_rank", "rank").alias("rank"),
         pl.lit(None, dtype=pl.String).alias("moved"),
@@ -201,7 +212,10 @@ class _Pass:
         start_q = np.concatenate([[0], np.cumsum(size_q)]).astype(np.int64)
         slot_m = frame["rank"].to_numpy().astype(np.int64) - 1
         nth_m = np.arange(line_m.size) - np.repeat(start_q[:-1], size_q)
-        if not np.array_equal(nth_m, slot_m) or size_q.max(initial=0) > self.width:
+        reranked = "model_score" in frame.columns
+        first_m = frame["first_rank"].to_numpy() - 1 if reranked else slot_m
+        whole = np.array_equal(nth_m, first_m[np.lexsort((first_m, line_m))])
+        if not whole or size_q.max(initial=0) > self.width:
             raise self._damaged(unit, "its part and slack have gaps in their ranks")
         return _Rows(frame, line_m, slot_m, start_q)
 
@@ -246,10 +260,11 @@ def _moved_rows(rows: _Rows, choices: list[Choice]) -> tuple[pl.DataFrame, pl.Se
     moved = moved_qw[line, place]
     names = pl.Series([None, *(why.name.lower() for why in Moved if why != Moved.NOT)])
     frame = rows.frame[rows.start_q[line] + slot].with_columns(
-        pl.Series("rank", place + 1, dtype=pl.Int32),
-        names.gather(moved).alias("moved"),
-        pl.Series("first_rank", np.where(moved > 0, slot + 1, 0), dtype=pl.Int32).replace(0, None),
+        pl.Series("rank", place + 1, dtype=pl.Int32), names.gather(moved).alias("moved")
     )
+    if "model_score" not in frame.columns:
+        was = pl.Series("first_rank", np.where(moved > 0, slot + 1, 0), dtype=pl.Int32)
+        frame = frame.with_columns(was.replace(0, None))
     return frame, pl.Series(place < shown_q[line])
 
 

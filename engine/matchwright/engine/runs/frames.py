@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from matchwright.engine.runs.block import CODE_SHORTFALL, BlockAnswer
+from matchwright.engine.runs.second import NO_SCORE
 from matchwright.kernels.types import Bool, Int64
 
 
@@ -45,8 +46,18 @@ def _rows(answer: BlockAnswer, chosen: Bool) -> pl.DataFrame:
     return pl.DataFrame(columns).with_columns(
         *(pl.lit(value, dtype=pl.String).alias(name) for name, value in constant.items()),
         pl.lit(None, dtype=pl.String).alias("moved"),
-        pl.lit(None, dtype=pl.Int32).alias("first_rank"),
+        *_second(answer, at),
     )
+
+
+def _second(answer: BlockAnswer, at: Int64) -> list[pl.Series | pl.Expr]:
+    """first_rank, and model_score where the run has a second phase."""
+    second = answer.second
+    if second is None:
+        return [pl.lit(None, dtype=pl.Int32).alias("first_rank")]
+    scores = second.score_m[at]
+    known = _where(scores != NO_SCORE, scores).alias("model_score")
+    return [pl.Series("first_rank", second.first_rank_m[at]), known]
 
 
 def queries_frame(answer: BlockAnswer) -> pl.DataFrame:
@@ -54,6 +65,10 @@ def queries_frame(answer: BlockAnswer) -> pl.DataFrame:
     errors = [answer.errors.get(n) for n in range(answer.q)]
     shortfall = [CODE_SHORTFALL.get(code) for code in answer.shortfall_q.tolist()]
     known = answer.horizon_set_q
+    more: dict[str, pl.Series] = {}
+    if answer.second is not None:
+        why = [answer.second.degraded.get(n) for n in range(answer.q)]
+        more["degraded"] = pl.Series(why, dtype=pl.String)
     return pl.DataFrame(
         {
             "query_id": pl.Series(answer.query_ids, dtype=pl.String),
@@ -70,6 +85,7 @@ def queries_frame(answer: BlockAnswer) -> pl.DataFrame:
             "horizon_points": _where(known, answer.horizon_points_q),
             "horizon_mix": _where(known, answer.horizon_mix_q),
             "horizon_low": _where(known, answer.horizon_low_q),
+            **more,
         }
     )
 

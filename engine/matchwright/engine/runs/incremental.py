@@ -135,7 +135,8 @@ class Incremental:
         found, horizons = self.search(prepared, tally)
         seconds = time.perf_counter() - began
         found = dataclasses.replace(found, seconds=seconds)
-        made = answer(self.snapshot, prepared, found, self.plan.options, self.plan.policy_id)
+        plan = self.plan
+        made = answer(self.snapshot, prepared, found, plan.options, plan.policy_id, plan.ranker)
         return _with_horizons(made, horizons), tally
 
     def search(self, prepared: PreparedBlock, tally: Counter[str]) -> tuple[Found, Horizons]:
@@ -193,9 +194,13 @@ class Incremental:
         return at, merged
 
     def _needed(self, kind: Kind, depth: int) -> int:
-        """Rows that must be known of an answer: K; all, where the exposure pass reads the slack."""
-        ask = self.plan.options.policy.exposure
-        return depth if ask is not None and kind in ask.asking else self.plan.options.k
+        """Rows that must be known of an answer: K, or all candidates of a model; all that are
+        stored, where the exposure pass reads the slack."""
+        options = self.plan.options
+        ask = options.policy.exposure
+        if ask is not None and kind in ask.asking:
+            return depth
+        return max(options.k, options.candidates)
 
     def _fresh(
         self,

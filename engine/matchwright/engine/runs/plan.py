@@ -15,13 +15,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from matchwright.engine.errors import FailedPrecondition, InvalidArgument, StoreDamaged, StoreFormat
+from matchwright.engine.errors import InvalidArgument, StoreDamaged, StoreFormat
 from matchwright.engine.matcher import OTHER, facet_names
 from matchwright.engine.policy import Policy
 from matchwright.engine.prepare import SnapshotLike
 from matchwright.engine.records import KINDS, Kind
 from matchwright.engine.request import DAY_MAX
 from matchwright.engine.results import canonical_json
+from matchwright.engine.runs.pinned import PinnedRanker, check_pinned
 from matchwright.kernels.types import K_MAX, Corpus, Int64, UInt64
 
 PLAN_FORMAT = 1
@@ -30,6 +31,8 @@ PAIRS_PER_UNIT = 1 << 30
 """Pairs of one unit, about: a few seconds of two cores."""
 BLOCK_MIN, BLOCK_MAX = 256, 4_096
 """Queries of a unit, unless it is said: enough that rows are read seldom, few enough to redo."""
+CANDIDATES_PER_UNIT = 200_000
+"""Rows of one unit that a model orders, about: some 25 MB of features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,7 @@ class RunOptions:
         count: also count the eligible.
         base: run id of the run that an incremental one starts from.
         block: queries of a unit; None chooses. Results do not depend on it.
+        allow_degraded: units whose model cannot be asked keep the first phase's order, marked.
     """
 
     kinds: tuple[Kind, ...] = ("job",)
@@ -57,13 +61,18 @@ class RunOptions:
     count: bool = False
     base: str | None = None
     block: int | None = None
+    allow_degraded: bool = False
+
+    @property
+    def candidates(self) -> int:
+        """Rows of the first phase that a model orders; 0 where none does."""
+        return 0 if self.policy.rerank is None else self.policy.rerank.candidates
 
     def check(self) -> None:
         """Refuse what no run can do.
 
         Raises:
             InvalidArgument: naming the option, what was got and what is expected.
-            FailedPrecondition: the policy reranks: a run would not be in the order it says.
         """
         if not self.kinds or [kind for kind in KINDS if kind in self.kinds] != list(self.kinds):
             raise InvalidArgument(f"kinds are {self.kinds!r}; expected some of {KINDS!r}, in order")
@@ -77,14 +86,23 @@ class RunOptions:
             )
         if not 0 <= self.as_of <= DAY_MAX:
             raise InvalidArgument(f"as_of is {self.as_of}; expected 0..{DAY_MAX:,}", field="as_of")
-        if self.policy.rerank is not None:
-            raise FailedPrecondition(
-                f"the policy {self.policy.name!r} reranks, and runs keep the order of the first "
-                "phase; give them a policy without the section rerank",
-                field="rerank",
-            )
+        self._check_second()
         if self.block is not None and not 1 <= self.block <= 1 << 20:
             raise InvalidArgument(f"block is {self.block:,}; expected 1..1,048,576", field="block")
+
+    def _check_second(self) -> None:
+        if self.policy.rerank is None and self.allow_degraded:
+            raise InvalidArgument(
+                f"the policy {self.policy.name!r} does not rerank, so nothing can be degraded; "
+                "leave allow_degraded out",
+                field="allow_degraded",
+            )
+        if self.policy.rerank is not None and self.k > self.candidates:
+            raise InvalidArgument(
+                f"k is {self.k:,}, and the policy's rerank.candidates is {self.candidates:,}; ask "
+                "for at most that many, or raise it in the policy",
+                field="k",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +159,7 @@ class Plan:
     Attributes:
         run_id: 16 hex digits of SHA-256 over the canonical form of ``determinants``.
         determinants: format, store, epoch, generation, policy, as_of, kinds, k, slack,
-            contributions, count, base.
+            contributions, count, base; ranker where the policy reranks; allow_degraded if asked.
         options: what was asked.
         facets: names, in the order of contributions.
         counts: living rows of both kinds.
@@ -149,6 +167,7 @@ class Plan:
         store: the folder of the store when the run was planned; for people and for ``resume``.
         base: URL of the folder of the run that an incremental one starts from; "" for none.
         created: when, UTC, ISO 8601; "" when nobody said.
+        ranker: the model that orders candidates; None where the policy does not rerank.
     """
 
     run_id: str
@@ -160,6 +179,7 @@ class Plan:
     store: str = ""
     base: str = ""
     created: str = ""
+    ranker: PinnedRanker | None = None
 
     @property
     def epoch(self) -> str:
@@ -195,6 +215,7 @@ class Plan:
             "facets": list(self.facets),
             "counts": dict(self.counts),
             "policy": options.policy.to_dict(),
+            **({} if self.ranker is None else {"ranker": self.ranker.to_dict()}),
             "units": [
                 [unit.kind, unit.number, unit.start, unit.stop, unit.key] for unit in self.units
             ],
@@ -240,7 +261,11 @@ class Plan:
             contributions=given["contributions"],
             count=given["count"],
             base=given["base"],
+            allow_degraded=given.get("allow_degraded", False),
         )
+        ranker = PinnedRanker.from_dict(document["ranker"]) if "ranker" in given else None
+        if ranker is not None and ranker.determinants != given["ranker"]:
+            raise ValueError("its ranker is not the one that determines it")
         return cls(
             run_id=document["run_id"],
             determinants=given,
@@ -251,6 +276,7 @@ class Plan:
             store=document["store"],
             base=document["base"],
             created=document["created"],
+            ranker=ranker,
         )
 
 
@@ -261,6 +287,7 @@ def make_plan(
     store: str = "",
     base: str = "",
     created: str = "",
+    ranker: PinnedRanker | None = None,
 ) -> Plan:
     """The plan of a run over one epoch: every stored entity of the kinds asks.
 
@@ -270,12 +297,17 @@ def make_plan(
         store: the store's folder, to find it again.
         base: URL of the base's folder, to find it again.
         created: the time, UTC, ISO 8601.
+        ranker: the model of a policy that reranks.
 
     Raises:
         InvalidArgument: options that no run can do.
+        FailedPrecondition: the policy reranks, and its model is not given.
     """
-    options = with_exposure(options)
     options.check()
+    check_pinned(options.policy, ranker)
+    options = with_depth(options)
+    if not options.candidates:
+        ranker = None
     determinants = {
         "format": PLAN_FORMAT,
         "store": str(snapshot.epoch.uuid),
@@ -289,12 +321,14 @@ def make_plan(
         "contributions": options.contributions,
         "count": options.count,
         "base": options.base,
+        **({} if ranker is None else {"ranker": ranker.determinants}),
+        **({"allow_degraded": True} if options.allow_degraded else {}),
     }
     run_id = run_id_of(determinants)
     counts = {kind: asking(snapshot, kind).key_n.size for kind in KINDS}
     units: list[Unit] = []
     for kind in options.kinds:
-        block = options.block or block_size(counts[OTHER[kind]])
+        block = options.block or block_size(counts[OTHER[kind]], options.candidates)
         units += cut(run_id, kind, asking(snapshot, kind).key_n, block)
     return Plan(
         run_id=run_id,
@@ -306,11 +340,14 @@ def make_plan(
         store=store,
         base=base,
         created=created,
+        ranker=ranker,
     )
 
 
-def with_exposure(options: RunOptions) -> RunOptions:
-    """The options, with at least the slack that the policy's exposure pass fills places from."""
+def with_depth(options: RunOptions) -> RunOptions:
+    """The options, with at least the slack that later passes read: with K, all candidates of the
+    model, and what the policy's exposure pass fills places from."""
+    options = replace(options, slack=max(options.slack, options.candidates - options.k))
     ask = options.policy.exposure
     if ask is None or not set(ask.asking) & set(options.kinds):
         return options
@@ -323,9 +360,15 @@ def run_id_of(determinants: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(determinants)).hexdigest()[:RUN_ID_DIGITS]
 
 
-def block_size(corpus: int) -> int:
-    """Queries of a unit against a corpus of so many rows: a power of two."""
+def block_size(corpus: int, candidates: int = 0) -> int:
+    """Queries of a unit against a corpus of so many rows: a power of two.
+
+    Args:
+        candidates: rows of each query that a model orders.
+    """
     wanted = max(BLOCK_MIN, min(BLOCK_MAX, PAIRS_PER_UNIT // max(corpus, 1)))
+    if candidates:
+        wanted = max(BLOCK_MIN, min(wanted, CANDIDATES_PER_UNIT // min(candidates, max(corpus, 1))))
     return int(1 << (wanted.bit_length() - 1))
 
 

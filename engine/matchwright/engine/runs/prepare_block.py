@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,7 @@ class PreparedBlock:
         print_qb: uint8 (Q, 16): equal prints under one generation and policy are one question.
         errors: position -> the error of a query that cannot be asked.
         seconds: what preparing took.
+        records: position -> record, where features will be made of them; else empty.
     """
 
     kind: Kind
@@ -71,6 +72,7 @@ class PreparedBlock:
     print_qb: UInt8
     errors: dict[int, MatchwrightError]
     seconds: float
+    records: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def q(self) -> int:
@@ -125,6 +127,7 @@ def prepare_block(
         print_qb=np.zeros((len(names), PRINT_BYTES), dtype=np.uint8),
         errors=errors,
         seconds=0.0,
+        records={} if policy.rerank is None else dict(zip(at.tolist(), records, strict=True)),
     )
     _print(block)
     object.__setattr__(block, "seconds", time.perf_counter() - began)

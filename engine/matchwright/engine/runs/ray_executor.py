@@ -155,7 +155,8 @@ class RayExecutor:
         if self.shards == 1:
             return self.actors.ask(_Asked(unit, team, None, unit))
         prepared = self.questions.prepare(unit)
-        return self.actors.ask(_Asked(unit, team, prepared, dataclasses.replace(prepared, ids=[])))
+        message = dataclasses.replace(prepared, ids=[], records={})
+        return self.actors.ask(_Asked(unit, team, prepared, message))
 
     def _answer(self, waiting: deque[_Asked]) -> tuple[Unit, BlockAnswer]:
         asked = waiting[0]
@@ -165,8 +166,9 @@ class RayExecutor:
             made: BlockAnswer = parts[0]
             return asked.unit, made
         found = merge_found(asked.prepared.key_q, parts)
+        plan = self.plan
         made = block.answer(
-            self.snapshot, asked.prepared, found, self.plan.options, self.plan.policy_id
+            self.snapshot, asked.prepared, found, plan.options, plan.policy_id, plan.ranker
         )
         return asked.unit, made
 

@@ -15,7 +15,7 @@ import polars as pl
 from matchwright.engine.matcher import OTHER
 from matchwright.engine.prepare import SnapshotLike
 from matchwright.engine.records import Kind
-from matchwright.engine.runs import tally, units
+from matchwright.engine.runs import rerank_stage, tally, units
 from matchwright.engine.runs.digest import run_digest
 from matchwright.engine.runs.fingerprint import prints_of, to_parquet
 from matchwright.engine.runs.folder import FILE_FORMAT, METRICS, SUMMARY, RunFolder
@@ -23,6 +23,8 @@ from matchwright.engine.runs.plan import Plan, Unit
 
 STAGES = ("prepare", "kernel", "output", "write", "total")
 """Where the seconds of a run go; stages overlap, so they add up to more than the total."""
+SECOND_STAGES = ("features", "model")
+"""Those of a run with a second phase, besides."""
 
 Records = Mapping[Unit, Mapping[str, Any]]
 
@@ -79,7 +81,7 @@ def summarise(
     }
     seconds = {
         stage: round(sum(float(record["seconds"].get(stage, 0.0)) for record in ordered), 3)
-        for stage in STAGES
+        for stage in (*STAGES, *(SECOND_STAGES if plan.ranker is not None else ()))
     }
     seconds["finish"] = round(finishing, 3)
     seconds["total"] = round(seconds["total"] + finishing, 3)
@@ -103,11 +105,15 @@ def summarise(
         "units": [{key: record[key] for key in _KEPT if key in record} for record in ordered],
         "redacted": [],
         "moved": dict(moved),
+        **rerank_stage.told(plan, ordered),
         "incremental": _incremental(plan, ordered, about),
     }
 
 
-_KEPT = (*units.COUNTS, "kind", "number", "key", "eligible", "sha256", "bytes", "seconds", "ended")
+_KEPT = (
+    *units.COUNTS, "degraded", "kind", "number", "key", "eligible", "sha256", "bytes", "seconds",
+    "ended",
+)  # fmt: skip
 
 
 def _incremental(
@@ -169,6 +175,8 @@ def metrics(summary: Mapping[str, Any]) -> str:
             for outcome in ("full", "few", "none", "errors")
         ],
     )
+    if "degraded" in summary:
+        family("degraded", "Queries whose model was not asked.", [(run, summary["degraded"])])
     rows = [({**run, "for": kind}, one["rows"]) for kind, one in summary["counts"].items()]
     family("rows", "Result rows.", rows)
     spent = [({**run, "stage": stage}, value) for stage, value in summary["seconds"].items()]

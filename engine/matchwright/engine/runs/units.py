@@ -21,6 +21,7 @@ from matchwright.engine.runs.block import ERROR, FULL, BlockAnswer
 from matchwright.engine.runs.folder import FILE_FORMAT, WHATS, RunFolder, sha256
 from matchwright.engine.runs.frames import part_frame, queries_frame, slack_frame
 from matchwright.engine.runs.plan import Plan, Unit
+from matchwright.engine.runs.rerank_stage import marked
 
 COUNTS = ("queries", "full", "few", "none", "errors", "rows")
 """What is counted of a unit and of a run; full + few + none + errors = queries."""
@@ -57,6 +58,7 @@ def write_unit(
         "number": unit.number,
         "key": unit.key,
         **counts_of(answer),
+        **marked(answer),
         "eligible": _known_sum(answer.eligible_q),
         "sha256": {what: sha256(data) for what, data in written.items()},
         "bytes": {what: len(data) for what, data in written.items()},

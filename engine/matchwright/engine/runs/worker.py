@@ -94,4 +94,6 @@ class Shard:
                 self._questions = Questions(self._snapshot, self._plan)
         prepared, plan = self._questions.prepare(unit), self._plan
         found = self.search(prepared)
-        return block.answer(self._snapshot, prepared, found, plan.options, plan.policy_id)
+        return block.answer(
+            self._snapshot, prepared, found, plan.options, plan.policy_id, plan.ranker
+        )
