@@ -453,6 +453,18 @@ def test_a_tile_without_an_eligible_row_is_left_out(host, few):
     assert not block.count_q.any()
 
 
+def test_a_strip_is_read_when_anybody_may_find_something(host, few):
+    """Of 40 queries only the first eight have eligible rows; lanes look at two queries each."""
+    block, tile = sieved(q=40, n=128, d=16, capacity=256)
+    bits = np.zeros_like(tile.bits_gw)
+    bits[2] = 0xFFFFFFFF
+    tile = replace(tile, bits_gw=bits)
+    block.group_q[:] = np.where(np.arange(40) < 8, 2, 0)
+    block.bound_q4[:] = NOTHING
+    host.sieve(block, tile, np.arange(40, dtype=np.int32), 0, 128)
+    assert block.count_q.tolist() == [128] * 8 + [0] * 32
+
+
 def test_a_thread_that_waits_for_ever_is_reported(tmp_path):
     source = """
 #include "simt.hpp"
