@@ -275,9 +275,7 @@ class Target:
 class _Named:
     """A file to read from, whose errors are this project's."""
 
-    def __init__(
-        self, file: IO[bytes], naming: Callable[[], AbstractContextManager[None]]
-    ) -> None:
+    def __init__(self, file: IO[bytes], naming: Callable[[], AbstractContextManager[None]]) -> None:
         self._file = file
         self._naming = naming
 
