@@ -10,6 +10,7 @@ import functools
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +103,14 @@ def _block(kind):
 def records(kind, n, seed=0):
     """Synthetic records, spelled as an import would; of another seed, others."""
     return _block(kind).slice(37 * seed % 300, n)
+
+
+def real_encoder():
+    """The folder of the real encoder beside the checkout; skips the test where it is not."""
+    folder = Path(__file__).parent.parent.parent / "shared" / "models" / "all-MiniLM-L6-v2"
+    if not (folder / "model.onnx").is_file():
+        pytest.skip("needs the real encoder in ../shared/models (beside the checkout)")
+    return folder
 
 
 # ── A store of a served encoder ───────────────────────────────────────────────────────────────
