@@ -153,13 +153,13 @@ def test_health_checks_are_no_requests(watched):
 
 
 def test_refused_expired_and_left_are_told_apart(folder, monkeypatch):
-    sound, device = Matcher.match_many, threading.Event()
+    sound, device = Matcher.gather_many, threading.Event()
 
-    def slower(self, requests):
+    def slower(self, requests, deadline=None):
         device.wait(30.0)
-        return sound(self, requests)
+        return sound(self, requests, deadline)
 
-    monkeypatch.setattr(Matcher, "match_many", slower)
+    monkeypatch.setattr(Matcher, "gather_many", slower)
     asked = config(folder, queue_pairs_max=3 * QUERY_PAIRS_MIN)
 
     async def waiting_are(number):

@@ -62,11 +62,11 @@ def test_a_signal_ends_the_server_after_running_calls(folder, number):
 SLOW = """
 import time
 from matchwright.engine.matcher import Matcher
-quick = Matcher.match_many
-def slow(self, requests):
+quick = Matcher.gather_many
+def slow(self, requests, deadline=None):
     time.sleep({seconds})
-    return quick(self, requests)
-Matcher.match_many = slow
+    return quick(self, requests, deadline)
+Matcher.gather_many = slow
 """
 
 
@@ -134,14 +134,14 @@ def test_too_many_bytes_at_once_are_refused_at_the_door(folder):
 def slowly(monkeypatch, seconds):
     """Make every batch take longer; gives the list of batch sizes."""
     sizes = []
-    quick = Matcher.match_many
+    quick = Matcher.gather_many
 
-    def slow(self, requests):
+    def slow(self, requests, deadline=None):
         sizes.append(len(requests))
         time.sleep(seconds)
-        return quick(self, requests)
+        return quick(self, requests, deadline)
 
-    monkeypatch.setattr(Matcher, "match_many", slow)
+    monkeypatch.setattr(Matcher, "gather_many", slow)
     return sizes
 
 
@@ -226,13 +226,13 @@ def test_many_calls_leave_nothing_behind(server, client):
 
 
 def test_a_defect_of_the_matcher_is_told_without_its_text(folder, monkeypatch):
-    def broken(self, requests):
+    def broken(self, requests, deadline=None):
         if any(request.id == job_id(3) for request in requests):
             raise RuntimeError("a secret path")
-        return sound(self, requests)
+        return sound(self, requests, deadline)
 
-    sound = Matcher.match_many
-    monkeypatch.setattr(Matcher, "match_many", broken)
+    sound = Matcher.gather_many
+    monkeypatch.setattr(Matcher, "gather_many", broken)
     with running(ServerConfig(stores={"default": folder}, port=0)) as address:
         with Client(address) as client:
             batch = client.batch_find([Query("job", job_id(n)) for n in range(8)], as_of=AS_OF)

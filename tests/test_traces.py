@@ -125,13 +125,13 @@ def test_what_the_caller_does_not_sample_leaves_no_span(folder, exporter):
 def test_a_batch_of_several_calls_is_one_trace_and_links(folder, exporter, monkeypatch):
     from matchwright.engine.matcher import Matcher
 
-    sound = Matcher.match_many
+    sound = Matcher.gather_many
 
-    def slower(self, requests):
+    def slower(self, requests, deadline=None):
         time.sleep(0.3)
-        return sound(self, requests)
+        return sound(self, requests, deadline)
 
-    monkeypatch.setattr(Matcher, "match_many", slower)
+    monkeypatch.setattr(Matcher, "gather_many", slower)
 
     async def many(address):
         async with AsyncClient(address, timeout_s=30.0) as client:
@@ -175,10 +175,10 @@ def test_errors_and_batches_with_errors(folder, exporter):
 def test_a_defect_is_an_error_without_its_text(folder, exporter, monkeypatch):
     from matchwright.engine.matcher import Matcher
 
-    def broken(self, requests):
+    def broken(self, requests, deadline=None):
         raise RuntimeError("a secret path")
 
-    monkeypatch.setattr(Matcher, "match_many", broken)
+    monkeypatch.setattr(Matcher, "gather_many", broken)
     with traced(folder) as address, pytest.raises(grpc.RpcError):
         ask(address)
     call = by_name(exporter)[FIND.strip("/")]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from matchwright.engine.config import ModelsConfig
 from matchwright.engine.errors import InvalidArgument, ModelUnavailable
+from matchwright.engine.models.watch import QUIET, Watch
 
 if TYPE_CHECKING:
     from matchwright.engine.models.repository import EncoderArtefact, RankerArtefact, Repository
@@ -25,13 +26,17 @@ class Models:
     Args:
         config: the repository's folder and the server's address; either may be missing.
         connect: makes the client; the one of ``models.triton`` by default.
+        watch: is told of every call of that client, for metrics and traces.
     """
 
     def __init__(
-        self, config: ModelsConfig, connect: Callable[[ModelsConfig], Any] | None = None
+        self,
+        config: ModelsConfig,
+        connect: Callable[[ModelsConfig], Any] | None = None,
+        watch: Watch = QUIET,
     ) -> None:
         self.config = config
-        self._connect = connect or _triton
+        self._connect = connect or (lambda config: _triton(config, watch))
         self._lock = threading.Lock()
         self._client: Any = None
         self._repository: Repository | None = None
@@ -106,7 +111,7 @@ class Models:
         self.close()
 
 
-def _triton(config: ModelsConfig) -> Any:
+def _triton(config: ModelsConfig, watch: Watch) -> Any:
     from matchwright.engine.models.triton import Triton, TritonConfig
 
     assert config.triton is not None
@@ -116,5 +121,6 @@ def _triton(config: ModelsConfig) -> Any:
             shared_memory=config.shared_memory,
             tls_ca=config.tls_ca,
             timeout_ms=config.timeout_ms,
-        )
+        ),
+        watch,
     )

@@ -103,6 +103,7 @@ class Conditions:
         stores: by marketplace.
         device: the kernels.
         breakers: those of the models; None where none are asked.
+        models: says what is wrong with the models in use, shortly; None where none are asked.
     """
 
     def __init__(
@@ -110,14 +111,18 @@ class Conditions:
         stores: Mapping[str, StoreLike],
         device: Device,
         breakers: Breakers | None = None,
+        models: Callable[[], str | None] | None = None,
     ) -> None:
         self._stores = stores
         self._device = device
         self._breakers = breakers
+        self._models = models
+        self._models_trouble: str | None = None
         self.states = {name: StoreState() for name in stores}
 
     def look(self) -> None:
-        """Read every store. Blocks while it does; one that fails does not hide the others."""
+        """Read every store, and ask whether models are ready. Blocks while it does; one that fails
+        does not hide the others."""
         for name, store in self._stores.items():
             try:
                 self.states[name] = _state(store, self.states[name])
@@ -129,13 +134,18 @@ class Conditions:
                 self.states[name] = StoreState(
                     before.number, before.since, before.generation, before.rows, reason
                 )
+        if self._models is not None:
+            try:
+                self._models_trouble = self._models()
+            except Exception as error:  # the store's own trouble is told by itself
+                self._models_trouble = getattr(error, "reason", "INTERNAL")
 
     def parts(self) -> dict[str, str | None]:
         """Name of a part -> what is wrong with it, None for nothing."""
         told = {f"{STORE}{name}": state.trouble for name, state in self.states.items()}
         told[DEVICE] = self.device_lost
         if self._breakers is not None:
-            told[MODELS] = self._breakers.trouble
+            told[MODELS] = self._breakers.trouble or self._models_trouble
         return told
 
     @property

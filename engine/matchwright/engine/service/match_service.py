@@ -23,8 +23,9 @@ from matchwright.engine.request import Request
 from matchwright.engine.results import Result
 from matchwright.engine.service import auth, incoming, outgoing
 from matchwright.engine.service.auth import Caller
-from matchwright.engine.service.marketplace import Marketplace
+from matchwright.engine.service.marketplace import Market, Marketplace
 from matchwright.engine.service.status import status_of
+from matchwright.engine.service.texts import need_text
 from matchwright.v1 import match_service_pb2 as wire
 
 DAY_S = 86_400
@@ -125,6 +126,7 @@ class MatchService:
         how.pop("count")
         how.pop("contributions")
         await self._await_epoch(market, how["min_epoch"])
+        await _texts_of_pair(market, kind, {"job": job, "freelancer": freelancer}, how, context)
         run = partial(
             market.matcher.explain,
             job,
@@ -146,32 +148,34 @@ class MatchService:
         _refuse(request.options, ("k", "weights", "min_score", "contributions"))
         asked = self._request(market, request, request.options)
         await self._await_epoch(market, asked.min_epoch)
+        await market.encode_ahead([asked], context.deadline)
         run = partial(market.matcher.count_eligible, asked)
         count, made = await market.call(run, market.scan_pairs(asked.kind), context.deadline)
         return outgoing.eligible(count, asked.as_of or 0, made)
 
     # ── Shared steps ──────────────────────────────────────────────────────────────────────────
 
-    def _market(self, name: str, scope: str, context: Context) -> Marketplace:
-        """The marketplace that a request names, if the caller may ask it."""
+    def _market(self, name: str, scope: str, context: Context) -> Market:
+        """The marketplace that a request names, if the caller may ask it, as it is now: the call
+        ends under the policy that it begins with."""
         wanted = incoming.marketplace_of(name, self._limits)
         context.caller.require(scope, wanted)
         market = self._markets.get(wanted)
         if market is None:
             raise NotFound(f"there is no marketplace {wanted!r} here", marketplace=wanted)
-        return market
+        return market.now()
 
-    def _request(self, market: Marketplace, message: Any, options: wire.FindOptions) -> Request:
+    def _request(self, market: Market, message: Any, options: wire.FindOptions) -> Request:
         market.check_policy(options.policy)
         return incoming.request_of(message, options, self._limits, _today())
 
     def _items(
-        self, market: Marketplace, request: wire.BatchFindRequest
+        self, market: Market, request: wire.BatchFindRequest
     ) -> list[Request | MatchwrightError]:
         return [self._item(market, item, request.options) for item in request.items]
 
     def _item(
-        self, market: Marketplace, item: wire.BatchFindItem, shared: wire.FindOptions
+        self, market: Market, item: wire.BatchFindItem, shared: wire.FindOptions
     ) -> Request | MatchwrightError:
         options = item.options if item.HasField("options") else shared
         try:
@@ -191,12 +195,12 @@ class MatchService:
             raise result
         return outgoing.ranking(result), outgoing.telemetry(made, result.telemetry)
 
-    async def _await_epoch(self, market: Marketplace, number: int | None) -> None:
+    async def _await_epoch(self, market: Market, number: int | None) -> None:
         if number is not None:
             await market.reached(number, self._limits.epoch_wait_ms / 1_000)
 
     async def _late_epochs(
-        self, market: Marketplace, asked: Sequence[Request | MatchwrightError]
+        self, market: Market, asked: Sequence[Request | MatchwrightError]
     ) -> dict[int | None, EpochNotReached]:
         """The epochs that items of a batch want and that do not come, with the reason."""
         wanted = {one.min_epoch for one in asked if isinstance(one, Request)} - {None}
@@ -247,6 +251,32 @@ def _side(request: wire.ExplainRequest, side: str, limits: Limits) -> str | Mapp
     return identity or record or {}
 
 
+async def _texts_of_pair(
+    market: Market,
+    kind: Kind,
+    sides: Mapping[Kind, str | Mapping[str, Any]],
+    how: Mapping[str, Any],
+    context: Context,
+) -> None:
+    """Has the texts of an inline pair encoded before the device thread needs them.
+
+    Args:
+        kind: who asks, and may go without its text.
+
+    Raises:
+        ModelUnavailable: the other side's text has no vector.
+    """
+    given = [
+        Request(kind=side, record=record, epoch=how["epoch"], min_epoch=how["min_epoch"])
+        for side, record in sides.items()
+        if not isinstance(record, str)
+    ]
+    await market.encode_ahead(given, context.deadline)
+    for request in given:
+        if request.kind != kind:
+            await asyncio.to_thread(need_text, market.matcher.snapshot, request)
+
+
 def _pair_of(pair: wire.Pair, kind: Kind, limits: Limits) -> tuple[str, str]:
     """(id of who asks, id of the other)."""
     job = incoming.id_of(pair.job_id, "pairs.job_id", limits)
@@ -255,7 +285,7 @@ def _pair_of(pair: wire.Pair, kind: Kind, limits: Limits) -> tuple[str, str]:
 
 
 def _score(
-    market: Marketplace, kind: Kind, how: Mapping[str, Any], pairs: Sequence[tuple[str, str]]
+    market: Market, kind: Kind, how: Mapping[str, Any], pairs: Sequence[tuple[str, str]]
 ) -> wire.ScorePairsResponse:
     """On the device thread: all pairs from one snapshot, query by query."""
     snapshot, matcher = market.pinned()

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
 from matchwright.engine.batcher import Batcher
-from matchwright.engine.config import ServerConfig
+from matchwright.engine.config import ModelsConfig, ServerConfig
 from matchwright.engine.device import loaded_epochs, make_ready, open_ops
 from matchwright.engine.errors import (
     DeadlineExceeded,
@@ -36,15 +37,17 @@ from matchwright.engine.errors import (
     Overloaded,
     StoreError,
 )
-from matchwright.engine.matcher import Matcher
-from matchwright.engine.policy import Policy
+from matchwright.engine.models.opened import Models
 from matchwright.engine.service.auth import Tokens
 from matchwright.engine.service.conditions import Conditions
 from matchwright.engine.service.housekeeping import Housekeeper
 from matchwright.engine.service.marketplace import Marketplace
 from matchwright.engine.service.match_service import Context, MatchService
 from matchwright.engine.service.observe import Observer
+from matchwright.engine.service.rerank import SecondPhase
 from matchwright.engine.service.status import abort
+from matchwright.engine.service.switching import Policies, trouble_of
+from matchwright.engine.service.texts import Texts
 from matchwright.engine.store import Store
 from matchwright.v1 import match_service_pb2 as wire
 
@@ -79,6 +82,10 @@ class Server:
             batch_items_max=config.limits.batch_items_max,
         )
         self._resources.callback(self._batcher.close)
+        self._second = SecondPhase(self._batcher)
+        self._texts = Texts((config.models or ModelsConfig()).timeout_ms / 1_000)
+        self._resources.callback(self._texts.close)
+        self._switching = asyncio.Lock()
         self._inflight = 0
         self._grpc: grpc.aio.Server | None = None
         self._health = health.HealthServicer()
@@ -88,28 +95,25 @@ class Server:
         try:
             self._observer = Observer(config, tuple(METHODS))
             self._resources.callback(self._observer.close)
-            markets = self._open()
-            self._conditions = Conditions(
-                {name: market.store for name, market in markets.items()},
-                self._ops,
-                self._observer.breakers if config.models is not None else None,
-            )
+            self._models = self._opened_models()
+            self._policies = Policies(config, self._models)
+            self._markets = markets = self._open()
+            self._conditions = self._looked_after()
             self._service = MatchService(markets, config.limits)
             self._housekeeper = self._keeps_house(markets)
         except BaseException:
             self._resources.close()
             raise
 
+    def _opened_models(self) -> Models | None:
+        if self.config.models is None:
+            return None
+        models = Models(self.config.models, watch=self._observer.hops)
+        return self._resources.enter_context(models)
+
     def _open(self) -> dict[str, Marketplace]:
         config = self.config
-        policy = Policy.load(config.policy)
-        most = min(policy.budgets.batch_max, config.limits.batch_items_max)
-        if most < config.limits.batch_items_max:
-            raise InvalidArgument(
-                f"the policy's batch_max is {most:,}, below batch_items_max = "
-                f"{config.limits.batch_items_max:,}; raise the one or lower the other",
-                field="batch_items_max",
-            )
+        policy = self._policies.read()
         ops = open_ops(
             config.device,
             threads=config.threads,
@@ -118,14 +122,51 @@ class Server:
         )
         self._ops, markets = ops, {}
         for name, folder in config.stores.items():
-            store = self._resources.enter_context(Store.open(folder))
+            store = self._resources.enter_context(Store.open(folder, models=self._models))
             if ops.health.on_device:
-                make_ready(ops, store.snapshot(), policy)
-            matcher = Matcher(loaded_epochs(store, ops), ops, policy)
-            matcher.on_kernels = self._observer.kernels
-            way = self._observer.batcher(name, self._batcher)
-            markets[name] = Marketplace(name, store, matcher, way)
+                make_ready(ops, store.snapshot(), policy.without_rerank())
+            matcher = self._policies.matcher(
+                loaded_epochs(store, ops),
+                None,
+                policy,
+                ops=ops,
+                on_kernels=self._observer.kernels,
+            )
+            way = self._observer.batcher(name, self._second)
+            markets[name] = Marketplace(name, store, matcher, way, self._texts)
         return markets
+
+    def _looked_after(self) -> Conditions:
+        models, markets = self._models, self._markets
+        stores = {name: market.store for name, market in markets.items()}
+        if models is None:
+            return Conditions(stores, self._ops)
+        look = partial(trouble_of, models, markets.values()) if models.has_server else None
+        return Conditions(stores, self._ops, self._observer.breakers, look)
+
+    async def reload(self) -> bool:
+        """Read the policy's file again, and put it in force if it is sound.
+
+        Calls that have begun end under the policy that they began with.
+
+        Returns:
+            Whether that policy is in force now; if not, the log says why the one before stays.
+        """
+        async with self._switching:
+            now = next(iter(self._markets.values())).now().matcher.policy
+            try:
+                made = await asyncio.to_thread(self._policies.next, self._markets)
+            except Exception as error:
+                known = isinstance(error, MatchwrightError)
+                _log.error("the policy %s stays in force: %s", now.id, error, exc_info=not known)
+                return False
+            for name, matcher in made.items():
+                self._markets[name].switch(matcher)
+            if not made:
+                _log.info("the policy %s stays in force: its file says the same", now.id)
+            for policy in {matcher.policy for matcher in made.values()}:
+                _log.warning("the policy %s is in force, %s is not any more", policy.id, now.id)
+            return True
 
     def _keeps_house(self, markets: Mapping[str, Marketplace]) -> Housekeeper | None:
         if not self.config.compact:
@@ -176,6 +217,7 @@ class Server:
         if self._grpc is not None:
             await self._grpc.stop(grace)
         await self._batcher.drain(max(0.0, until - time.monotonic()))
+        self._second.close()
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait((self._watching,))
@@ -340,6 +382,7 @@ def _say(address: str) -> None:
 
 def serve(config: ServerConfig, on_ready: Callable[[str], None] = _say) -> int:
     """Serve until SIGTERM or SIGINT, then let running calls finish; a second signal ends at once.
+    SIGHUP has the policy's file read again.
 
     Args:
         on_ready: told the address once calls are taken; by default prints it.
@@ -364,6 +407,14 @@ async def _serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
+    reloads: set[asyncio.Task[bool]] = set()
+
+    def reload() -> None:
+        task = loop.create_task(server.reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
     try:
         on_ready(await server.start())
         if server.metrics_address is not None:
