@@ -225,6 +225,23 @@ def test_a_device_that_fails_while_it_is_made_ready(gpu, store):
         assert said[-1].startswith(f"device: {ops.cpu.name} (gpu lost: DeviceFault: status 700")
 
 
+def test_a_shard_is_loaded_and_checked_alone(gpu, folder, store):
+    from matchwright.engine.runs.plan import RunOptions, make_plan
+    from matchwright.engine.runs.worker import Shard
+
+    options = RunOptions(kinds=("job",), k=5, as_of=AS_OF, policy=Policy.load())
+    plan = make_plan(store.snapshot(), options)
+    gpu(NumpyDevice(tensor=True))
+    shard = Shard(str(folder), plan.to_json(), 1, 3, "gpu", 1, 1 << 24)
+    told = shard.open()
+    assert told["device"] == "cupy"
+    assert told["rows"] == {"job": 133}  # the second of three shares of 400
+    assert shard.ops.device_ops.resident.uploads >= 1
+    gpu(Wrong(tensor=True))
+    with pytest.raises(VerificationFailed, match="disagree on 20 jobs of this store"):
+        Shard(str(folder), plan.to_json(), 1, 3, "auto", 1, 1 << 24).open()
+
+
 def test_nothing_is_done_for_the_cpu(store):
     said = []
     ops = open_ops("numpy", say=said.append)

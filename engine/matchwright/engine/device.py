@@ -110,6 +110,7 @@ def make_ready(
     *,
     kinds: Sequence[Kind] = KINDS,
     as_of: int | None = None,
+    corpora: Mapping[Kind, Corpus] | None = None,
     seed: int = 0,
     say: Say = _log.info,
 ) -> None:
@@ -117,6 +118,7 @@ def make_ready(
 
     Args:
         kinds: who will ask.
+        corpora: what is searched, by kind, where it is a part of the snapshot's rows.
         as_of: the day of the questions that are compared; None for 20,000, any day will do.
 
     Raises:
@@ -126,8 +128,9 @@ def make_ready(
     there = _device_ops(ops)
     if there is None:
         return
-    corpora = {OTHER[kind]: snapshot.corpus(OTHER[kind]) for kind in kinds}
-    plan = device_plan(ops, plan_corpora(snapshot, kinds))
+    if corpora is None:
+        corpora = {OTHER[kind]: snapshot.corpus(OTHER[kind]) for kind in kinds}
+    plan = device_plan(ops, {f"{kind}s": corpus for kind, corpus in corpora.items()})
     for line in plan.lines():
         say(line)
     refusal = plan.refusal()

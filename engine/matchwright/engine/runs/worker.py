@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from matchwright.engine.device import make_ready, open_ops
 from matchwright.engine.errors import FailedPrecondition
 from matchwright.engine.matcher import OTHER
 from matchwright.engine.records import Kind
@@ -19,7 +20,6 @@ from matchwright.engine.runs.execute import Questions
 from matchwright.engine.runs.plan import Plan, Unit
 from matchwright.engine.runs.prepare_block import PreparedBlock
 from matchwright.engine.runs.shards import shard
-from matchwright.kernels.ops import get_ops
 from matchwright.kernels.types import Corpus
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Shard:
         from matchwright.engine.store import Store
 
         device, threads, memory_bytes = self._ops
-        self.ops = get_ops(device, threads=threads, memory_bytes=memory_bytes)
+        self.ops = open_ops(device, threads=threads, memory_bytes=memory_bytes)
         self._opened = Store.open(Path(self._store))  # for as long as the actor lives
         self._snapshot: Snapshot = self._opened.snapshot(epoch=self._plan.epoch_number)
         if str(self._snapshot.epoch) != self._plan.epoch:
@@ -75,6 +75,9 @@ class Shard:
         for kind in self._plan.options.kinds:
             corpus = self._snapshot.corpus(OTHER[kind])
             self._corpora[kind] = shard(corpus, self._number, self._of)
+        searched = {OTHER[kind]: corpus for kind, corpus in self._corpora.items()}
+        options = self._plan.options
+        make_ready(self.ops, self._snapshot, options.policy, as_of=options.as_of, corpora=searched)
         return {
             "pid": os.getpid(),
             "device": self.ops.name,
