@@ -9,6 +9,14 @@ from typing import Annotated
 
 import typer
 
+from matchwright.engine.cli._models_options import (
+    ModelsOption,
+    SharedMemory,
+    SharedMemoryOption,
+    TritonCaOption,
+    TritonOption,
+    models_of,
+)
 from matchwright.engine.cli._options import PolicyOption
 from matchwright.engine.cli._source import (
     Device,
@@ -31,6 +39,12 @@ StoresOption = Annotated[
         metavar="[NAME=]DIR",
         help="The folder of a marketplace; repeat it with names for several.",
     ),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="Kernel threads; one for each core when not given.")
+]
+MemoryOption = Annotated[
+    int, typer.Option("--memory-mb", help="Temporary memory of the kernels, in MiB.")
 ]
 CompactOption = Annotated[
     bool,
@@ -67,13 +81,13 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.")] = 50_051,
     policy: PolicyOption = None,
+    models: ModelsOption = None,
+    triton: TritonOption = None,
+    triton_ca: TritonCaOption = None,
+    shared_memory: SharedMemoryOption = SharedMemory.AUTO,
     device: DeviceOption = Device.AUTO,
-    threads: Annotated[
-        int | None, typer.Option(help="Kernel threads; one for each core when not given.")
-    ] = None,
-    memory_mb: Annotated[
-        int, typer.Option("--memory-mb", help="Temporary memory of the kernels, in MiB.")
-    ] = 256,
+    threads: ThreadsOption = None,
+    memory_mb: MemoryOption = 256,
     device_memory_mb: DeviceMemoryOption = None,
     queue_pairs_max: Annotated[
         int, typer.Option(help="Work that may wait, in pairs; beyond it callers are refused.")
@@ -98,10 +112,11 @@ def serve(
     metrics_address: MetricsOption = None,
     trace_endpoint: TracesOption = None,
 ) -> int:
-    """Answer over gRPC until Ctrl-C or SIGTERM."""
+    """Answer over gRPC until Ctrl-C or SIGTERM. SIGHUP has the policy's file read again."""
     config = ServerConfig(
         stores=stores_of(store),
         policy=policy,
+        models=models_of(models, triton, tls_ca=triton_ca, shared_memory=shared_memory),
         device=device.value,
         threads=threads,
         memory_bytes=memory_mb * _MIB,
