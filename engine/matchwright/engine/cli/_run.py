@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from matchwright.engine.cli import _source
+from matchwright.engine.cli import _run_models, _source
 from matchwright.engine.cli._failures import Interrupted, describe, harmless
 from matchwright.engine.cli._output import Format, View, Writer, plainly
 from matchwright.engine.cli._progress import say
@@ -129,6 +129,7 @@ class How:
     ray_address: str | None = None
     ray_store: str | None = None
     shards: int | None = None
+    served: _run_models.Served = _run_models.NOBODY
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -167,7 +168,7 @@ class How:
             words += ["--ray-address", self.ray_address]
         if self.ray_store is not None:
             words += ["--ray-store", self.ray_store]
-        return words
+        return words + self.served.arguments()
 
     def deadline(self, warn: Callable[[str], None]) -> Deadline | None:
         """A ``Deadline``, or None when there is none."""
@@ -284,10 +285,14 @@ def _do_locked(
         progress(Event("late", {"text": line}))
 
     lease = lease_of(store, plan, folder)
-    with terminable(how.deadline(warn)) as stop:
+    with (
+        terminable(how.deadline(warn)) as stop,
+        _run_models.stage_of(plan, how.served) as stage,
+    ):
+        _run_models.encode_missing(store.root, snapshot, how.served)
         executor = executor_of(plan, snapshot, store.root, how)
         watched = _renewing(progress, lease)
-        outcome = run_locked(plan, folder, executor, watched, stop, snapshot=snapshot)
+        outcome = run_locked(plan, folder, executor, watched, stop, snapshot=snapshot, stage=stage)
     if lease is not None:
         lease.release()
     return outcome.summary
@@ -455,13 +460,14 @@ def summary_view(folder: RunFolder, summary: Mapping[str, Any]) -> View:
 
 
 def _lines(folder: RunFolder, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    from matchwright.engine.runs import tally
+    from matchwright.engine.runs import rerank_stage, tally
 
     lines = [("run", summary["run_id"]), ("in", folder.url)]
     for kind, one in summary["counts"].items():
         words = [f"{one[name]:,} {name}" for name in ("full", "few", "none", "errors")]
         lines.append((f"{kind}s", f"{one['queries']:,} asked: {', '.join(words)}"))
         lines.append(("", f"{one['rows']:,} result rows"))
+    lines += rerank_stage.lines(summary)
     lines += tally.lines(summary.get("incremental"))
     seconds, rates = summary["seconds"], summary["rates"]
     lines.append(("took", f"{seconds['total']:,.1f} s, of which kernels {seconds['kernel']:,.1f}"))

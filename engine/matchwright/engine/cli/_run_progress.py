@@ -98,6 +98,8 @@ class _Terminal:
             what = f"run {fields['run']}"
             asking = " and ".join(f"{n:,} {kind}s" for kind, n in fields["asking"].items())
             self._print(f"{what}: {asking} ask, {fields['units']:,} units to do, {fields['url']}")
+            if "ranker" in fields:
+                self._print(f"{fields['ranker']} orders the candidates of each unit")
             self._task = self._bar.add_task(what, total=self._total, rate="")
             self._bar.update(self._task, completed=int(fields["done"]))
         elif event.name == "unit":

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from matchwright.engine.cli import _run, _runs, _source
+from matchwright.engine.cli import _run, _run_models, _runs, _source
 from matchwright.engine.cli._failures import harmless
+from matchwright.engine.cli._models_options import ModelsOption
 from matchwright.engine.cli._options import FormatOption
 from matchwright.engine.cli._output import View
 from matchwright.engine.cli._progress import progress, say
@@ -56,6 +57,15 @@ DropOption = Annotated[
     float,
     typer.Option("--max-query-drop", metavar="SHARE", help="Most queries that may be gone."),
 ]
+DegradedOption = Annotated[
+    int,
+    typer.Option(
+        "--max-degraded",
+        metavar="N",
+        min=0,
+        help="Most queries that may be in the first phase's order because no model answered.",
+    ),
+]
 ForceOption = Annotated[
     bool,
     typer.Option(
@@ -76,10 +86,12 @@ def publish(
     max_churn: ChurnOption = 0.5,
     max_score_drift: DriftOption = 0.1,
     max_query_drop: DropOption = 0.2,
+    max_degraded: DegradedOption = 0,
     force: ForceOption = False,
     rollback: RollbackOption = False,
     sample: _runs.SampleOption = SAMPLE,
     seed: _runs.SeedOption = None,
+    models: ModelsOption = None,
     format_: FormatOption = None,
 ) -> int:
     """Verify a run, weigh it against the published one, and switch PUBLISHED.json to it.
@@ -101,12 +113,13 @@ def publish(
         churn=max_churn,
         score_drift=max_score_drift,
         query_drop=max_query_drop,
+        degraded=max_degraded,
     )
     _check_shares(thresholds)
     folder = _runs.find(run, store, output)
 
     def verify(one: RunFolder) -> Verdict:
-        return _verify(one, store, sample, seed)
+        return _verify(one, store, sample, seed, models)
 
     done = switch(
         _runs.output_with(folder),
@@ -128,10 +141,15 @@ def publish(
     return 0
 
 
-def _verify(folder: RunFolder, store: Path | None, sample: int, seed: int | None) -> Verdict:
+def _verify(
+    folder: RunFolder, store: Path | None, sample: int, seed: int | None, models: Path | None
+) -> Verdict:
     from matchwright.engine.runs.verify import verify
 
     plan = folder.plan()
+    trees, no_trees = _run_models.trees_of(plan, models)
+    if no_trees:
+        say(f"features and model scores are not checked: {no_trees}")
     with (
         _runs.at_hand(plan, store) as (snapshot, absent),
         progress("verifying queries", sum(unit.queries for unit in plan.units)) as advance,
@@ -145,6 +163,8 @@ def _verify(folder: RunFolder, store: Path | None, sample: int, seed: int | None
             seed=_runs.seed_of(seed, plan.run_id),
             absent=absent,
             advance=advance,
+            trees=trees,
+            no_trees=no_trees,
         )
 
 

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from matchwright.engine.cli import _run, _source, run_report
+from matchwright.engine.cli import _run, _run_models, _source, run_report
+from matchwright.engine.cli._models_options import (
+    ModelsOption,
+    SharedMemory,
+    SharedMemoryOption,
+    TritonCaOption,
+    TritonOption,
+)
 from matchwright.engine.cli._options import AsOfOption, FormatOption, PolicyOption, date_of, day_of
 from matchwright.engine.cli._progress import say
 from matchwright.engine.errors import FailedPrecondition, InvalidArgument, PartlyDone
@@ -60,6 +67,8 @@ class _Asked:
     slack: int
     block: int | None
     changed_since: str | None
+    rerank: bool = True
+    allow_degraded: bool = False
 
     def find_store(self) -> Path:
         """The store's folder; files are imported into one first.
@@ -91,16 +100,18 @@ class _Asked:
         from matchwright.engine.runs.plan import RunOptions, kinds_of
 
         base, url = _base(self.changed_since, output)
+        policy = Policy.load(self.policy)
         options = RunOptions(
             kinds=kinds_of(self.for_.value),
             k=self.k,
             as_of=day_of(self.as_of),
-            policy=Policy.load(self.policy),
+            policy=policy if self.rerank else policy.without_rerank(),
             slack=self.slack,
             contributions=self.contributions,
             count=self.count,
             base=base,
             block=self.block,
+            allow_degraded=self.allow_degraded,
         )
         return options, url
 
@@ -132,7 +143,7 @@ class _Ready:
 
 
 @contextlib.contextmanager
-def _planned(asked: _Asked) -> Iterator[_Ready]:
+def _planned(asked: _Asked, served: _run_models.Served) -> Iterator[_Ready]:
     from matchwright.engine.runs.folder import Output
     from matchwright.engine.runs.plan import make_plan
     from matchwright.engine.runs.units import now
@@ -141,9 +152,10 @@ def _planned(asked: _Asked) -> Iterator[_Ready]:
     output = Output(path / "runs" if asked.output is None else asked.output)
     options, base = asked.options(output)
     options.check()
+    ranker = _run_models.pinned(options.policy, served)
     with _run.epoch_of(path) as (store, snapshot):
         where = str(path.resolve())
-        plan = make_plan(snapshot, options, store=where, base=base, created=now())
+        plan = make_plan(snapshot, options, store=where, base=base, created=now(), ranker=ranker)
         yield _Ready(store, path, snapshot, plan, output.folder(plan.run_id))
 
 
@@ -167,16 +179,22 @@ def plan(
     executor: _run.ExecutorOpt = _run.ExecutorOption.LOCAL,
     workers: _run.WorkersOption = None,
     shards: _run.ShardsOption = None,
+    models: ModelsOption = None,
+    triton: TritonOption = None,
+    triton_ca: TritonCaOption = None,
+    rerank: _source.RerankOption = True,
+    allow_degraded: _run_models.AllowDegradedOption = False,
     format_: FormatOption = None,
 ) -> int:
     """Say what a run would be and cost, and whether it is done already; begin nothing."""
     asked = _Asked(
         store, jobs, freelancers, map_, work, for_, k, policy, as_of, output,
-        contributions, count, slack, block, changed_since,
+        contributions, count, slack, block, changed_since, rerank, allow_degraded,
     )  # fmt: skip
-    how = _run.How(device, executor, workers, None, shards=shards)
+    served = _run_models.Served(models, triton, triton_ca)
+    how = _run.How(device, executor, workers, None, shards=shards, served=served)
     how.check()
-    with _planned(asked) as ready:
+    with _planned(asked, served) as ready:
         _run.write(_plan_view(ready, how), format_)
     return 0
 
@@ -205,16 +223,24 @@ def start(
     ray_address: _run.RayAddressOption = None,
     ray_store: _run.RayStoreOption = None,
     shards: _run.ShardsOption = None,
+    models: ModelsOption = None,
+    triton: TritonOption = None,
+    triton_ca: TritonCaOption = None,
+    shared_memory: SharedMemoryOption = SharedMemory.AUTO,
+    wait: _run_models.WaitOption = _run_models.WAIT_S,
+    rerank: _source.RerankOption = True,
+    allow_degraded: _run_models.AllowDegradedOption = False,
     format_: FormatOption = None,
 ) -> int:
     """Match everybody who is stored, and write it; the same inputs do not run twice."""
     asked = _Asked(
         store, jobs, freelancers, map_, work, for_, k, policy, as_of, output,
-        contributions, count, slack, block, changed_since,
+        contributions, count, slack, block, changed_since, rerank, allow_degraded,
     )  # fmt: skip
-    how = _run.How(device, executor, workers, finish_by, ray_address, ray_store, shards)
+    served = _run_models.Served(models, triton, triton_ca, shared_memory, wait)
+    how = _run.How(device, executor, workers, finish_by, ray_address, ray_store, shards, served)
     how.check()
-    with _planned(asked) as ready:
+    with _planned(asked, served) as ready:
         return _go(ready, how, format_, report)
 
 
@@ -230,12 +256,18 @@ def resume(
     ray_address: _run.RayAddressOption = None,
     ray_store: _run.RayStoreOption = None,
     shards: _run.ShardsOption = None,
+    models: ModelsOption = None,
+    triton: TritonOption = None,
+    triton_ca: TritonCaOption = None,
+    shared_memory: SharedMemoryOption = SharedMemory.AUTO,
+    wait: _run_models.WaitOption = _run_models.WAIT_S,
     format_: FormatOption = None,
 ) -> int:
     """Go on with a run that did not end, to the same digest."""
     from matchwright.engine.runs.folder import find_run
 
-    how = _run.How(device, executor, workers, finish_by, ray_address, ray_store, shards)
+    served = _run_models.Served(models, triton, triton_ca, shared_memory, wait)
+    how = _run.How(device, executor, workers, finish_by, ray_address, ray_store, shards, served)
     how.check()
     where = str(store / "runs") if output is None and store is not None else output
     folder = find_run(run, where)
@@ -302,6 +334,14 @@ def _plan_view(ready: _Ready, how: _run.How) -> View:
         ("at most", f"{guess['bytes_at_most'] / 1e6:,.0f} MB written"),
         ("memory", f"{guess['memory_bytes'] / 1e6:,.0f} MB"),
     ]
+    if made.ranker is not None:
+        served = _run_models.readiness(made, how.served)
+        document["ranker"] = {**made.ranker.determinants, "served": served}
+        lines += [
+            ("then", f"{made.ranker} orders up to {made.options.candidates:,} candidates of each"),
+            ("", f"{guess['model_rows']:,} rows in {guess['model_calls']:,} calls, at most"),
+            ("model", f"content {made.ranker.content_hash}, {served}"),
+        ]
     if ops.health.on_device:
         from matchwright.engine.device import device_plan, plan_corpora
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from matchwright.engine.cli import _run, _runs, _source
+from matchwright.engine.cli import _run, _run_models, _runs, _source
 from matchwright.engine.cli._failures import harmless
+from matchwright.engine.cli._models_options import ModelsOption
 from matchwright.engine.cli._options import FormatOption
 from matchwright.engine.cli._output import View
 from matchwright.engine.cli._progress import progress, say
@@ -29,12 +30,14 @@ def verify(
     output: _run.TargetOption = None,
     sample: _runs.SampleOption = SAMPLE,
     seed: _runs.SeedOption = None,
+    models: ModelsOption = None,
     format_: FormatOption = None,
 ) -> int:
     """Check files, order, keys and digest of a run; with its epoch at hand also points and rules.
 
-    A sample of queries is recomputed by brute force over everybody. What could not be checked, and
-    why, is listed. Exit code 6 when something is wrong.
+    A sample of queries is recomputed by brute force over everybody; where a model ordered them,
+    with --models its features and scores as well. What could not be checked, and why, is listed.
+    Exit code 6 when something is wrong.
     """
     from matchwright.engine.runs.verify import verify as check
 
@@ -42,6 +45,7 @@ def verify(
     folder = _runs.find(run, store, output)
     plan = folder.plan()
     total = sum(unit.queries for unit in plan.units)
+    trees, no_trees = _run_models.trees_of(plan, models)
     with (
         _runs.at_hand(plan, store) as (snapshot, absent),
         progress("verifying queries", total) as advance,
@@ -53,6 +57,8 @@ def verify(
             seed=_runs.seed_of(seed, plan.run_id),
             absent=absent,
             advance=advance,
+            trees=trees,
+            no_trees=no_trees,
         )
     _keep(folder, verdict)
     _run.write(verdict_view(verdict), format_)

@@ -15,6 +15,7 @@ from matchwright.engine.results import Shortfall
 from matchwright.engine.runs.findings import Findings
 from matchwright.engine.runs.merge import Hits, Horizons, order_words, reaches, starts_of
 from matchwright.engine.runs.plan import Plan, Unit, unit_key
+from matchwright.engine.runs.second import NO_SCORE
 from matchwright.kernels.order import hash_keys
 from matchwright.kernels.types import Bool, Float64, Int32, UInt64
 
@@ -44,7 +45,9 @@ QUERIES = {
     "horizon_mix": pl.UInt32,
     "horizon_low": pl.UInt32,
 }
-NULLABLE = {"shortfall", "error", "horizon_points", "horizon_mix", "horizon_low"}
+NULLABLE = {
+    "shortfall", "error", "horizon_points", "horizon_mix", "horizon_low", "model_score", "degraded",
+}  # fmt: skip
 NAMED = ("epoch", "generation", "policy")
 """Constant columns of a part, each equal to the plan's."""
 
@@ -75,7 +78,8 @@ class Rows:
         rank_m: int32 (M,).
         score_m: float64 (M,).
         moved_m: bool (M,), moved by the exposure pass.
-        first_m: int32 (M,), rank before that pass.
+        first_m: int32 (M,), rank in the first phase.
+        model_m: int32 (M,), the model's score; ``NO_SCORE`` where there is none.
     """
 
     hits: Hits
@@ -83,6 +87,7 @@ class Rows:
     score_m: Float64
     moved_m: Bool
     first_m: Int32
+    model_m: Int32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,18 +103,23 @@ class UnitArrays:
     horizons: Horizons
     part: Rows
     slack: Rows
+    degraded_q: Bool
 
 
 def check_schema(findings: Findings, frames: UnitFrames, plan: Plan) -> bool:
     """Columns, types, nulls and constant names. False where nothing else can be checked."""
     unit, good = frames.unit, True
-    wanted = dict(ROWS)
+    rows, queries = dict(ROWS), dict(QUERIES)
+    if plan.ranker is not None:
+        rows |= {"first_rank": pl.Int32, "model_score": pl.Int32}
+        queries |= {"degraded": pl.String}
+    wanted = dict(rows)
     if plan.options.contributions:
         wanted |= {f"points_{name}": pl.Int32 for name in plan.facets}
     for what, frame, schema in (
         ("part", frames.part, wanted),
-        ("slack", frames.slack, ROWS),
-        ("queries", frames.queries, QUERIES),
+        ("slack", frames.slack, rows),
+        ("queries", frames.queries, queries),
     ):
         if frame is None:
             continue
@@ -166,7 +176,15 @@ def arrays_of(findings: Findings, frames: UnitFrames) -> UnitArrays:
         horizons=horizons,
         part=_rows(findings, frames.unit, "part", frames.part, key_q),
         slack=_rows(findings, frames.unit, "slack", frames.slack, key_q),
+        degraded_q=degraded_of(queries),
     )
+
+
+def degraded_of(queries: pl.DataFrame) -> Bool:
+    """bool (Q,): whose model was not asked."""
+    if "degraded" not in queries.columns:
+        return np.zeros(queries.height, dtype=np.bool_)
+    return np.asarray(queries["degraded"].is_not_null().to_numpy())
 
 
 def _rows(
@@ -190,7 +208,14 @@ def _rows(
         score_m=frame["score"].to_numpy()[known],
         moved_m=moved[known],
         first_m=first[known],
+        model_m=_model_scores(frame)[known],
     )
+
+
+def _model_scores(frame: pl.DataFrame) -> Int32:
+    if "model_score" not in frame.columns:
+        return np.full(frame.height, NO_SCORE, dtype=np.int32)
+    return np.asarray(frame["model_score"].cast(pl.Int32).fill_null(NO_SCORE).to_numpy())
 
 
 def _moved(frame: pl.DataFrame) -> tuple[Bool, Int32]:

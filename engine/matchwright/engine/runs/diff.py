@@ -26,7 +26,7 @@ from matchwright.engine.runs.fingerprint import Prints, from_parquet
 from matchwright.engine.runs.pairing import Side, Window, windows
 from matchwright.kernels.types import Bool, UInt64
 
-SETTINGS = ("store", "generation", "policy", "as_of", "k", "epoch")
+SETTINGS = ("store", "generation", "policy", "ranker", "as_of", "k", "epoch")
 """What two runs may differ in as a whole, in the order in which it is told."""
 
 
@@ -53,7 +53,12 @@ class Why(enum.StrEnum):
     CHANGED_GENERATION = "CHANGED_GENERATION"
     CHANGED_DAY = "CHANGED_DAY"
     CHANGED_K = "CHANGED_K"
+    CHANGED_MODEL = "CHANGED_MODEL"
+    """Another ranker ordered the candidates, or only one of the runs has one."""
     EXPOSURE = "EXPOSURE"
+    SECOND_PHASE = "SECOND_PHASE"
+    """Nothing about the pair changed, and the first phase had it at the same place, or would not
+    have shown it: the model moved it."""
     OTHERS = "OTHERS"
     """Nothing about the pair changed: others came or went around it."""
     UNKNOWN = "UNKNOWN"
@@ -155,7 +160,11 @@ class Diff:
             )
         self.first, self.second = first, second
         mine, theirs = first.plan.determinants, second.plan.determinants
-        self.settings = {n: (mine[n], theirs[n]) for n in SETTINGS if mine[n] != theirs[n]}
+        self.settings = {
+            n: (_told(mine.get(n)), _told(theirs.get(n)))
+            for n in SETTINGS
+            if mine.get(n) != theirs.get(n)
+        }
         asked = {*first.plan.options.kinds, *second.plan.options.kinds}
         self.kinds = [kind for kind in KINDS if kind in asked]
         self.summary = Summary(
@@ -189,7 +198,7 @@ class Diff:
             counts["rows"][name] += len(getattr(one, name))
 
     def _window(self, kind: Kind, window: Window, people: _People) -> Iterator[QueryDiff]:
-        rows = _both_rows(window, people)
+        rows = _both_rows(window, people, self.second.plan.options.k)
         asked = _both_queries(window)
         by_query = {
             int(key[0]): frame
@@ -233,6 +242,7 @@ class Diff:
         for name, why in (
             ("generation", Why.CHANGED_GENERATION),
             ("policy", Why.CHANGED_POLICY),
+            ("ranker", Why.CHANGED_MODEL),
         ):
             if name in self.settings:
                 found.append(why)
@@ -241,6 +251,13 @@ class Diff:
         if "k" in self.settings:
             found.append(Why.CHANGED_K)
         return found
+
+
+def _told(value: Any) -> Any:
+    """A setting on one line: of a model its name, version and content."""
+    if not isinstance(value, Mapping):
+        return value
+    return f"{value['model']}:{value['version']} {value['content_hash']}"
 
 
 def _what(row: Mapping[str, Any]) -> str:
@@ -253,7 +270,7 @@ def reasons(row: Mapping[str, Any], what: str, question: Sequence[Why]) -> list[
     """Why a row entered, left or moved: one reason, or several for another question.
 
     Args:
-        row: with ``person``: NEW, GONE, CHANGED, SAME or UNKNOWN, and ``exposure``.
+        row: with ``person``: NEW, GONE, CHANGED, SAME or UNKNOWN, ``exposure`` and ``second``.
         what: "entered", "left" or "moved".
         question: why the question is another one.
     """
@@ -268,6 +285,8 @@ def reasons(row: Mapping[str, Any], what: str, question: Sequence[Why]) -> list[
         return list(question)
     if row["exposure"]:
         return [Why.EXPOSURE]
+    if row["second"]:
+        return [Why.SECOND_PHASE]
     return [Why.UNKNOWN if person == "UNKNOWN" else Why.OTHERS]
 
 
@@ -289,14 +308,24 @@ def _both_queries(window: Window) -> pl.DataFrame:
     return both.with_columns(pl.coalesce("query_id", "id_b").alias("query_id")).sort("query_key")
 
 
-def _both_rows(window: Window, people: _People) -> pl.DataFrame:
+def _second(k: int) -> pl.Expr:
+    """Whether the model is the reason, where both runs have one and the pair is what it was."""
+    scored = pl.coalesce("model_score_a", "model_score_b").is_not_null()
+    first = pl.coalesce("first_rank_a", "first_rank_b")
+    both = pl.col("rank_a").is_not_null() & pl.col("rank_b").is_not_null()
+    stayed = (pl.col("first_rank_a") == pl.col("first_rank_b")).fill_null(False)
+    return scored & pl.when(both).then(stayed).otherwise(first > k)
+
+
+def _both_rows(window: Window, people: _People, k: int) -> pl.DataFrame:
     """Rows that are not the same in both runs, of queries that are in both, best first."""
     both = window.first.queries.select("query_key").join(
         window.second.queries.select("query_key"), on="query_key"
     )
     sides = []
     for half, tail in ((window.first, "a"), (window.second, "b")):
-        renamed = {name: f"{name}_{tail}" for name in ("rank", "points", "id", "moved")}
+        columns = ("rank", "points", "id", "moved", "first_rank", "model_score")
+        renamed = {name: f"{name}_{tail}" for name in columns}
         names = ("query_key", "key", *renamed)
         rows = half.rows.select(names).rename(renamed)
         sides.append(rows.join(both, on="query_key", how="semi"))
@@ -306,6 +335,7 @@ def _both_rows(window: Window, people: _People) -> pl.DataFrame:
     return rows.with_columns(
         pl.coalesce("id_b", "id_a").alias("id"),
         (pl.col("moved_a").is_not_null() | pl.col("moved_b").is_not_null()).alias("exposure"),
+        _second(k).alias("second"),
         people.states(rows["key"].to_numpy()).alias("person"),
     ).sort("query_key", pl.coalesce("rank_b", "rank_a"), "key")
 

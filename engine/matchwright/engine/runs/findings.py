@@ -29,6 +29,11 @@ CHECKS: dict[str, str] = {
     "sample": "sampled queries, recomputed by brute force over all rows",
 }
 """Check -> what it says when it holds, in the order of the report."""
+SECOND_CHECKS: dict[str, str] = {
+    "model": "candidates descend by model score and first-phase rank; degraded ones have none",
+    "model_sample": "sampled queries: features made anew, and the scores that the trees give them",
+}
+"""Those of a run with a second phase, besides."""
 
 
 @dataclass(slots=True)
@@ -52,7 +57,7 @@ class Check:
     def to_dict(self) -> dict[str, Any]:
         return {
             "check": self.name,
-            "says": CHECKS[self.name],
+            "says": (CHECKS | SECOND_CHECKS)[self.name],
             "checked": self.checked,
             "failed": self.failed,
             "skipped": self.skipped or None,
@@ -61,10 +66,15 @@ class Check:
 
 
 class Findings:
-    """Checks by name, all of them there from the start."""
+    """Checks by name, all of them there from the start.
 
-    def __init__(self) -> None:
-        self.checks = {name: Check(name) for name in CHECKS}
+    Args:
+        second: whether the run has a second phase.
+    """
+
+    def __init__(self, second: bool = False) -> None:
+        names = [*CHECKS, *(SECOND_CHECKS if second else ())]
+        self.checks = {name: Check(name) for name in names}
 
     def looked(self, name: str, things: int = 1) -> None:
         """Count what was looked at."""
@@ -94,7 +104,8 @@ class Findings:
     def skip(self, names: tuple[str, ...], why: str) -> None:
         """Say why checks were not made."""
         for name in names:
-            self.checks[name].skipped = why
+            if name in self.checks:
+                self.checks[name].skipped = why
 
     @property
     def failed(self) -> list[Check]:

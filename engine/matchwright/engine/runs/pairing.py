@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
@@ -19,6 +20,12 @@ from matchwright.engine.runs.plan import Plan
 KEY_MAX = 2**64 - 1
 ROW_COLUMNS = ("query_key", "rank", "id", "key", "points", "score")
 QUERY_COLUMNS = ("query_id", "query_key", "returned", "error", "print")
+SECOND_COLUMNS: tuple[tuple[str, Any], ...] = (
+    ("moved", pl.String),
+    ("first_rank", pl.Int32),
+    ("model_score", pl.Int32),
+)
+"""Columns of rows that runs without the pass or the phase that fills them leave out, or empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +126,19 @@ class _Stream:
     def _load(self) -> None:
         unit = self._units[self._read]
         self._read += 1
-        queries = self._side.folder.queries(unit).select(QUERY_COLUMNS)
+        queries = self._side.folder.queries(unit)
+        queries = queries.select(*QUERY_COLUMNS, _or_null(queries, "degraded", pl.String))
         rows = self._side.folder.part(unit)
-        moved = pl.col("moved") if "moved" in rows.columns else pl.lit(None)
-        rows = rows.select(*ROW_COLUMNS, moved.cast(pl.String).alias("moved"))
+        more = [_or_null(rows, name, dtype) for name, dtype in SECOND_COLUMNS]
+        rows = rows.select(*ROW_COLUMNS, *more)
         if queries.height:
             self._held.append(Half(queries, rows))
+
+
+def _or_null(frame: pl.DataFrame, name: str, dtype: Any) -> pl.Expr:
+    """A column that need not be there."""
+    there = pl.col(name) if name in frame.columns else pl.lit(None)
+    return there.cast(dtype).alias(name)
 
 
 def _last(half: Half) -> int:
@@ -138,6 +152,7 @@ def _nothing() -> Half:
         "returned": pl.Int32,
         "error": pl.String,
         "print": pl.Binary,
+        "degraded": pl.String,
     }
     rows = {
         "query_key": pl.UInt64,
@@ -146,6 +161,6 @@ def _nothing() -> Half:
         "key": pl.UInt64,
         "points": pl.Int32,
         "score": pl.Float64,
-        "moved": pl.String,
+        **dict(SECOND_COLUMNS),
     }
     return Half(pl.DataFrame(schema=queries), pl.DataFrame(schema=rows))

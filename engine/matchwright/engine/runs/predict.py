@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from matchwright.engine.matcher import OTHER
+from matchwright.engine.models.description import RANKER_ROWS_MAX
 from matchwright.engine.prepare import SnapshotLike
 from matchwright.engine.runs.plan import Plan
 
@@ -16,6 +17,8 @@ ROW_BYTES, CONTRIBUTION_BYTES, QUERY_BYTES = 26, 4, 90
 """Of one result row, of one facet of it, and of one query, in Parquet."""
 QUERY_SECONDS = 0.5e-3
 """Of one thread, to prepare a query and to write its answer."""
+CANDIDATE_SECONDS = 20e-6
+"""Of one thread, to make the features of one candidate; what the model takes is not in it."""
 PROCESS_BYTES = 350 << 20
 """Of the interpreter with its libraries, and of units on their way."""
 
@@ -40,17 +43,29 @@ def predict(plan: Plan, snapshot: SnapshotLike, ops: Ops, processes: int = 1) ->
             pairs += unit.queries * corpus
             rows += unit.queries * min(options.k + options.slack, corpus)
     facets = len(plan.facets) if options.contributions else 0
+    model_rows, model_calls, making = _second_phase(plan)
     return {
         "queries": queries,
         "pairs": pairs,
         "rows_at_most": rows,
         "bytes_at_most": rows * (ROW_BYTES + CONTRIBUTION_BYTES * facets) + queries * QUERY_BYTES,
-        "seconds": round(seconds + queries * QUERY_SECONDS / threads, 1),
+        "seconds": round(seconds + (queries * QUERY_SECONDS + making) / threads, 1),
+        **({} if plan.ranker is None else {"model_rows": model_rows, "model_calls": model_calls}),
         "memory_bytes": processes * (PROCESS_BYTES + ops.memory_bytes)
         + max(corpus_bytes(snapshot.corpus(OTHER[kind])) for kind in options.kinds),
         "device": ops.name,
         "threads": threads,
     }
+
+
+def _second_phase(plan: Plan) -> tuple[int, int, float]:
+    """(rows that the model is asked about, calls, seconds of one thread to make their features)."""
+    rows = calls = 0
+    for unit in plan.units if plan.ranker is not None else ():
+        some = unit.queries * min(plan.options.candidates, plan.counts[OTHER[unit.kind]])
+        rows += some
+        calls += -(-some // RANKER_ROWS_MAX)
+    return rows, calls, rows * CANDIDATE_SECONDS
 
 
 def corpus_bytes(corpus: Corpus) -> int:

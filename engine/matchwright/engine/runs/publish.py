@@ -44,6 +44,7 @@ class Thresholds:
         churn: most of a top K that may be other people, mean over queries in both runs.
         score_drift: how far the median top score may move, relative to the earlier one.
         query_drop: how many queries may be gone, relative to the earlier number.
+        degraded: how many queries may be in the first phase's order, although the policy reranks.
     """
 
     under_k_share: float | None = None
@@ -53,6 +54,7 @@ class Thresholds:
     churn: float = 0.5
     score_drift: float = 0.1
     query_drop: float = 0.2
+    degraded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +290,7 @@ def compare(
             gates.append(Gate(f"{kind}.churn", None, None, "nothing was published before"))
         else:
             gates += _gates_between(kind, mine, theirs, churn, thresholds, new, last)
-    gates.append(_degraded(new))
+    gates.append(_degraded(new, figures, thresholds))
     return figures, gates
 
 
@@ -313,7 +315,7 @@ class _Tally:
 
     def __init__(self, one: Side) -> None:
         self._k = one.plan.options.k
-        self._queries = self._few = self._none = self._errors = 0
+        self._queries = self._few = self._none = self._errors = self._degraded = 0
         self._tops: list[Float64] = []
 
     def add(self, half: Half) -> None:
@@ -322,6 +324,7 @@ class _Tally:
         self._few += int((returned < self._k).sum())
         self._none += int((returned == 0).sum())
         self._errors += half.queries["error"].len() - half.queries["error"].null_count()
+        self._degraded += half.queries["degraded"].len() - half.queries["degraded"].null_count()
         self._tops.append(half.rows.filter(pl.col("rank") == 1)["score"].to_numpy())
 
     def figures(self) -> dict[str, float]:
@@ -329,6 +332,7 @@ class _Tally:
         return {
             "queries": self._queries,
             "errors": self._errors,
+            "degraded": self._degraded,
             "under_k_share": _share(self._few, self._queries),
             "none_share": _share(self._none, self._queries),
             "top_score_median": float(np.median(tops)) if tops.size else 0.0,
@@ -402,6 +406,8 @@ def _gates_between(
     note = ""
     if (new.plan.generation, new.plan.policy_id) != (last.plan.generation, last.plan.policy_id):
         note = "another generation or policy: scores do not compare"
+    elif new.plan.ranker != last.plan.ranker:
+        note = "another model orders: first places do not compare"
     elif theirs["top_score_median"]:
         earlier = theirs["top_score_median"]
         drift = abs(mine["top_score_median"] - earlier) / abs(earlier)
@@ -411,9 +417,15 @@ def _gates_between(
     return gates
 
 
-def _degraded(new: Side) -> Gate:
-    degraded = new.summary.get("degraded", 0)
-    return Gate("degraded", float(degraded) if isinstance(degraded, int) else 0.0, 0)
+def _degraded(
+    new: Side, figures: Mapping[str, Mapping[str, float]], thresholds: Thresholds
+) -> Gate:
+    """What the files hold, or what run.json says, whichever is more."""
+    told = new.summary.get("degraded", 0)
+    held = sum(one["degraded"] for one in figures.values())
+    return Gate(
+        "degraded", max(held, float(told) if isinstance(told, int) else 0.0), thresholds.degraded
+    )
 
 
 def _share(part: int, whole: int) -> float:

@@ -2,7 +2,8 @@
 
 Files, keys, order, scores and counts are checked from the run alone. With the epoch that the run
 was made from at hand, every pair's points and rules are checked against the stored rows, and a
-sample of queries is recomputed by brute force (``referee``).
+sample of queries is recomputed by brute force (``referee``). Where a model ordered the candidates,
+its order is checked over everything, and with its trees at hand features and scores of the sample.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import polars as pl
 from matchwright.engine.errors import FailedPrecondition, NotFound, StoreDamaged, StoreError
 from matchwright.engine.matcher import OTHER
 from matchwright.engine.prepare import SnapshotLike
-from matchwright.engine.runs import checks
+from matchwright.engine.rerank.rerank_block import TreesLike
+from matchwright.engine.runs import checks, checks_second
 from matchwright.engine.runs.base import corpus_file
 from matchwright.engine.runs.digest import unit_bytes
 from matchwright.engine.runs.findings import Findings
@@ -92,6 +94,8 @@ def verify(
     seed: int = 0,
     absent: str = "",
     advance: Advance = lambda queries: None,
+    trees: TreesLike | None = None,
+    no_trees: str = "",
 ) -> Verdict:
     """Check a complete run.
 
@@ -102,6 +106,8 @@ def verify(
         seed: which ones.
         absent: why there is no snapshot.
         advance: called with the queries of each unit that was checked.
+        trees: of the run's model; None when they are not at hand.
+        no_trees: why there are none.
 
     Raises:
         NotFound: there is no run.
@@ -115,7 +121,9 @@ def verify(
             f"matchwright run resume {folder.url}",
             run=folder.run_id,
         )
-    return _Verification(folder, plan, summary, snapshot, absent).run(sample, seed, advance)
+    verification = _Verification(folder, plan, summary, snapshot, absent)
+    verification.take(trees, no_trees)
+    return verification.run(sample, seed, advance)
 
 
 class _Verification:
@@ -130,11 +138,14 @@ class _Verification:
         self.folder = folder
         self.plan = plan
         self.summary = summary
-        self.findings = Findings()
+        self.findings = Findings(second=plan.ranker is not None)
         self.snapshot = snapshot
         self.referee = None if snapshot is None else Referee(snapshot, plan)
+        self.trees: TreesLike | None = None
+        self.degraded = 0
         if self.referee is None:
-            self.findings.skip(NEEDS_STORE, absent or "the store was not given")
+            why = absent or "the store was not given"
+            self.findings.skip((*NEEDS_STORE, "model_sample"), why)
         self.state = hashlib.sha256()
         self.digest_broken = ""
         self.counts: dict[str, Counter[str]] = {kind: Counter() for kind in plan.options.kinds}
@@ -150,6 +161,24 @@ class _Verification:
             raise StoreDamaged(
                 f"{where}: is no summary of a run ({type(error).__name__}: {error})", file=where
             ) from None
+
+    def take(self, trees: TreesLike | None, no_trees: str) -> None:
+        """The trees of the run's model, or why there are none."""
+        pinned = self.plan.ranker
+        if pinned is None:
+            return
+        self.trees = trees
+        if trees is None:
+            why = no_trees or "the model repository was not given"
+            self.findings.skip(("model_sample",), why)
+            return
+        self.findings.expect(
+            "run",
+            (trees.content_hash, tuple(trees.features)) == (pinned.content_hash, pinned.features),
+            PLAN,
+            f"it names {pinned} of content {pinned.content_hash}, the trees are of content "
+            f"{trees.content_hash}",
+        )
 
     def run(self, sample: int, seed: int, advance: Advance) -> Verdict:
         self._check_summary()
@@ -239,6 +268,9 @@ class _Verification:
         checks.check_unit(self.findings, self.plan, data)
         checks.check_scores(self.findings, frames, data, self.plan)
         checks.check_shortfall(self.findings, frames, self.plan)
+        if self.plan.ranker is not None:
+            checks_second.check_model(self.findings, self.plan, frames, data)
+            self.degraded += int(data.degraded_q.sum())
         self.counts[unit.kind].update(checks.facts(data, self.plan))
         self._feed_digest(frames)
         if self.referee is not None and self.snapshot is not None:
@@ -247,6 +279,10 @@ class _Verification:
             self.referee.check_questions(self.findings, frames, asked)
             self.referee.check_pairs(self.findings, frames, data, asked)
             self.referee.check_sampled(self.findings, frames, data, asked, sample)
+            if self.trees is not None:
+                checks_second.check_model_sampled(
+                    self.findings, self.referee, self.trees, data, asked, sample
+                )
 
     def _feed_digest(self, frames: checks.UnitFrames) -> None:
         """Add a unit; of a run from which people were erased, the rows that are left count."""
@@ -310,6 +346,15 @@ class _Verification:
                     SUMMARY,
                     f"{kind}.{name} is {told.get(name)}, the files hold {count[name]:,}",
                 )
+
+        if self.plan.ranker is not None:
+            told_in_all = self.summary.get("degraded")
+            self.findings.expect(
+                "counts",
+                told_in_all == self.degraded,
+                SUMMARY,
+                f"degraded is {told_in_all}, the files hold {self.degraded:,}",
+            )
 
     def _check_corpora(self) -> None:
         """What an incremental run will go by: who was there, and what they were."""
