@@ -23,13 +23,14 @@ from matchwright.engine.store.segment_file import SegmentFile
 ZLIB_HEADERS = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 
 
-def search(folders, texts=(), numbers=(), hashes=()):
+def search(folders, texts=(), numbers=(), hashes=(), blobs=()):
     """(how it was found, needle) -> files in which it was.
 
     Args:
         texts: looked for as parts of other texts.
         numbers: integers of at least six digits.
         hashes: 64-bit integers, also as their eight bytes.
+        blobs: bytes as they are: keys, packed vectors.
     """
     found = defaultdict(set)
     raw = {}
@@ -42,6 +43,8 @@ def search(folders, texts=(), numbers=(), hashes=()):
     for number in hashes:
         for order in ("little", "big"):
             raw[number.to_bytes(8, order)] = (f"u64 {order}", number)
+    for blob in blobs:
+        raw[blob] = ("blob", blob.hex())
     finder = _Finder(raw)
     integers = np.array(sorted({*numbers, *hashes}), dtype=np.uint64)
     for path in files(folders):

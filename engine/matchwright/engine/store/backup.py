@@ -160,8 +160,8 @@ def _check(root: Path, held: Held, neighbours: Neighbours) -> None:
         path = root / GENERATIONS / folder
         with files.naming(path, "read"):
             neighbours.load(path)
-    for path in held.embeddings.values():
-        check_file(path)
+    for name in held.embeddings:
+        check_file(root / name)
     with closing(Catalog(held.catalog, write=False)) as copied, copied.look() as connection:
         problems = connection.execute("PRAGMA quick_check").fetchall()
     if problems != [("ok",)]:
