@@ -13,7 +13,7 @@ import test_cuda_host
 from cupy_cases import NO_DEVICE, a_corpus
 from test_cuda_host import GXX, a_block, build
 
-from matchwright.kernels import rules
+from matchwright.kernels import cuda_scan, rules
 from matchwright.kernels.cuda_device import CudaDevice
 from matchwright.kernels.cuda_gates import RuleSurvivors
 from matchwright.kernels.cuda_scan import Scan, Sizes
@@ -218,7 +218,8 @@ def device(request):
 def test_bits_and_counts(device, n, begin, end, living):
     rng = np.random.default_rng(n)
     segment = cases.a_segment(rng, np.zeros((n, 1)), indexed=False)
-    groups = [(), *(cases.some_rules(rng, segment.key_n, 3) for _ in range(6))]
+    groups = [(), *(cases.some_rules(rng, segment.key_n, 3) for _ in range(5))]
+    groups.append((KeyIn(tuple(segment.key_n[::3].tolist()), "K"),))
     program = device.program(compile_program(groups))
     columns = Resident(device, 1 << 20).columns([segment], program.program)[0]
     alive = None if living else rng.random(n) < 0.7
@@ -377,6 +378,19 @@ def test_survivors_overflow_and_go_on(pass_rate):
     assert got.telemetry["rules"] == "survivors"
     assert (got.telemetry["overflows"] > 0) == (pass_rate < 0.5)
     assert_same(got, Ops().topk(corpus, queries, 20, count=False))
+
+
+@pytest.mark.parametrize("way", FORCED)
+def test_rows_come_in_tiles(monkeypatch, way):
+    """Tiles far smaller than a segment: every way takes all of them, and counts each row once."""
+    monkeypatch.setattr(cuda_scan, "_WIDEST_SIEVED", 64)
+    rng = np.random.default_rng(11)
+    corpus, queries = ruled(rng, (500, 300), 8, 4, 6)
+    ops = CupyOps(device=NumpyDevice(tensor=True), device_costs=FORCED[way], verify=False)
+    counted = way != "survivors"
+    got = ops.topk(corpus, queries, 9, count=counted)
+    assert got.telemetry["tiles"] > 13 or way == "gather"
+    assert_same(got, Ops().topk(corpus, queries, 9, count=counted))
 
 
 def test_counts_come_from_the_device(device):

@@ -67,6 +67,16 @@ def test_a_half_is_not_filled_before_its_copy_has_gone():
     np.testing.assert_array_equal(got, host)
 
 
+def test_rows_are_there_when_they_are_handed_out(device):
+    corpus = a_corpus(np.random.default_rng(2), (300, 90), 8)
+    copies = Resident(device, 1 << 20).get(segments_of(corpus))
+    for copy, segment in zip(copies, segments_of(corpus), strict=True):
+        np.testing.assert_array_equal(device.download(copy.x_nd)[:, :8], segment.x_nd)
+        np.testing.assert_array_equal(device.download(copy.key_n), segment.key_n)
+        norms = NumpyDevice().norms(segment.x_nd)
+        np.testing.assert_array_equal(device.download(copy.norm_n), norms)
+
+
 def test_a_scan_waits_for_its_rows(device):
     rng = np.random.default_rng(3)
     corpus = a_corpus(rng, (300, 90), 8)
