@@ -67,13 +67,13 @@ def simulate(
     values["score"] = np.rint(4_096 * score).astype(np.int64)
     country = rng.integers(0, len(_COUNTRIES), shape)
     order = np.argsort(-score, axis=1, kind="stable")
-    explored, order = _swap(rng, order)
+    explored, order = swap(rng, order)
 
     def shown(values_dm: Any) -> Any:
         return np.take_along_axis(values_dm, order, axis=1)
 
     rank_dm = np.argsort(np.argsort(-score, axis=1, kind="stable"), axis=1) + 1
-    reached = _outcomes(rng, shown(rho), shown(values["response"]))
+    reached = funnel(rng, shown(rho), shown(values["response"]))
     day_d = np.floor(np.linspace(*days, decisions, endpoint=False)).astype(np.int32) + FIRST_DAY
     f_nf = np.stack([shown(values[f]).reshape(-1) for f in FEATURES], axis=1).astype(np.int32)
     segments = {
@@ -125,7 +125,7 @@ def _first_phase(rng: np.random.Generator, f: dict[str, Int64]) -> Float64:
     return score
 
 
-def _swap(rng: np.random.Generator, order: Int64) -> tuple[Bool, Int64]:
+def swap(rng: np.random.Generator, order: Int64) -> tuple[Bool, Int64]:
     """(who took part by place, the order that is shown): a tenth of the decisions plays."""
     order = order.copy()
     decisions = len(order)
@@ -140,8 +140,13 @@ def _swap(rng: np.random.Generator, order: Int64) -> tuple[Bool, Int64]:
     return explored, order
 
 
-def _outcomes(rng: np.random.Generator, rho: Float64, response: Int64) -> dict[str, Bool]:
-    """What came of each place: (N,) each."""
+def funnel(rng: np.random.Generator, rho: Float64, response: Int64) -> dict[str, Bool]:
+    """What came of each place: (N,) each.
+
+    Args:
+        rho: (D, LISTED) by place, the probability that the pair is wanted.
+        response: (D, LISTED), thousandths.
+    """
     place = np.arange(1, LISTED + 1)
 
     def chance(probability: Any) -> Bool:
@@ -166,7 +171,7 @@ def _frame(
     text = pl.Series(decisions).cast(pl.String)
     columns: dict[str, Any] = {
         "decision_id": name + text,
-        "decided_at": _times(np.repeat(at, LISTED)),
+        "decided_at": timestamps(np.repeat(at, LISTED)),
         "asking": ["job"] * decisions.size,
         "query_id": f"{name}j" + text,
         "candidate_id": f"{name}f" + pl.Series(candidate).cast(pl.String),
@@ -180,17 +185,19 @@ def _frame(
     }  # fmt: skip
     for step, outcome in enumerate(OUTCOMES):
         if outcome in reached:
-            times = _times(np.repeat(at, LISTED) + (10 + 20 * step) * _MINUTE)
-            columns[f"{outcome}_at"] = _where(times, reached[outcome])
+            times = timestamps(np.repeat(at, LISTED) + (10 + 20 * step) * _MINUTE)
+            columns[f"{outcome}_at"] = times_where(times, reached[outcome])
     columns |= {FEATURE + f: f_nf[:, column] for column, f in enumerate(FEATURES)}
     return pl.DataFrame(columns)
 
 
-def _times(microseconds: Int64) -> pl.Series:
+def timestamps(microseconds: Int64) -> pl.Series:
+    """Microseconds since 1970 as moments in UTC."""
     return pl.Series(microseconds).cast(pl.Datetime("us", "UTC"))
 
 
-def _where(times: pl.Series, happened: Bool) -> pl.Series:
+def times_where(times: pl.Series, happened: Bool) -> pl.Series:
+    """The moments of what happened, null for the rest."""
     return pl.select(pl.when(pl.Series(happened)).then(times)).to_series()
 
 
