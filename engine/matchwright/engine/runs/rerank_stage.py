@@ -133,7 +133,7 @@ class RerankStage:
         while True:
             try:
                 scores = self._asked(answer, features)
-            except (ModelUnavailable, ModelLate, ModelWrong) as error:
+            except (ModelUnavailable, ModelLate, ModelWrong, TimeoutError) as error:
                 self._rest(unit, error)
                 continue
             self._answered()
@@ -171,7 +171,7 @@ class RerankStage:
             self.tell("answers", {**told, "model": str(self.ranker), "waited_s": seconds})
         self._since, self._wrong, self._tries = None, 0, 0
 
-    def _rest(self, unit: Unit, error: MatchwrightError) -> None:
+    def _rest(self, unit: Unit, error: Exception) -> None:
         """Waits a little, or gives up.
 
         Raises:
@@ -193,7 +193,7 @@ class RerankStage:
         if self._ended.wait(min(left, REST_MAX_S, REST_S * self._tries)):
             raise Cancelled(f"run {self.plan.run_id}: waiting for {self.ranker} was ended")
 
-    def _say_waiting(self, unit: Unit, error: MatchwrightError, left: float) -> None:
+    def _say_waiting(self, unit: Unit, error: Exception, left: float) -> None:
         reason = str(reason_of(error))
         text = f"{self.ranker} does not answer ({reason}); waiting, {left:,.0f} s at most"
         if isinstance(error, ModelWrong):
@@ -209,7 +209,7 @@ class RerankStage:
                 run=self.plan.run_id,
             )
 
-    def _final(self, error: MatchwrightError, waited: float) -> MatchwrightError:
+    def _final(self, error: Exception, waited: float) -> MatchwrightError:
         """What a run ends with: finished units are kept, this one is not written."""
         reason = str(reason_of(error))
         if isinstance(error, ModelWrong):
