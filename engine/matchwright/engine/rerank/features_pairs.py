@@ -39,6 +39,8 @@ FACTS_MAX = 1 << 17
 """Rows whose facts are kept: some 65 MB."""
 VECTORS_MAX = 1 << 16
 """Query vectors of candidates that are kept: some 50 MB at 384 dimensions."""
+WIDTHS_MAX = 4
+"""Widths of which query vectors are kept: more encoders are hardly ever in use at once."""
 CONTEXTS_MAX = 1_024
 _GROUPS = {
     "skills": values.skill_features,
@@ -73,10 +75,29 @@ class FeatureMaker:
 
     def __init__(self, facts_max: int = FACTS_MAX, vectors_max: int = VECTORS_MAX) -> None:
         self.facts = RowPool(facts_max)
-        self.vectors = RowPool(vectors_max)
+        self._vectors_max = vectors_max
+        self._by_width: OrderedDict[int, RowPool] = OrderedDict()
         self._contexts: OrderedDict[Any, int] = OrderedDict()
         self._numbers = itertools.count()
         self._lock = threading.Lock()
+
+    @property
+    def vectors(self) -> RowPool:
+        """The pool of query vectors that was asked for last."""
+        with self._lock:
+            return next(reversed(self._by_width.values()), RowPool(self._vectors_max))
+
+    def vectors_of(self, width: int) -> RowPool:
+        """The pool of query vectors of a width: generations in one process may differ in it.
+
+        Another encoder or another marketplace has its own; those of ``WIDTHS_MAX`` widths are kept.
+        """
+        with self._lock:
+            found = self._by_width.pop(width, None)
+            self._by_width[width] = RowPool(self._vectors_max) if found is None else found
+            while len(self._by_width) > WIDTHS_MAX:
+                self._by_width.popitem(last=False)
+            return self._by_width[width]
 
     def make(
         self,
@@ -241,7 +262,7 @@ class _Block:
             int(like.request.as_of or 0),
             used.size,
             lambda at: self._fetch(used[at]),
-            self.maker.vectors,
+            self.maker.vectors_of(self.snapshot.generation.d),
             keys,
             self.deadline,
         )
