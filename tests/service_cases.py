@@ -10,7 +10,7 @@ from matchwright.engine import synthetic
 from matchwright.engine.config import Limits, ServerConfig
 from matchwright.engine.matcher import Matcher
 from matchwright.engine.policy import Policy
-from matchwright.engine.results import OrderKey, Result, Shortfall
+from matchwright.engine.results import OrderKey, Reranked, Result, Shortfall
 from matchwright.engine.service import running
 from matchwright.engine.store import Store
 from matchwright.kernels.ops import get_ops
@@ -73,7 +73,6 @@ def person_id(n):
 def as_result(matches):
     """The engine's own result, put together from what came over the wire alone."""
     shape = (len(matches.ids), len(matches.contributions) // max(1, len(matches.ids)))
-    key = matches.kth_key
     return Result(
         epoch=str(matches.epoch),
         generation=matches.generation,
@@ -92,11 +91,33 @@ def as_result(matches):
         eligible=matches.eligible,
         counted=matches.counted,
         unverified=matches.unverified,
-        kth_key=None if key is None else OrderKey(key.points, key.mix, key.low),
+        kth_key=as_key(matches.kth_key),
         shortfall=None if matches.shortfall is None else Shortfall(matches.shortfall),
         resolution=matches.resolution,
         attainable=matches.attainable,
         t=matches.step,
+        degraded=matches.degraded,
+        rerank=None if matches.rerank is None else as_reranked(matches.rerank),
+    )
+
+
+def as_key(key):
+    return None if key is None else OrderKey(key.points, key.mix, key.low)
+
+
+def as_reranked(part):
+    scores = np.ldexp(np.array(part.model_scores), part.grid_bits)
+    assert np.array_equal(scores, np.rint(scores))
+    return Reranked(
+        model=part.model,
+        version=part.version,
+        content_hash=part.content_hash,
+        grid_bits=part.grid_bits,
+        candidates=part.candidates,
+        scores=scores.astype(np.int32),
+        first_ranks=np.array(part.first_ranks, dtype=np.int32),
+        last_key=as_key(part.last_key),
+        degraded=part.degraded,
     )
 
 

@@ -26,7 +26,7 @@ from matchwright.engine.service.together import Together
 
 WAITING_ROWS_MAX = 8 * RANKER_ROWS_MAX
 """Rows that may wait for a call: some 1,300 requests of 200 candidates, 30 MB."""
-ANSWER_S, ANSWER_ITEM_S = 0.05, 0.002
+ANSWER_S, ANSWER_ITEM_S = 0.25, 0.002
 """What is kept of a deadline for putting the answer together and sending it: of each unit, and of
 each of its items; at most a quarter of what is left."""
 
