@@ -392,15 +392,22 @@ SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 }
 
 
+def make_store(folder: Path, rows: int) -> None:
+    """So many of each kind."""
+    with Store.open(folder, mode="w", create=True) as store:
+        for kind in KINDS:
+            store.upsert(kind, synthetic.frame(kind, rows, seed=1))
+        store.refit(seed=1, sample=rows, as_of=synthetic.AS_OF)
+
+
 @contextmanager
 def prepared(options: argparse.Namespace) -> Iterator[Bench]:
     """A store, a model, a server."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mw-bench-")))
-        with Store.open(folder / "store", mode="w", create=True) as store:
-            for kind in KINDS:
-                store.upsert(kind, synthetic.frame(kind, options.rows, seed=1))
-            store.refit(seed=1, sample=options.rows, as_of=synthetic.AS_OF)
+        made = stack.enter_context(tempfile.TemporaryDirectory(prefix="mw-bench-"))
+        folder = options.folder or Path(made)
+        if not (folder / "store").exists():
+            make_store(folder / "store", options.rows)
         store = stack.enter_context(Store.open(folder / "store"))
         snapshot = store.snapshot()
         asked = {
@@ -408,8 +415,9 @@ def prepared(options: argparse.Namespace) -> Iterator[Bench]:
         }
         if not asked["job"][0]:
             raise SystemExit(f"no job has {options.candidates} eligible; give more --rows")
-        f_nf = FeatureMaker().make(snapshot, *asked["job"])
-        add_model(folder, f_nf, options.candidates, options.trees)
+        if not (folder / "models").exists():
+            f_nf = FeatureMaker().make(snapshot, *asked["job"])
+            add_model(folder, f_nf, options.candidates, options.trees)
         server = stack.enter_context(
             LocalServer(
                 repository=folder / "models",
@@ -430,6 +438,7 @@ def main() -> int:
     parser.add_argument("--trees", type=int, default=Settings().rounds, help="of the ranker")
     parser.add_argument("--threads", type=int, default=1, help="of the served ranker")
     parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--folder", type=Path, help="of store and model; made if not there")
     parser.add_argument("--only", help="sections, with commas between them")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()

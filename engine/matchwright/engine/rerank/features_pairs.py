@@ -14,26 +14,23 @@ import numpy as np
 from matchwright.engine.corpus_rows import take_rows
 from matchwright.engine.prepare import Prepared, SnapshotLike
 from matchwright.engine.records import Kind
-from matchwright.engine.rerank import features_values as values
 from matchwright.engine.rerank.features import (
     FEATURES,
     INDEX,
-    SCORE_BITS,
-    SCORE_MAX,
     UNKNOWN,
     allowed,
 )
+from matchwright.engine.rerank.features_points import scaled, write_points
 from matchwright.engine.rerank.features_pool import RowPool
-from matchwright.engine.rerank.features_rows import Side, side_of_record, side_of_rows
-from matchwright.engine.rerank.features_values import Pairs
+from matchwright.engine.rerank.features_rows import Side, side_of_rows
+from matchwright.engine.rerank.features_sides import GROUPS, write_sides
 from matchwright.engine.rerank.reciprocal import (
     direction,
     query_vectors,
     reciprocal_points,
     rows_of_queries,
 )
-from matchwright.engine.zones import as_zones, offset_minutes
-from matchwright.kernels.types import Bool, Corpus, Float64, Int32, Int64
+from matchwright.kernels.types import Corpus, Float64, Int32, Int64
 
 FACTS_MAX = 1 << 17
 """Rows whose facts are kept: some 65 MB."""
@@ -42,12 +39,6 @@ VECTORS_MAX = 1 << 16
 WIDTHS_MAX = 4
 """Widths of which query vectors are kept: more encoders are hardly ever in use at once."""
 CONTEXTS_MAX = 1_024
-_GROUPS = {
-    "skills": values.skill_features,
-    "terms": values.term_features,
-    "person": values.person_features,
-    "client": values.client_features,
-}
 _OTHER: Mapping[Kind, Kind] = {"job": "freelancer", "freelancer": "job"}
 
 
@@ -176,7 +167,7 @@ class _Block:
         self.corpus = snapshot.corpus(self.other) if inline is None else inline.corpus
         self.rows_per_query = rows_per_query
         wanted = INDEX.keys() if names is None else set(names)
-        self.groups = {f.group for f in FEATURES if f.name in wanted}
+        self.groups = frozenset(f.group for f in FEATURES if f.name in wanted)
         self.wanted = np.array([f.name in wanted for f in FEATURES], dtype=np.bool_)
         if len(queries) == 1:
             self.rows, self.at = rows_per_query[0], None
@@ -190,24 +181,19 @@ class _Block:
         """Write each query's features into its part, int32 (M, F)."""
         if not self.rows.size:
             return
-        side = self._side() if self.groups & _GROUPS.keys() else None
+        x_ud, _ = take_rows(self.corpus, self.rows, self.queries[0].q_d.size)
         if "reciprocal" in self.groups:
             self._reciprocal(parts)
-        for n, part in enumerate(parts):
-            if not len(part):
-                continue
-            query = self.queries[n]
-            _points(self.snapshot, self.corpus, query, self.rows_per_query[n], part)
-            if side is not None:
-                theirs = side if self.at is None else side.take(self.at[n])
-                pairs = self._pairs(query, theirs)
-                for group in sorted(self.groups & _GROUPS.keys()):
-                    for name, column in _GROUPS[group](pairs).items():
-                        part[:, INDEX[name]] = column
-            part[:, ~(self._allowed(query) & self.wanted)] = UNKNOWN
-
-    def _allowed(self, query: Prepared) -> Bool:
-        return allowed(query.policy)
+        for n, (query, part) in enumerate(zip(self.queries, parts, strict=True)):
+            write_points(self.snapshot, query, x_ud if self.at is None else x_ud[self.at[n]], part)
+        if self.groups & GROUPS:
+            write_sides(
+                self.snapshot, self.queries, self._side(), self.at, parts, self.groups & GROUPS
+            )
+        policies = {id(query.policy): query.policy for query in self.queries}
+        without = {key: ~(allowed(policy) & self.wanted) for key, policy in policies.items()}
+        for query, part in zip(self.queries, parts, strict=True):
+            part[:, without[id(query.policy)]] = UNKNOWN
 
     def _side(self) -> Side:
         keys = self.maker.keys(self.snapshot, self.other, self.rows, self.corpus)
@@ -224,15 +210,6 @@ class _Block:
             found = self.snapshot.rows(self.other, ids)
             self._records.update(zip(missing.tolist(), found, strict=True))
         return [self._records[row] for row in rows.tolist()]
-
-    def _pairs(self, query: Prepared, theirs: Side) -> Pairs:
-        generation = self.snapshot.generation
-        day = int(query.request.as_of or 0)
-        mine = side_of_record(self.kind, query.record, generation)
-        job, freelancer = (mine, theirs) if self.kind == "job" else (theirs, mine)
-        offsets = np.array(offset_minutes(as_zones(generation), day), dtype=np.int64)
-        plateau = query.policy.facets.recency_plateau_days
-        return Pairs(job, freelancer, theirs.n, day, offsets, plateau)
 
     # ── Reciprocal fit ────────────────────────────────────────────────────────────────────────
 
@@ -266,37 +243,6 @@ class _Block:
             keys,
             self.deadline,
         )
-
-
-def scaled(points: Any, t: Any) -> Int64:
-    """floor(points * t * 2^12), points * t rounded once as a result's score is; within ±SCORE_MAX.
-
-    The product with a power of two is exact, so these are the same integers everywhere.
-    """
-    score = np.asarray(points, dtype=np.float64) * t
-    limit = float(SCORE_MAX)
-    floor = np.clip(np.floor(score * (1 << SCORE_BITS)), -limit, limit)
-    return np.asarray(floor.astype(np.int64))
-
-
-def _points(
-    snapshot: SnapshotLike, corpus: Corpus, query: Prepared, rows: Int64, part: Int32
-) -> None:
-    """Score and facets of the first phase; a facet that is not asked is ``UNKNOWN``."""
-    x_md, _ = take_rows(corpus, rows, query.q_d.size)
-    product = x_md.astype(np.int32)
-    product *= query.q_d
-    points = product.sum(axis=1, dtype=np.int64)
-    part[:, INDEX["asking"]] = 0 if query.request.kind == "job" else 1
-    part[:, INDEX["score"]] = scaled(points, query.t)
-    for facet in snapshot.generation.facets:
-        span = slice(facet.start, facet.start + facet.width)
-        if query.q_d[span].any():
-            mine = product[:, span].sum(axis=1, dtype=np.int64)
-            part[:, INDEX[f"facet_{facet.name}"]] = scaled(mine, query.t)
-    if query.attainable > 0:
-        share = np.floor(points * query.t / query.attainable * 1_000)
-        part[:, INDEX["score_share"]] = np.clip(share, -2_000, 2_000)
 
 
 SHARED = FeatureMaker()

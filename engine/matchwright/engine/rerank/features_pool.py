@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
@@ -59,7 +60,8 @@ class RowPool:
             return make(np.arange(n))
         with self._lock:
             self._clock += 1
-            slot_n = np.array([self._slot.get(key, -1) for key in keys], dtype=np.int64)
+            slots = map(self._slot.get, keys, itertools.repeat(-1))
+            slot_n = np.fromiter(slots, dtype=np.int64, count=n)
             there = np.flatnonzero(slot_n >= 0)
             self._age[slot_n[there]] = self._clock
             found = {name: array[slot_n[there]] for name, array in self._rows.items()}

@@ -88,12 +88,17 @@ class Side:
     def n(self) -> int:
         return int(self.skills.known_u.size)
 
-    def take(self, at: Int64) -> Side:
-        """Some of them, in the order of ``at``."""
+    def numbered(self, at: Int64) -> Side:
+        """The numbers of some of them, in the order of ``at``; skills and sets stay as they are."""
+        numbers = {name: column[at] for name, column in self.numbers.items()}
+        return Side(self.kind, numbers, self.sets, self.skills)
+
+    def named(self, at: Int64) -> Side:
+        """Skills and sets of some of them, in the order of ``at``; numbers stay as they are."""
         skills = self.skills
         return Side(
             self.kind,
-            {name: column[at] for name, column in self.numbers.items()},
+            self.numbers,
             {name: _take_sets(column, at) for name, column in self.sets.items()},
             Skills(skills.known_u[at], skills.name_us[at], skills.level_us[at],
                    skills.weight_us[at]),
@@ -104,16 +109,16 @@ RecordsOf = Callable[[Int64], Sequence[Mapping[str, Any]]]
 """Given positions among the rows asked for: their records."""
 
 
-def side_of_record(kind: Kind, record: Mapping[str, Any], generation: Any) -> Side:
-    """The side of one entity that is described by its record, stored or not."""
-    values = RowTable([record])
+def side_of_records(kind: Kind, records: Sequence[Mapping[str, Any]], generation: Any) -> Side:
+    """The side of entities that are described by their records, stored or not."""
+    values = RowTable(records)
     needed = {*(field for name in COLUMNS[kind] for field in _READS.get(name, (name,))),
               "skills", "category" if kind == "job" else "categories"}  # fmt: skip
     rows: Rows = {name: values.values(name) for name in needed}
     zones = as_zones(generation)
     scalars = {name: np.array(SCALARS[kind][name](rows, zones), np.int32) for name in COLUMNS[kind]}
     sets = {name: SETS[kind][name](rows, b"") for name in SET_COLUMNS[kind]}
-    return _side(kind, scalars, sets, facts_of(kind, [record], generation))
+    return _side(kind, scalars, sets, facts_of(kind, records, generation))
 
 
 _READS: Mapping[str, tuple[str, ...]] = {

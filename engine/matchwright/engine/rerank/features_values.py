@@ -117,8 +117,8 @@ def _hits(column: SetColumn, values: UInt64) -> Int64:
 # ── Terms ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def term_features(pairs: Pairs) -> dict[str, Int64]:
-    """Rate, hours, overlap, experience and category: what both sides say of the work."""
+def number_features(pairs: Pairs) -> dict[str, Int64]:
+    """Rate, hours, overlap and experience: what both sides say of the work, in numbers."""
     job, freelancer = pairs.job.numbers, pairs.freelancer.numbers
     return {
         "rate_gap": _rate_gap(job["budget_top"], freelancer["rate"]),
@@ -127,8 +127,12 @@ def term_features(pairs: Pairs) -> dict[str, Int64]:
         ),
         "overlap_minutes": _overlap(pairs),
         "experience_gap": _gap("experience_gap", freelancer["experience"], job["experience"]),
-        "category_match": _category(pairs),
     }
+
+
+def category_features(pairs: Pairs) -> dict[str, Int64]:
+    """Whether the field of work is the same."""
+    return {"category_match": _category(pairs)}
 
 
 def _rate_gap(top: Int32, rate: Int32) -> Int64:
