@@ -18,7 +18,7 @@ endif
 help:  ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/.engine .triton  ## Make a marketplace, serve it, match over gRPC: about a minute
+demo: $(VENV)/.engine .triton  ## Make a marketplace, serve it with models, match over gRPC: about a minute
 	$(BIN)/matchwright demo
 
 test: $(VENV)/.dev .chromium .triton  ## All tests, large counts reduced: under ten minutes on two cores
@@ -89,10 +89,10 @@ $(BIN)/python:
 
 # The engine and its command line: all that the demo needs.
 $(VENV)/.engine: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,triton]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,triton,train]'
 	@touch $@
 
 # Everything that the tests need. CuPy is there so that the kernels compile, GPU or not.
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,triton,otel,gpu,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,triton,train,otel,gpu,dev]'
 	@touch $(VENV)/.engine $@

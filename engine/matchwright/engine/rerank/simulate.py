@@ -140,12 +140,15 @@ def swap(rng: np.random.Generator, order: Int64) -> tuple[Bool, Int64]:
     return explored, order
 
 
-def funnel(rng: np.random.Generator, rho: Float64, response: Int64) -> dict[str, Bool]:
+def funnel(
+    rng: np.random.Generator, rho: Float64, response: Int64, eta: float = ETA
+) -> dict[str, Bool]:
     """What came of each place: (N,) each.
 
     Args:
         rho: (D, LISTED) by place, the probability that the pair is wanted.
         response: (D, LISTED), thousandths.
+        eta: clients look at place k with the chance ``k ** -eta``.
     """
     place = np.arange(1, LISTED + 1)
 
@@ -153,7 +156,7 @@ def funnel(rng: np.random.Generator, rho: Float64, response: Int64) -> dict[str,
         return np.asarray(rng.random(rho.shape) < probability)
 
     wanted = chance(rho)
-    examined = chance(1.0 / place**ETA)
+    examined = chance(1.0 / place**eta)
     viewed = examined & chance(np.where(wanted, 0.95, 0.05 + 0.15 / place))
     invited = viewed & chance(np.where(wanted, 0.6, 0.03))
     replied = invited & chance(0.4 + 0.6 * response / 1_000)

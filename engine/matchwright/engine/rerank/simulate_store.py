@@ -25,6 +25,7 @@ DAYS = 60
 _AT_ONCE = 250
 _MINUTE, _DAY = 60_000_000, 86_400_000_000
 _RESPONSE = 700
+ETA = 0.5
 
 
 def simulate_clients(
@@ -76,7 +77,7 @@ def _block(
     shape = len(whole), LISTED
     explored, order = swap(rng, np.tile(np.arange(LISTED), (len(whole), 1)))
     rho = np.take_along_axis(wanted(f_nf, rng).reshape(shape), order, axis=1)
-    reached = funnel(rng, rho, np.full(shape, _RESPONSE))
+    reached = funnel(rng, rho, np.full(shape, _RESPONSE), ETA)
     ids = np.array([answer.ids for _, answer in whole], dtype=object)
     shown = np.take_along_axis(np.arange(len(f_nf)).reshape(shape), order, axis=1).reshape(-1)
     day_d = np.array([query.request.as_of for query, _ in whole], dtype=np.int64)
@@ -112,9 +113,9 @@ def wanted(f_nf: Int32, rng: np.random.Generator) -> Float64:
         return np.where(values == UNKNOWN, otherwise, values)
 
     z = (
-        -3.0 + 2.0 * known("skill_coverage", 500) / 1_000 - 1.2 * known("skill_must_missing", 0)
-        - 0.4 * np.abs(known("experience_gap", 0)) + 1.2 * known("overlap_minutes", 0) / 480
-        + 1.5 * (known("rating", 4_300) - 4_300) / 700 - 0.8 * known("last_active_days", 60) / 60
+        -2.5 + 2.0 * known("skill_coverage", 500) / 1_000 - 1.0 * known("skill_must_missing", 0)
+        - 0.6 * np.abs(known("experience_gap", 0)) + 3.0 * known("overlap_minutes", 0) / 480
+        + 2.0 * (known("rating", 4_300) - 4_300) / 700 - 1.5 * known("last_active_days", 60) / 60
         + 0.5 * rng.standard_normal(len(f_nf))
     )  # fmt: skip
     rho: Float64 = 1.0 / (1.0 + np.exp(-z))
