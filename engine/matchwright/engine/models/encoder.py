@@ -153,12 +153,14 @@ class ServedEncoder:
             else:
                 new[one.key] = one
         if new:
-            until = time.monotonic() + self._timeout_s
+            began = time.monotonic()
+            until = began + self._timeout_s if deadline is None else deadline
             try:
-                found |= self._embedded(new, until if deadline is None else deadline)
+                found |= self._embedded(new, until)
             except _FAILED as error:
                 why |= dict.fromkeys(new, reason_of(error))
-                self._note_failure(new, reason_of(error))
+                if began < until:  # else it was not asked, and may be, by who has the time
+                    self._note_failure(new, reason_of(error))
         missing = {n: why[one.key] for n, one in enumerate(prose) if one.key in why}
         return self._rows(prose, found), missing
 

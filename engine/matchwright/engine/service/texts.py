@@ -25,6 +25,8 @@ WAITING_TEXTS_MAX = 4_096
 """Texts that may wait for a call; a request beyond goes without its text."""
 TEXTS_AT_ONCE = 64
 """So many texts of one batch go into a call."""
+NOTE_S = 0.02
+"""How much sooner the encoder has to answer than its callers go on."""
 SHARE = 0.5
 """How much of what is left of a deadline the encoder may take: the rest is for the search."""
 
@@ -77,7 +79,9 @@ class Texts:
         requests = [request for share in shares for request in share.requests]
         loop = asyncio.get_running_loop()
         snapshot = shares[-1].snapshot
-        await loop.run_in_executor(self._threads, encode_ahead, snapshot, requests, until)
+        # A failure is noted before anybody goes on, so that the device thread need not ask again.
+        sooner = until - NOTE_S
+        await loop.run_in_executor(self._threads, encode_ahead, snapshot, requests, sooner)
         return [True] * len(shares)
 
     def close(self) -> None:
