@@ -115,7 +115,7 @@ def wanted(f_nf: Int32, rng: np.random.Generator) -> Float64:
     z = (
         -2.5 + 2.0 * known("skill_coverage", 500) / 1_000 - 1.0 * known("skill_must_missing", 0)
         - 0.6 * np.abs(known("experience_gap", 0)) + 3.0 * known("overlap_minutes", 0) / 480
-        + 2.0 * (known("rating", 4_300) - 4_300) / 700 - 1.5 * known("last_active_days", 60) / 60
+        + 2.0 * (known("rating", 4_700) - 4_300) / 700 - 1.5 * known("last_active_days", 60) / 60
         + 0.5 * rng.standard_normal(len(f_nf))
     )  # fmt: skip
     rho: Float64 = 1.0 / (1.0 + np.exp(-z))
