@@ -164,6 +164,70 @@ CLAIMS = (
         bench=("bench/bench_triton.py", "--json"),
     ),
     Claim(
+        "encoder_served",
+        "A served encoder agrees with ONNX Runtime in-process to 1e-5; unchanged text is never "
+        "sent twice, and one generation never mixes two encoders.",
+        tests=("test_encoder_triton.py", "test_served_encoder.py", "test_store_encoder.py"),
+    ),
+    Claim(
+        "encoder_rate",
+        "Bulk encoding through a served encoder reaches 90% of the rate of ONNX Runtime in this "
+        "process; a second pass over an unchanged store sends nothing.",
+        bench=("bench/bench_encoder.py", "--json"),
+    ),
+    Claim(
+        "rerank_cost",
+        "Reranking 200 candidates for each of 64 requests at once adds less than 2 times the "
+        "model's own compute time, and rows come back at 80% of LightGBM's rate in this process.",
+        bench=("bench/bench_rerank.py", "--json"),
+    ),
+    Claim(
+        "reranked_pairs",
+        "Contributions add up to the served score exactly for 100,000 reranked pairs; LightGBM and "
+        "the served ranker agree to the bit in any batch size.",
+        tests=("test_rerank_triton.py", "test_models_server.py", "test_trees.py"),
+    ),
+    Claim(
+        "triton_faults",
+        "Whatever happens to the model server, every request is answered before its deadline, "
+        "degraded answers are marked, and the model is used again within 2 s of readiness.",
+        tests=(
+            "test_rerank.py",
+            "test_rerank_triton.py",
+            "test_service_rerank.py",
+            "test_triton_failures.py",
+        ),
+    ),
+    Claim(
+        "model_switch",
+        "Rankers and encoders are swapped and rolled back under load without a failed request; "
+        "every answer names the version that made it, and generations never mix encoders.",
+        tests=(
+            "test_encoder_triton.py",
+            "test_models_server.py",
+            "test_service_switch.py",
+            "test_training_triton.py",
+        ),
+    ),
+    Claim(
+        "runs_reranked",
+        "A run with a model has the answers of single requests whoever does its work, waits for "
+        "its model, and never mixes reranked and other queries unless told so.",
+        tests=(
+            "test_run_rerank.py",
+            "test_run_rerank_failures.py",
+            "test_run_rerank_incremental.py",
+            "test_run_rerank_verify.py",
+        ),
+    ),
+    Claim(
+        "training",
+        "On simulated marketplaces with known truth and position bias, training with corrected "
+        "positions recovers the true order better than training on raw clicks, and the gate "
+        "refuses what is worse.",
+        bench=("bench/bench_training.py", "--json"),
+    ),
+    Claim(
         "run_checks",
         "Every kind of damage to a run is found, a run is published whole or not at all, and two "
         "runs differ for the reasons that are told.",
@@ -401,7 +465,8 @@ def full_counts() -> Mapping[str, str]:
 
 def where() -> dict[str, Any]:
     """Commit, machine class, versions and date."""
-    names = ("numpy", "polars", "scikit-learn", "grpcio", "numkong")
+    names = ("numpy", "polars", "scikit-learn", "grpcio", "numkong", "tritonclient", "lightgbm",
+             "onnxruntime")  # fmt: skip
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": dirty(),
