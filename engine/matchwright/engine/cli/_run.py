@@ -190,7 +190,7 @@ def executor_of(plan: Plan, snapshot: Snapshot, store: Path, how: How) -> Execut
     make_ready(
         ops,
         snapshot,
-        plan.options.policy,
+        plan.options.policy.without_rerank(),
         kinds=plan.options.kinds,
         as_of=plan.options.as_of,
         say=say,

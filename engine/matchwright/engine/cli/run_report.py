@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from matchwright.engine.cli import _run, _runs, _source
+from matchwright.engine.cli import _run, _run_models, _runs, _source
 from matchwright.engine.cli._failures import harmless
+from matchwright.engine.cli._models_options import ModelsOption
 from matchwright.engine.cli._progress import say
 from matchwright.engine.errors import MatchwrightError
 
@@ -35,16 +36,19 @@ def report(
     store: _source.StoreOrNone = None,
     output: _run.TargetOption = None,
     to: ToOption = None,
+    models: ModelsOption = None,
 ) -> int:
     """Write report.html into the run's folder: figures, charts, and a sample to search.
 
     It opens in any browser without a network. The store adds who could be shown, which rules stand
     in the way, rates, skills and titles; where its epoch is gone, the newest one does, and the
-    report says so.
+    report says so. The model repository adds what the model goes by, where one ordered the run.
     """
     folder = _runs.find(run, store, output)
-    with _seen(folder.plan(), store) as snapshot:
-        written = write(folder, snapshot)
+    plan = folder.plan()
+    trees, _ = _run_models.trees_of(plan, models)
+    with _seen(plan, store) as snapshot:
+        written = write(folder, snapshot, trees)
     print(folder.url_of("report.html"))
     if to is not None:
         part = to.with_name(f"{to.name}.part")
@@ -53,20 +57,21 @@ def report(
     return 0
 
 
-def write(folder: RunFolder, snapshot: Snapshot | None) -> bytes:
-    """Make a run's report and put it into its folder."""
+def write(folder: RunFolder, snapshot: Snapshot | None, trees: Any = None) -> bytes:
+    """Make a run's report and put it into its folder; ``trees`` are those of its model."""
     from matchwright.engine.runs.report.make import REPORT, report_of
     from matchwright.kernels.ops import get_ops
 
-    data = report_of(folder, snapshot, get_ops("cpu"))
+    data = report_of(folder, snapshot, get_ops("cpu"), trees)
     folder.write(REPORT, data)
     return data
 
 
-def write_or_say(folder: RunFolder, snapshot: Snapshot) -> None:
+def write_or_say(folder: RunFolder, snapshot: Snapshot, models: Path | None = None) -> None:
     """``write`` at the end of a run that is complete: if it fails, the run is none the worse."""
     try:
-        write(folder, snapshot)
+        trees, _ = _run_models.trees_of(folder.plan(), models)
+        write(folder, snapshot, trees)
     except (MatchwrightError, OSError) as error:
         say(
             f"the report was not written ({harmless(error)}); the run is complete; "

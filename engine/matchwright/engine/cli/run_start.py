@@ -285,7 +285,7 @@ def _go(ready: _Ready, how: _run.How, format_: Any, report: bool) -> int:
         _run.note_output(ready.path, ready.folder)
     summary, fresh = _run.do(ready.plan, ready.folder, ready.store, ready.snapshot, how)
     if fresh and report:
-        run_report.write_or_say(ready.folder, ready.snapshot)
+        run_report.write_or_say(ready.folder, ready.snapshot, how.served.models)
     _run.write(_run.summary_view(ready.folder, summary), format_)
     failed = sum(int(one["errors"]) for one in summary["counts"].values())
     return PartlyDone.exit_code if failed and fresh else 0

@@ -17,6 +17,7 @@ from matchwright.engine.matcher import OTHER, Matcher
 from matchwright.engine.policy import Policy
 from matchwright.engine.prepare import SnapshotLike
 from matchwright.engine.records import Kind
+from matchwright.engine.rerank.rerank_block import TreesLike
 from matchwright.engine.runs.plan import Plan
 from matchwright.engine.runs.report import market
 from matchwright.engine.runs.report.causes import Blocked, Causes, causes
@@ -40,6 +41,7 @@ from matchwright.engine.runs.report.outcomes import (
     read_direction,
 )
 from matchwright.engine.runs.report.sample import Query, Teller, plain_queries
+from matchwright.engine.runs.report.second import SecondPhase, features_gave
 from matchwright.engine.runs.report.side import Side
 from matchwright.engine.runs.report.throughput import Throughput, Timing, throughput
 from matchwright.kernels.ops import Ops
@@ -100,6 +102,7 @@ class Way:
         causes: None when there is no store or no short query.
         exposure: None when there is no store.
         newcomers: of freelancers who are shown; None else.
+        second: None when no model ordered the candidates.
     """
 
     kind: Kind
@@ -115,6 +118,7 @@ class Way:
     exposure: Exposure | None
     newcomers: Newcomers | None
     moves: Moves | None
+    second: SecondPhase | None
 
 
 @dataclass(frozen=True)
@@ -158,17 +162,20 @@ class Run:
     published: bool = False
 
 
-def compute(run: Run, snapshot: SnapshotLike | None, ops: Ops) -> Figures:
+def compute(
+    run: Run, snapshot: SnapshotLike | None, ops: Ops, trees: TreesLike | None = None
+) -> Figures:
     """All figures of a run.
 
     Args:
         run: its files.
         snapshot: the run's epoch of its store, or a later one, or None.
         ops: to count with.
+        trees: of the run's model, where it has one and they are at hand.
     """
     plan, summary = run.plan, run.summary or {}
     seed = int(plan.run_id, 16)
-    store = None if snapshot is None else _Store(snapshot, ops, plan, seed)
+    store = None if snapshot is None else _Store(snapshot, ops, plan, seed, trees)
     ways: list[Way] = []
     sample: list[Query] = []
     for kind in plan.options.kinds:
@@ -238,15 +245,19 @@ def _way(read: Direction) -> Way:
         exposure=None,
         newcomers=None,
         moves=read.moves,
+        second=read.second,
     )
 
 
 class _Store:
     """What the store adds to the figures of a run."""
 
-    def __init__(self, snapshot: SnapshotLike, ops: Ops, plan: Plan, seed: int) -> None:
+    def __init__(
+        self, snapshot: SnapshotLike, ops: Ops, plan: Plan, seed: int, trees: TreesLike | None
+    ) -> None:
         self._snapshot, self._ops, self._plan, self._seed = snapshot, ops, plan, seed
-        policy, self._day = plan.options.policy, plan.options.as_of
+        self._trees = trees
+        policy, self._day = plan.options.policy.without_rerank(), plan.options.as_of
         self._policy: Policy = policy
         self._sides = {kind: Side.of(snapshot, kind) for kind in OTHER}
         self._open = {kind: side.available(policy, self._day) for kind, side in self._sides.items()}
@@ -258,15 +269,25 @@ class _Store:
         if kind == "job":
             self._pairs.add(query_m, key_m)
 
+    @property
+    def _own_generation(self) -> bool:
+        return str(self._snapshot.generation.id) == self._plan.generation
+
     def way(self, read: Direction, queries: Sequence[Query], sample: list[Query]) -> Way:
         """A direction, all of it; its drawn queries are added to ``sample``."""
         kind = read.kind
         way = _way(read)
         rows = read.sampled.rows
-        if self._snapshot.generation.id == self._plan.generation:
+        if self._own_generation:
             rows = with_contributions(self._matcher, kind, rows, self._day)
         if not way.facets and rows.height:
             way = dataclasses.replace(way, **self._facets(read, rows))
+        if way.second is not None and self._trees is not None and self._own_generation:
+            gave, n, q = features_gave(self._matcher, self._trees, kind, rows, self._plan)
+            told = dataclasses.replace(
+                way.second, features=gave, features_rows=n, features_queries=q
+            )
+            way = dataclasses.replace(way, second=told)
         blocked: Mapping[str, Sequence[Blocked]] = {}
         counted: Causes | None = None
         if read.sampled.short:

@@ -120,6 +120,14 @@ def notices(figures: Figures) -> list[str]:
             "People were erased since. Taken out of this run's files: matches "
             f"{whole(head.redacted_rows)}, queries {whole(head.redacted_queries)}."
         )
+    degraded = sum(
+        sum(way.second.degraded.values()) for way in figures.ways if way.second is not None
+    )
+    if degraded:
+        found.append(
+            f"{whole(degraded)} queries are in the order of the first phase, because their model "
+            "could not be asked; the run was told to allow that."
+        )
     if head.seen is None:
         found.append(
             "There was no store: who could be shown, rules, rates, skills and titles are left out."

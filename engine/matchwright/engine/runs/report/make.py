@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from matchwright.engine.prepare import SnapshotLike
+from matchwright.engine.rerank.rerank_block import TreesLike
 from matchwright.engine.runs.folder import Output, RunFolder, units_there
 from matchwright.engine.runs.plan import Plan
 from matchwright.engine.runs.report.figures import Figures, Run, compute
@@ -21,23 +22,28 @@ VERIFIED = "SOUND"
 """What publishing takes for granted: no run is published that does not verify."""
 
 
-def figures_of(folder: RunFolder, snapshot: SnapshotLike | None, ops: Ops) -> Figures:
+def figures_of(
+    folder: RunFolder, snapshot: SnapshotLike | None, ops: Ops, trees: TreesLike | None = None
+) -> Figures:
     """The figures of a run, complete or not.
 
     Args:
         folder: of the run.
         snapshot: the run's epoch of its store, or a later one, or None.
         ops: to count with.
+        trees: of the run's model, where it has one and they are at hand.
 
     Raises:
         NotFound, StoreDamaged, StoreFormat: files of the run that cannot be read.
     """
-    return compute(_read(folder), snapshot, ops)
+    return compute(_read(folder), snapshot, ops, trees)
 
 
-def report_of(folder: RunFolder, snapshot: SnapshotLike | None, ops: Ops) -> bytes:
+def report_of(
+    folder: RunFolder, snapshot: SnapshotLike | None, ops: Ops, trees: TreesLike | None = None
+) -> bytes:
     """The report of a run, complete or not: one HTML file. Arguments as ``figures_of``."""
-    return render(figures_of(folder, snapshot, ops)).encode()
+    return render(figures_of(folder, snapshot, ops, trees)).encode()
 
 
 def _read(folder: RunFolder) -> Run:

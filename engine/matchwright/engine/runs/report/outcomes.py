@@ -13,6 +13,7 @@ import polars as pl
 from matchwright.engine.records import Kind
 from matchwright.engine.runs.plan import Plan, Unit
 from matchwright.engine.runs.report.histogram import Bins, Histogram, Tally
+from matchwright.engine.runs.report.second import SecondPhase, SecondTally, before_pass
 from matchwright.kernels.types import Float64, Int64, UInt64
 
 SAMPLE_SHORT = 200
@@ -27,6 +28,7 @@ class Files(Protocol):
 
     def part(self, unit: Unit) -> pl.DataFrame: ...
     def queries(self, unit: Unit) -> pl.DataFrame: ...
+    def slack(self, unit: Unit) -> pl.DataFrame: ...
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Direction:
         facets: empty when the run does not keep contributions.
         shown: how often each key was shown.
         moves: None when no row has a place from an exposure pass.
+        second: None when no model ordered the rows.
     """
 
     kind: Kind
@@ -126,6 +129,7 @@ class Direction:
     facets: tuple[FacetGave, ...]
     shown: tuple[UInt64, Int64]
     moves: Moves | None
+    second: SecondPhase | None
     sampled: Sampled
 
 
@@ -147,9 +151,13 @@ def read_direction(files: Files, plan: Plan, kind: Kind, *, seed: int, watch: Wa
         outcomes.add(queries)
         draw.add(queries)
     rows = _Rows(plan, kind, draw.chosen)
+    exposed = plan.options.policy.exposure is not None and plan.ranker is not None
     for unit in units:
         part = files.part(unit)
-        rows.add(part, files.queries(unit))
+        moved = part
+        if exposed and "moved" in part.columns:
+            moved = before_pass(part, files.slack(unit) if plan.options.slack else None)
+        rows.add(part, files.queries(unit), moved)
         watch(kind, part["query_key"].to_numpy(), part["key"].to_numpy())
     return rows.direction(outcomes.done(), draw)
 
@@ -246,10 +254,15 @@ class _Rows:
         self._facets = FacetSums(plan)
         self._tally = Tally()
         self._moves = _Moves()
+        self._second = SecondTally(plan)
         self._rows: list[pl.DataFrame] = []
 
-    def add(self, part: pl.DataFrame, queries: pl.DataFrame) -> None:
-        """Count a unit; query keys ascend in both frames."""
+    def add(self, part: pl.DataFrame, queries: pl.DataFrame, moved: pl.DataFrame) -> None:
+        """Count a unit; query keys ascend in both frames.
+
+        Args:
+            moved: the part, with ranks before the exposure pass in ``first_rank``.
+        """
         self._tally.add(part["key"].to_numpy())
         at = np.searchsorted(queries["query_key"].to_numpy(), part["query_key"].to_numpy())
         rank, score = part["rank"].to_numpy(), part["score"].to_numpy()
@@ -260,7 +273,8 @@ class _Rows:
             able = mask & (best > 0)
             self._scores[share].add(score[able] / best[able])
         self._facets.add(part, queries["t"].to_numpy()[at])
-        self._moves.add(part)
+        self._moves.add(moved)
+        self._second.add(part, queries)
         self._rows.append(part.filter(pl.col("query_id").is_in(list(self._chosen))))
 
     def _kept(self) -> pl.DataFrame:
@@ -279,6 +293,7 @@ class _Rows:
             facets=self._facets.done(),
             shown=self._tally.done(),
             moves=self._moves.done(),
+            second=self._second.done(),
             sampled=Sampled(
                 draw.short, self._chosen, pl.concat(self._rows) if self._rows else pl.DataFrame()
             ),

@@ -16,7 +16,13 @@ from markupsafe import Markup
 
 from matchwright.engine.matcher import OTHER
 from matchwright.engine.records import Kind
-from matchwright.engine.runs.report import headlines, market_panels, panels, words
+from matchwright.engine.runs.report import (
+    headlines,
+    market_panels,
+    panels,
+    second_panels,
+    words,
+)
 from matchwright.engine.runs.report.blocks import Block, Panel, Section
 from matchwright.engine.runs.report.figures import Figures, Way
 from matchwright.engine.runs.report.histogram import FINEST
@@ -138,6 +144,11 @@ def _facts(figures: Figures) -> list[tuple[str, str, bool]]:
         *([] if head.base is None else [("Starts from run", head.base, True)]),
         ("Generation", head.generation, True),
         ("Policy", f"{head.policy_name} {head.policy}", True),
+        *[
+            ("Model", f"{way.second.model} {way.second.content_hash}", True)
+            for way in figures.ways[:1]
+            if way.second is not None
+        ],
         ("Digest", str(told.get("digest", "–")), True),
         ("Started", words.moment(str(told.get("started", "–"))), False),
         ("Ended", words.moment(str(told.get("ended", "–"))), False),
@@ -174,6 +185,11 @@ def _sections(figures: Figures) -> list[Section]:
     if shown:
         about = "Who is shown, how often, and who never is."
         found.append(Section("exposure", "Exposure", about, shown))
+    ordered = [way for way in ways if way.second is not None]
+    if ordered:
+        about = "What the model of the second phase changed, and what it goes by."
+        made = [_panel(way.kind, second_panels.blocks(way, k)) for way in ordered]
+        found.append(Section("model", "Model", about, made))
     found += _post_pass(figures)
     if figures.rates is not None:
         blocks = market_panels.rates(figures.rates)
@@ -246,8 +262,15 @@ def _reasons(match: Shown) -> tuple[list[str], list[tuple[str, str]]]:
         said.append(_skills(match))
     if match.money:
         said.append(f"{words.first_up(match.money)}.")
+    if match.model_score is not None and match.first_rank is not None:
+        same = match.first_rank == match.rank
+        where = (
+            "as in the first phase" if same else f"the first phase had it at {match.first_rank:,}"
+        )
+        said.append(f"Model score {match.model_score:,}; {where}.")
     if match.moved:
-        was = f", was {match.first_rank:,}" if match.first_rank else ""
+        told = match.first_rank is not None and match.model_score is None
+        was = f", was {match.first_rank:,}" if told else ""
         said.append(f"Exposure pass: {words.MOVED.get(match.moved, match.moved)}{was}.")
     fits = []
     for fit in FITS:

@@ -47,7 +47,9 @@ class Shown:
             when a side does not tell its skills.
         skills_matched, skills_missing: the first of both, by name.
         money: rate and budget in words; empty when neither is stated.
-        moved, first_rank: of the exposure pass, else None.
+        moved: of the exposure pass, else None.
+        first_rank: in the first phase, where it is another one, or a model ordered the matches.
+        model_score: in units of the model's grid, else None.
     """
 
     rank: int
@@ -63,6 +65,7 @@ class Shown:
     money: str = ""
     moved: str | None = None
     first_rank: int | None = None
+    model_score: int | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ def _plain_match(row: Mapping[str, Any]) -> Shown:
         score=row["score"],
         moved=row.get("moved"),
         first_rank=row.get("first_rank"),
+        model_score=row.get("model_score"),
     )
 
 
