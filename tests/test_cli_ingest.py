@@ -1,4 +1,4 @@
-"""ingest and validate on the command line; demo and serve as whole processes."""
+"""ingest and validate on the command line; serve as a whole process."""
 
 from __future__ import annotations
 
@@ -192,21 +192,6 @@ def test_synthetic_exports_are_taken_whole(run, tmp_path):
         assert code == 0, err
         report = json.loads(out)
         assert (report["accepted"], report["quarantined"]) == ({"job": 200}.get(kind, 300), 0)
-
-
-def test_demo(run, tmp_path):
-    folder = tmp_path / "kept"
-    code, out, err = run("demo", "--freelancers", 800, "--jobs", 60, "--keep", folder)
-    assert code == 0, err
-    for told in ("imported", "fitted", "serving on 127.0.0.1:", "rank 1 of", "not eligible",
-                 "gives the same bytes", "matched all 60 jobs", "server stopped"):  # fmt: skip
-        assert told in out
-    assert _count(folder / "store") == 60
-    code, _, err = run("demo", "--keep", folder)
-    assert code == 2
-    assert "not an empty folder" in err
-    for wrong in (["--jobs", 0], ["--seed", -1], ["--freelancers", 10**9]):
-        assert run("demo", *wrong)[0] == 2
 
 
 def test_serve_listens_and_stops(tmp_path):
