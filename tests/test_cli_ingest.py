@@ -225,7 +225,8 @@ def test_serve_listens_and_stops(tmp_path):
         process.kill()
         process.wait()
     assert process.returncode == 0, err
-    assert err == ""
+    assert err.startswith("device: ")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

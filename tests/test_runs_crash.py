@@ -238,8 +238,9 @@ def test_a_signal_prints_the_command_that_goes_on(shop, wanted, tmp_path, number
     assert got == 0, err
     assert json.loads(out)["digest"] == wanted
     events = [json.loads(line) for line in err.splitlines()]
-    assert events[0]["event"] == "start"
-    assert events[0]["done"] >= 6
+    began = [event for event in events if event["event"] == "start"]
+    assert began[0]["done"] >= 6
+    assert any(event.get("text", "").startswith("device: ") for event in events)
 
 
 def test_a_run_that_is_being_written_is_locked(shop, wanted, tmp_path):

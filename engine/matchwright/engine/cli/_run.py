@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from matchwright.engine.store.leases import Lease
     from matchwright.kernels.ops import Ops
 
+Tell = Callable[[str], None]
 LEASE_S = 72 * 3600.0
 """How long a run keeps its epoch after it was last heard of: a weekend to resume it."""
 RENEW_S = 1800.0
@@ -179,28 +180,28 @@ class How:
         return Deadline(parse_finish_by(self.finish_by, datetime.now().astimezone()), warn)
 
 
-def executor_of(plan: Plan, snapshot: Snapshot, store: Path, how: How) -> Executor:
-    """Whoever does the work."""
+def executor_of(plan: Plan, snapshot: Snapshot, store: Path, how: How, tell: Tell) -> Executor:
+    """Whoever does the work; ``tell`` is told of the device and of processes that are lost."""
     if how.executor is ExecutorOption.RAY:
-        return _ray(plan, snapshot, store, how)
+        return _ray(plan, snapshot, store, how, tell)
     from matchwright.engine.device import make_ready
     from matchwright.engine.runs.execute import LocalExecutor
 
-    ops, processes = kernels_of(plan, how)
+    ops, processes = kernels_of(plan, how, tell)
     make_ready(
         ops,
         snapshot,
         plan.options.policy.without_rerank(),
         kinds=plan.options.kinds,
         as_of=plan.options.as_of,
-        say=say,
+        say=tell,
     )
     if plan.options.base is None:
         if processes == 1:
             return LocalExecutor(ops, snapshot, plan)
         from matchwright.engine.runs.processes import ProcessExecutor
 
-        return ProcessExecutor(ops, snapshot, plan, store, processes=processes, say=say)
+        return ProcessExecutor(ops, snapshot, plan, store, processes=processes, say=tell)
     from matchwright.engine.runs.base import Base
     from matchwright.engine.runs.folder import RunFolder
     from matchwright.engine.runs.incremental import IncrementalExecutor
@@ -209,13 +210,13 @@ def executor_of(plan: Plan, snapshot: Snapshot, store: Path, how: How) -> Execut
     return IncrementalExecutor(ops, snapshot, plan, Base(side(RunFolder(plan.base))))
 
 
-def kernels_of(plan: Plan, how: How) -> tuple[Ops, int]:
+def kernels_of(plan: Plan, how: How, tell: Tell = say) -> tuple[Ops, int]:
     """(kernels of each process, how many processes) of a run on this machine."""
     from matchwright.engine.device import open_ops
     from matchwright.engine.runs.processes import processes_for
     from matchwright.kernels.ops import get_ops
 
-    ops = open_ops(how.device.value, threads=how.workers, say=say)
+    ops = open_ops(how.device.value, threads=how.workers, say=tell)
     if plan.options.base is not None or ops.name == "cupy":  # one process owns the device
         return ops, 1
     processes = processes_for(plan, ops.threads)
@@ -224,7 +225,7 @@ def kernels_of(plan: Plan, how: How) -> tuple[Ops, int]:
     return get_ops(ops.name, threads=ops.threads // processes), processes
 
 
-def _ray(plan: Plan, snapshot: Snapshot, store: Path, how: How) -> Executor:
+def _ray(plan: Plan, snapshot: Snapshot, store: Path, how: How, tell: Tell) -> Executor:
     if plan.options.base is not None:
         raise InvalidArgument("--changed-since goes with --executor local; it has little to do")
     import importlib
@@ -244,7 +245,7 @@ def _ray(plan: Plan, snapshot: Snapshot, store: Path, how: How) -> Executor:
         device=how.device.value,
         address=how.ray_address,
         store_on_nodes=how.ray_store,
-        say=say,
+        say=tell,
     )
     return made
 
@@ -284,13 +285,16 @@ def _do_locked(
     def warn(line: str) -> None:
         progress(Event("late", {"text": line}))
 
+    def tell(line: str) -> None:
+        progress(Event("note", {"run": plan.run_id, "text": line}))
+
     lease = lease_of(store, plan, folder)
     with (
         terminable(how.deadline(warn)) as stop,
         _run_models.stage_of(plan, how.served) as stage,
     ):
         _run_models.encode_missing(store.root, snapshot, how.served)
-        executor = executor_of(plan, snapshot, store.root, how)
+        executor = executor_of(plan, snapshot, store.root, how, tell)
         watched = _renewing(progress, lease)
         outcome = run_locked(plan, folder, executor, watched, stop, snapshot=snapshot, stage=stage)
     if lease is not None:
