@@ -19,6 +19,7 @@ from matchwright.engine.generation.fixed import GRID
 from matchwright.engine.matcher import Matcher, Request
 from matchwright.engine.models.embedding import EncoderModel
 from matchwright.engine.models.opened import Models
+from matchwright.engine.models.refs import ModelRef
 from matchwright.engine.models.repository import add_encoder
 from matchwright.engine.policy import Policy
 from matchwright.engine.store import Store
@@ -85,6 +86,19 @@ def agree(models, version, count):
     return float(np.abs(triton - ours).max() / GRID)
 
 
+def agree_on_tokens(models, n, tokens):
+    """The same of token ids with masks, as a caller might send them."""
+    rng = np.random.default_rng(tokens)
+    mask = (np.arange(tokens) < rng.integers(1, tokens + 1, (n, 1))).astype(np.int64)
+    asked = {"input_ids": rng.integers(100, 20_000, (n, tokens)), "attention_mask": mask}
+    artefact = models.encoder(1)
+    ref, until = ModelRef("encoder", 1), time.monotonic() + 60
+    here = InProcess(artefact.path / "model.onnx")
+    both = [one.infer_blocking(ref, asked, ["embedding"], deadline=until)["embedding"]
+            for one in (models.client, here)]  # fmt: skip
+    return float(np.abs(both[0] - both[1]).max())
+
+
 def test_it_agrees_with_onnx_runtime_in_process(models, count):
     assert agree(models, 1, count(reduced=200, full=5_000)) <= 1e-5
 
@@ -96,12 +110,12 @@ def test_the_real_encoder_agrees_with_onnx_runtime_in_process(tmp_path, count):
         config = ModelsConfig(repository=tmp_path / "models", triton=running.url)
         with Models(config) as models:
             assert agree(models, 1, count(reduced=24, full=1_000)) <= 1e-5
+            for n, tokens in [(1, 1), (1, 256), (3, 17), (count(reduced=8, full=64), 40)]:
+                assert agree_on_tokens(models, n, tokens) <= 1e-5
 
 
 def inferences(models, version):
     """Texts that the server has encoded, by its own count."""
-    from matchwright.engine.models.refs import ModelRef
-
     told = models.client.statistics(ModelRef("encoder", version), deadline=time.monotonic() + 5)
     return int(told["inference_count"])
 

@@ -23,7 +23,7 @@ from matchwright.engine.cli import main
 from matchwright.engine.errors import MatchwrightError, ModelUnavailable, ModelWrong
 from matchwright.engine.models import probes, rolling
 from matchwright.engine.models.refs import ModelRef
-from matchwright.engine.models.repository import add_encoder, add_ranker
+from matchwright.engine.models.repository import add_ranker
 
 ENCODER, RANKER = ModelRef("encoder", 1), ModelRef("ranker", 1)
 QUICK = ("--rows", "500", "--repeats", "3", "--batches", "1,200")
@@ -94,18 +94,6 @@ def test_the_served_encoder_agrees_with_onnx_runtime(client, repo, version):
     assert np.abs(got - wanted).max() <= 1e-5
 
 
-def test_a_real_encoder_agrees_with_onnx_runtime(shared_models, tmp_path, count):
-    need_server()
-    made = add_encoder(tmp_path, shared_models / "all-MiniLM-L6-v2", backend="python")
-    rng = np.random.default_rng(0)
-    run = probes.session(made.path)
-    with served(tmp_path, ["encoder"]) as server, client_of(server) as client:
-        for texts, length in [(1, 1), (1, 256), (3, 17), (count(reduced=8, full=64), 40)]:
-            ids = rng.integers(100, 20_000, (texts, length))
-            mask = (np.arange(length) < rng.integers(1, length + 1, (texts, 1))).astype(np.int64)
-            assert np.abs(_encode(client, ids, mask) - run(ids, mask)).max() <= 1e-5
-
-
 def test_a_bad_request_answers_its_own_error_only(client):
     """Good requests are asked all the while; each is answered, and right."""
     good, far = np.arange(1, 9)[None], np.array([[1, 2, 3, 4, 5, 6, 7, 10**9]])
@@ -152,6 +140,20 @@ def test_the_served_ranker_is_lightgbm_to_the_bit(client, repo, batch):
     units = np.ldexp(wanted, trees.grid_bits)
     assert (units == trees.score(rows)).all()
     assert (trees.contributions(rows).sum(axis=1) == units).all()
+
+
+def test_any_cut_into_batches_gives_lightgbm_s_scores(client, repo, count):
+    """The same rows, in batches of sizes that are drawn."""
+    rows = _rows(count(reduced=4_000, full=100_000), 7, -60, 1_010)
+    booster = lightgbm.Booster(model_file=str(repo / "ranker" / "1" / "model.txt"))
+    wanted = booster.predict(rows.astype(np.float64), raw_score=True, num_threads=1)
+    rng = np.random.default_rng(8)
+    start = 0
+    while start < len(rows):
+        stop = start + int(2 ** rng.uniform(0, 11))
+        got = _score(client, rows[start:stop])[:, 0]
+        assert (got.astype(np.float64) == wanted[start:stop]).all()
+        start = stop
 
 
 def test_contributions_add_up_to_every_served_score(client, repo, count):

@@ -202,7 +202,7 @@ def test_only_unavailable_is_sent_again_and_only_within_the_deadline(server):
 
 def test_nothing_grows_while_it_is_killed_and_started_again(server, count):
     """Descriptors, threads, regions and, with full counts, memory."""
-    cycles = count(reduced=5, full=100)
+    cycles = count(reduced=3, full=100)
     settings = {"breaker_open_ms": 100, "shared_memory_bytes_min": 0, "breaker_failures": 2}
     with client_of(server, **settings) as client:
         sizes = []
