@@ -238,3 +238,22 @@ def test_the_next_generation_in_between_is_asked_as_well(
     assert answer.generation == switched[0]
     assert answer.degraded == ()
     assert {name for name, _ in encoder.calls} == {"encoder:1", "encoder:2"}
+
+
+def test_one_text_that_fails_costs_its_block_nothing(shop, repo):
+    """Queries that share a batch with an inline one get what they get alone."""
+    from rerank_cases import FakeServer, policy, random_trees, ranker
+
+    trees = random_trees(0)
+    away = Encoder()
+    away.away = True
+    with Store.open(shop, models=cases.models(repo, away)) as store:
+        one = ranker(trees, FakeServer(trees))
+        matcher = Matcher(store, Ops(threads=1), policy(text=EASY), one)
+        assert "reciprocal" in " ".join(one.asked)
+        requests = [Request(kind="job", id=f"j-000000{n}", as_of=AS_OF) for n in range(6)]
+        requests.insert(3, Request(kind="job", record=inline(40), as_of=AS_OF))
+        together = matcher.match_many(requests)
+        alone = [matcher.match(request) for request in requests]
+    assert [one.canonical_bytes() for one in together] == [one.canonical_bytes() for one in alone]
+    assert [one.rerank.degraded for one in together] == [None] * 3 + ["NO_FEATURES"] + [None] * 3

@@ -118,13 +118,15 @@ class ServedEncoder:
         """float64 (N, width), grid integers of length 1; zeros for blank texts.
 
         Raises:
-            ModelUnavailable: a text that is not stored, and nobody to ask, or no text any more.
+            ModelUnavailable: a text that is not stored, and nobody to ask, or no text any more, or
+                it failed a moment ago.
             ModelLate, ModelWrong: the model's answer came late, or cannot be used.
         """
         found = self._stored(prose)
         new = {one.key: one for one in prose if not one.blank and one.key not in found}
         if new:
             self._refuse_unkept(new.values())
+            self._refuse_failed(new)
             found |= self._embedded(new, time.monotonic() + max(self._timeout_s, len(new)))
         return self._rows(prose, found)
 
@@ -284,6 +286,16 @@ class ServedEncoder:
                 "again, with its text",
                 model="encoder",
                 why="TEXT_NOT_KEPT",
+            )
+
+    def _refuse_failed(self, keys: Iterable[bytes]) -> None:
+        """Who had a text encoded ahead does not wait twice, see ``look``."""
+        why = next(filter(None, map(self._failed_just_now, keys)), None)
+        if why is not None:
+            raise ModelUnavailable(
+                f"a text could not be encoded a moment ago ({why}); ask again in a second",
+                model="encoder",
+                why=why.removeprefix("ENCODER_"),
             )
 
 

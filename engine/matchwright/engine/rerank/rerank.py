@@ -176,6 +176,16 @@ class Ranker:
             edges = np.cumsum([rows.size for rows in rows_per_query])[:-1]
             parts = list(np.split(whole, edges))
         except (DependencyUnavailable, DeadlineExceeded) as error:
+            if len(prepared) > 1:  # the others of its block do not go without because of one
+                half = len(prepared) // 2
+                some, rest = slice(None, half), slice(half, None)
+                return [
+                    one
+                    for at in (some, rest)
+                    for one in self.gather(
+                        snapshot, prepared[at], wide[at], rows_per_query[at], deadline
+                    )
+                ]
             why = str(error)
         made = []
         for query, result, part in zip(prepared, wide, parts, strict=True):
