@@ -280,6 +280,19 @@ CLAIMS = (
         "views (which stand in for hires) and on titles, beside TF-IDF and popularity.",
         bench=("bench/quality.py", "--json"),
     ),
+    Claim(
+        "quality_models",
+        "How a served encoder in the first phase and a trained ranker in the second do on the views "
+        "(which stand in for hires) of candidates that nothing learnt from, beside the embedded "
+        "encoder, TF-IDF and popularity, with paired intervals.",
+        bench=("bench/quality_models.py", "--json"),
+    ),
+    Claim(
+        "demo",
+        "The demo serves an encoder and a ranker where Triton can be started, goes on when that "
+        "stops, gives the same bytes when it is back, and says why where it cannot be started.",
+        tests=("test_demo.py",),
+    ),
 )
 """What ``make prove`` shows. The record ``gpu_check`` is written by ``make gpu-check``."""
 
