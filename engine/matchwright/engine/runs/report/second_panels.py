@@ -29,7 +29,7 @@ def _moved(second: SecondPhase, k: int) -> Block:
             "stayed" if not high else words.times(low, high),
             n,
             f"{whole(n)} ({of(n, second.rows)})",
-            look="none" if not high else "a",
+            look="g" if not high else "a",
         )
         for low, high, n in second.classes
     ]
