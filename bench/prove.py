@@ -282,7 +282,7 @@ CLAIMS = (
     ),
     Claim(
         "quality_models",
-        "How a served encoder in the first phase and a trained ranker in the second do on the views "
+        "How a served encoder in the first phase and a trained ranker in the second do on views "
         "(which stand in for hires) of candidates that nothing learnt from, beside the embedded "
         "encoder, TF-IDF and popularity, with paired intervals.",
         bench=("bench/quality_models.py", "--json"),
