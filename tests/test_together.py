@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 
 import pytest
@@ -204,3 +205,29 @@ def test_whoever_waits_is_told_when_it_closes():
         return model.cancelled
 
     assert asked(work) == 1
+
+
+def test_a_call_runs_in_the_context_of_its_first_caller():
+    """So its span is a child of that caller's."""
+    who = contextvars.ContextVar("who")
+    seen = []
+
+    async def work(model, together):
+        async def named(n):
+            who.set(n)
+            return await ask(together, n)
+
+        sound = model.__call__
+
+        async def call(shares, until):
+            seen.append(who.get())
+            return await sound(shares, until)
+
+        together._call = call
+        tasks = [asyncio.ensure_future(named(n)) for n in range(5)]
+        await turns()
+        model.gate.set()
+        return await asyncio.gather(*tasks)
+
+    assert asked(work) == [n * n for n in range(5)]
+    assert seen == [0, 1]

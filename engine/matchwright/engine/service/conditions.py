@@ -74,8 +74,13 @@ class Breakers:
         return QUIET.begin(model, version)
 
     def breaker(self, model: str, version: int, state: BreakerState) -> None:
-        """A breaker is in another state."""
+        """A breaker is in another state; said in the log when it opens and when it closes."""
+        before = self._states.get((model, version), "closed")
         self._states[model, version] = state
+        if state == "open" and before == "closed":
+            _log.warning("%s:%d failed too often in a row; it is not asked for now", model, version)
+        elif state == "closed" != before:
+            _log.warning("%s:%d answers again", model, version)
 
     def way(self, way: Way, why: str) -> None:
         """Said once in the log: it costs time, never an answer."""

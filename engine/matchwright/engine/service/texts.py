@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 
 from matchwright.engine.errors import InvalidArgument, InvalidData, ModelUnavailable
 from matchwright.engine.generation.text import is_served
@@ -80,8 +82,9 @@ class Texts:
         loop = asyncio.get_running_loop()
         snapshot = shares[-1].snapshot
         # A failure is noted before anybody goes on, so that the device thread need not ask again.
-        sooner = until - NOTE_S
-        await loop.run_in_executor(self._threads, encode_ahead, snapshot, requests, sooner)
+        work = partial(encode_ahead, snapshot, requests, until - NOTE_S)
+        # Spans of the call belong to the first caller, in that thread as well.
+        await loop.run_in_executor(self._threads, copy_context().run, work)
         return [True] * len(shares)
 
     def close(self) -> None:

@@ -3,14 +3,15 @@
 ::
 
     FindFreelancers                        the call, child of the caller's span (W3C trace context)
+    ├─ model encoder                       a text that came with the request, encoded ahead
     ├─ queue                               until the device was ready
     ├─ batch                               the batch that it was in
-    │  ├─ kernels                          the search of the block
-    │  └─ model …                          what was asked of a served model, passed on to it
+    │  └─ kernels                          the search of the block
+    ├─ model ranker                        the second phase; the context goes on to the model
     └─ output                              the answer is put together
 
-A batch answers many calls. The first of them that is sampled has it as it happens; what is asked of
-models belongs to that trace. The others get a span of the same times that links to it.
+A batch answers many calls. The first of them that is sampled has it as it happens. The others get a
+span of the same times that links to it. A call of a model for many requests belongs to the first.
 
 This module alone imports OpenTelemetry, and it is imported only when traces are asked for. Spans
 hold names, counts and times, never what a request or an answer says.
