@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from functools import partial
 
@@ -28,12 +30,14 @@ from rerank_service_cases import section
 from service_cases import AS_OF, assert_same
 from triton_cases import served
 
-from matchwright.clients import Client, Query
+from matchwright.clients import Client
+from matchwright.engine.config import ServerConfig
 from matchwright.engine.matcher import Matcher, Request
 from matchwright.engine.models import rolling
 from matchwright.engine.models.opened import Models
 from matchwright.engine.policy import Policy
 from matchwright.engine.rerank.rerank_models import Rankers
+from matchwright.engine.service import running
 from matchwright.engine.store import Store
 from matchwright.kernels.ops import Ops
 
@@ -233,3 +237,58 @@ def test_the_encoder_is_swapped_and_rolled_back_under_load(
         assert epochs.setdefault(epoch, one.answer.generation) == one.answer.generation
         batches.setdefault(one.batch, set()).add(one.answer.generation)
     assert {len(found) for found in batches.values()} == {1}
+
+
+def test_calls_of_models_are_spans_of_the_request(shop, repo, triton, tmp_path, monkeypatch):
+    """The encoder's before the queue, the ranker's after the batch, both below the call."""
+    pytest.importorskip("opentelemetry.sdk", reason="needs matchwright[otel]")
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from matchwright.engine.service import traces
+
+    exporter = InMemorySpanExporter()
+    monkeypatch.setattr(traces, "exporter_to", lambda endpoint: exporter)
+    monkeypatch.setattr(exporter, "shutdown", lambda: None)
+    policy = tmp_path / "policy.toml"
+    policy.write_text(v(1))
+    asked = ServerConfig(
+        stores={"default": shop},
+        port=0,
+        policy=policy,
+        models=config(repo, triton),
+        trace_endpoint="http://127.0.0.1:4317",
+    )
+    with running(asked) as address, Client(address, timeout_s=30.0) as client:
+        record = {"title": "with a text of its own", "text": "that nobody has seen"}
+        assert reranked(client.find_freelancers(record, as_of=AS_OF))
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    call = spans["matchwright.v1.MatchService/FindFreelancers"]
+    for name in ("model encoder", "model ranker", "queue", "batch", "output"):
+        assert spans[name].parent.span_id == call.context.span_id, name
+    assert spans["model encoder"].end_time <= spans["batch"].start_time
+    assert spans["batch"].end_time <= spans["model ranker"].start_time
+    assert spans["model ranker"].end_time <= spans["output"].start_time
+    assert spans["model ranker"].attributes["matchwright.rows"] > 10
+
+
+def test_the_health_of_the_models_is_told_and_never_the_services(shop, repo, tmp_path):
+    """`doctor --server` says which part is away, and still ends with 0."""
+
+    def doctor(address):
+        command = [sys.executable, "-m", "matchwright.engine.cli", "doctor", "--server", address]
+        done = subprocess.run(
+            [*command, "--format", "json"], capture_output=True, text=True, timeout=60, check=False
+        )
+        findings = json.loads(done.stdout)["findings"]
+        return done.returncode, {one["check"]: one["state"] for one in findings}
+
+    with served(repo, ["encoder", "ranker"]) as triton:
+        with serve(shop, repo, triton, tmp_path) as server:
+            code, told = doctor(server.address)
+            assert (code, told["matchwright.models"]) == (0, "ok")
+            triton.kill()
+            time.sleep(2.5)
+            code, told = doctor(server.address)
+            assert code == 0
+            assert told["matchwright.models"] != "ok"
+            assert told["server"] == "ok"
