@@ -194,7 +194,10 @@ CLAIMS = (
         tests=(
             "test_rerank.py",
             "test_rerank_triton.py",
+            "test_service_models.py",
             "test_service_rerank.py",
+            "test_service_texts.py",
+            "test_together.py",
             "test_triton_failures.py",
         ),
     ),
@@ -205,6 +208,7 @@ CLAIMS = (
         tests=(
             "test_encoder_triton.py",
             "test_models_server.py",
+            "test_service_models.py",
             "test_service_switch.py",
             "test_training_triton.py",
         ),
