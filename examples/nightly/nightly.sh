@@ -26,6 +26,8 @@ KEEP=${KEEP:-7}
 KEEP_DAYS=${KEEP_DAYS:-14}
 STATE_DIR=${STATE_DIR:-$STORE}
 METRICS_DIR=${METRICS_DIR:-}
+MODELS=${MODELS:-}
+TRITON=${TRITON:-}
 EXTRA=${EXTRA:-}
 
 UNFINISHED=$STATE_DIR/nightly.unfinished
@@ -92,6 +94,8 @@ start() {
     set -- --store "$STORE" --output "$OUTPUT" --for "$FOR" -k "$K" --slack "$SLACK"
     [ -z "$POLICY" ] || set -- "$@" --policy "$POLICY"
     [ "$INCREMENTAL" != yes ] || set -- "$@" --changed-since published
+    [ -z "$MODELS" ] || set -- "$@" --models "$MODELS"
+    [ -z "$TRITON" ] || set -- "$@" --triton "$TRITON"
     run "$MATCHWRIGHT" run plan "$@" -f json
     [ "$code" -eq 0 ] || return 0
     url=$(answered url)
@@ -103,8 +107,11 @@ start() {
 
 resume() {
     say "going on with $url"
+    set -- --store "$STORE"
+    [ -z "$MODELS" ] || set -- "$@" --models "$MODELS"
+    [ -z "$TRITON" ] || set -- "$@" --triton "$TRITON"
     # shellcheck disable=SC2086
-    run "$MATCHWRIGHT" run resume "$url" --store "$STORE" $EXTRA --finish-by "$END_ISO" -f json
+    run "$MATCHWRIGHT" run resume "$url" "$@" $EXTRA --finish-by "$END_ISO" -f json
 }
 
 # Whether what ended with $code may pass: a target that does not answer, try again, killed.
@@ -158,11 +165,11 @@ night() {
     fi
     rm -f "$UNFINISHED"
     metrics
-    run "$MATCHWRIGHT" run verify "$url" --store "$STORE" -f json
+    run "$MATCHWRIGHT" run verify "$url" --store "$STORE" ${MODELS:+--models "$MODELS"} -f json
     [ "$code" -eq 0 ] || return 0
-    run "$MATCHWRIGHT" run report "$url" --store "$STORE"
+    run "$MATCHWRIGHT" run report "$url" --store "$STORE" ${MODELS:+--models "$MODELS"}
     [ "$code" -eq 0 ] || say "no report (exit code $code); the run is fine"
-    run "$MATCHWRIGHT" run publish "$url" --store "$STORE" -f json
+    run "$MATCHWRIGHT" run publish "$url" --store "$STORE" ${MODELS:+--models "$MODELS"} -f json
     [ "$code" -eq 0 ] || return 0
     say "published $url"
     set -- --output "$OUTPUT" --keep "$KEEP" --older-than "$KEEP_DAYS"
