@@ -28,6 +28,7 @@ from service_cases import AS_OF, assert_same, job_id, person_id
 
 from matchwright import clients
 from matchwright.clients import AsyncClient, Client, Query
+from matchwright.engine.cli import main
 from matchwright.engine.config import ModelsConfig
 from matchwright.engine.errors import FailedPrecondition, ModelUnavailable, NotFound
 from matchwright.engine.matcher import Request
@@ -334,3 +335,20 @@ def test_a_server_starts_without_its_model_and_says_so(
                 assert time.monotonic() < until
                 time.sleep(0.05)
             assert client.find_freelancers(jobs[1], as_of=AS_OF).rerank.degraded is None
+
+
+def test_the_command_line_shows_both_phases_of_a_server(server, model, jobs, capsys):
+    day = ["--as-of", "2026-01-01", "--format", "json"]
+    for mode, degraded in (("right", None), ("late", "LATE")):
+        model.mode = mode
+        assert main(["match", "--server", server, "--job", jobs[0], *day]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["rerank"]["degraded"] == degraded
+        assert {match["model_score"] is None for match in told["matches"]} == {bool(degraded)}
+        assert {match["first_rank"] for match in told["matches"]} - {None}
+    other = told["matches"][0]["id"]
+    asked = ["explain", "--server", server, "--job", jobs[0], "--freelancer", other]
+    assert main([*asked, *day]) == 0
+    assert json.loads(capsys.readouterr().out)["rerank"]["model"] == "ranker"
+    assert main(["match", "--server", server, "--job", jobs[0]]) == 0
+    assert "LATE" in capsys.readouterr().out

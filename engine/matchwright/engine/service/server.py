@@ -125,13 +125,8 @@ class Server:
             store = self._resources.enter_context(Store.open(folder, models=self._models))
             if ops.health.on_device:
                 make_ready(ops, store.snapshot(), policy.without_rerank())
-            matcher = self._policies.matcher(
-                loaded_epochs(store, ops),
-                None,
-                policy,
-                ops=ops,
-                on_kernels=self._observer.kernels,
-            )
+            source = loaded_epochs(store, ops)
+            matcher = self._policies.matcher(policy, source, ops, self._observer.kernels)
             way = self._observer.batcher(name, self._second)
             markets[name] = Marketplace(name, store, matcher, way, self._texts)
         return markets

@@ -17,7 +17,7 @@ import numpy as np
 
 from matchwright.engine.config import ServerConfig
 from matchwright.engine.errors import FailedPrecondition, InvalidArgument, VerificationFailed
-from matchwright.engine.matcher import Matcher
+from matchwright.engine.matcher import Matcher, OnKernels
 from matchwright.engine.models.description import ENCODER
 from matchwright.engine.models.opened import Models
 from matchwright.engine.models.refs import ModelRef
@@ -27,6 +27,7 @@ from matchwright.engine.rerank.rerank import Ranker
 from matchwright.engine.rerank.rerank_models import Rankers
 from matchwright.engine.rerank.rerank_order import on_grid
 from matchwright.engine.service.marketplace import Marketplace
+from matchwright.kernels.ops import Ops
 from matchwright.kernels.types import Int32
 
 CHECK_S = 10.0
@@ -66,21 +67,19 @@ class Policies:
             )
         return policy
 
-    def matcher(self, source: Any, like: Matcher | None, policy: Policy, **more: Any) -> Matcher:
+    def matcher(self, policy: Policy, source: Any, ops: Ops, told: OnKernels | None) -> Matcher:
         """A matcher under a policy.
 
         Args:
             source: where epochs come from.
-            like: the one whose place it takes, if any.
-            more: what it has otherwise, ``ops`` and ``on_kernels``.
+            told: of searches, as ``Matcher.on_kernels``.
 
         Raises:
             FailedPrecondition: there is no such ranker, or it does not fit the policy.
             NotFound, StoreDamaged: the repository does not hold it, or not whole.
         """
-        ops = more["ops"] if like is None else like.ops
         made = Matcher(source, ops, policy, self._rankers)
-        made.on_kernels = more.get("on_kernels") if like is None else like.on_kernels
+        made.on_kernels = told
         return made
 
     def next(self, markets: Mapping[str, Marketplace]) -> dict[str, Matcher]:
@@ -96,7 +95,8 @@ class Policies:
         if all(matcher.policy.id == policy.id for matcher in now.values()):
             return {}
         made = {
-            name: self.matcher(matcher.source, matcher, policy) for name, matcher in now.items()
+            name: self.matcher(policy, one.source, one.ops, one.on_kernels)
+            for name, one in now.items()
         }
         before = {matcher.ranker for matcher in now.values()}
         for ranker in {one.ranker for one in made.values()} - before - {None}:
