@@ -36,6 +36,7 @@ from matchwright.kernels.types import (
     TopK,
     UInt64,
 )
+from matchwright.kernels.workers import single_threaded_blas
 
 if TYPE_CHECKING:
     from matchwright.engine.explain import Explanation
@@ -210,6 +211,7 @@ class Matcher:
                 answers[at] = error
         return [(snapshots[wanted], found) for wanted, found in places.items()]
 
+    @single_threaded_blas()  # small products: to wake its threads would take longer
     def _answers(
         self, snapshot: SnapshotLike, requests: Sequence[Request], deadline: float | None = None
     ) -> list[Result | Candidates | MatchwrightError]:
