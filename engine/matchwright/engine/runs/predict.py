@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from matchwright.engine.matcher import OTHER
 from matchwright.engine.models.description import RANKER_ROWS_MAX
 from matchwright.engine.prepare import SnapshotLike
+from matchwright.engine.records import Kind
 from matchwright.engine.runs.plan import Plan
 
 if TYPE_CHECKING:
@@ -17,8 +18,9 @@ ROW_BYTES, CONTRIBUTION_BYTES, QUERY_BYTES = 26, 4, 90
 """Of one result row, of one facet of it, and of one query, in Parquet."""
 QUERY_SECONDS = 0.5e-3
 """Of one thread, to prepare a query and to write its answer."""
-CANDIDATE_SECONDS = 20e-6
-"""Of one thread, to make the features of one candidate; what the model takes is not in it."""
+CANDIDATE_SECONDS, ENTITY_SECONDS = 4e-6, 0.15e-3
+"""Of one thread, to make the features of one pair, and what it needs of each different candidate
+(docs/measured.md); what the model takes is not in it."""
 PROCESS_BYTES = 350 << 20
 """Of the interpreter with its libraries, and of units on their way."""
 
@@ -61,11 +63,14 @@ def predict(plan: Plan, snapshot: SnapshotLike, ops: Ops, processes: int = 1) ->
 def _second_phase(plan: Plan) -> tuple[int, int, float]:
     """(rows that the model is asked about, calls, seconds of one thread to make their features)."""
     rows = calls = 0
+    shown: dict[Kind, int] = {}
     for unit in plan.units if plan.ranker is not None else ():
         some = unit.queries * min(plan.options.candidates, plan.counts[OTHER[unit.kind]])
         rows += some
+        shown[unit.kind] = shown.get(unit.kind, 0) + some
         calls += -(-some // RANKER_ROWS_MAX)
-    return rows, calls, rows * CANDIDATE_SECONDS
+    entities = sum(min(some, plan.counts[OTHER[kind]]) for kind, some in shown.items())
+    return rows, calls, rows * CANDIDATE_SECONDS + entities * ENTITY_SECONDS
 
 
 def corpus_bytes(corpus: Corpus) -> int:
