@@ -86,7 +86,7 @@ DEFINITIONS = (
     Definition(
         "matchwright_degraded_answers_total",
         "counter",
-        "Answers in the order of the first phase because the model could not be asked.",
+        "Reasons why answers went without a model: in the order of the first phase, or without a text.",
         {**_MARKET, "reason": "why, as in the answer"},
     ),
     # The queue before the device, and the device
