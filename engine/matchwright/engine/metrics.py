@@ -86,7 +86,7 @@ DEFINITIONS = (
     Definition(
         "matchwright_degraded_answers_total",
         "counter",
-        "Reasons why answers went without a model: in the order of the first phase, or without a text.",
+        "Reasons why answers went without a model: in the first phase's order, or without a text.",
         {**_MARKET, "reason": "why, as in the answer"},
     ),
     # The queue before the device, and the device
