@@ -7,6 +7,10 @@ import json
 import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -75,6 +79,35 @@ def test_with_served_models(run, tmp_path):
             assert code == 0, err
             second = json.loads(out)["rerank"]
             assert (second["version"], second.get("degraded")) == (1, None)
+
+
+def test_an_interrupt_leaves_no_process(tmp_path):
+    triton_cases = pytest.importorskip("triton_cases", reason="needs the extra [triton]")
+    pytest.importorskip("lightgbm", reason="needs LightGBM")
+    triton_cases.need_server()
+    folder = tmp_path / "kept"
+    words = ["demo", "--freelancers", "2000", "--jobs", "100", "--keep", str(folder)]
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "matchwright.engine.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    watchdog = threading.Timer(120, demo.kill)
+    watchdog.start()
+    try:
+        assert demo.stdout is not None
+        assert any("Triton serves an encoder" in line for line in demo.stdout)
+        assert len(commands_with(str(folder / "models"))) >= 1
+        demo.send_signal(signal.SIGINT)
+        _, err = demo.communicate()
+    finally:
+        watchdog.cancel()
+        demo.kill()
+    assert demo.returncode == 130
+    assert f"interrupted; what was made is in {folder}" in err
+    assert commands_with(str(folder)) == []
 
 
 def test_with_an_encoder_and_nothing_to_learn_from(run):
