@@ -31,7 +31,7 @@ from matchwright.engine.store import Store
 
 @pytest.fixture(scope="module")
 def store_folder(tmp_path_factory):
-    return cases.make_store(tmp_path_factory.mktemp("run-rerank") / "store", 300, 90)
+    return cases.make_store(tmp_path_factory.mktemp("run-rerank") / "store", 250, 80)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ BLOCK = 40
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory):
-    folder = cases.make_store(tmp_path_factory.mktemp("run-rerank-failures") / "store", 200, 90)
+    folder = cases.make_store(tmp_path_factory.mktemp("run-rerank-failures") / "store", 120, 90)
     with Store.open(folder) as opened:
         yield opened.snapshot()
 
