@@ -24,7 +24,7 @@ class FailingDevice(NumpyDevice):
 
     CALLS = (
         *("upload", "download", "empty", "put", "mark", "hold", "norms", "points", "sieve"),
-        *("threshold", "select", "product", "rule_bits", "rule_survivors", "memory_free"),
+        *("threshold", "select", "product", "rule_bits", "memory_free"),
     )
 
     def __init__(self, fails=None, since=0, *, tensor=True):

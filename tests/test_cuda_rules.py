@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import test_cuda_host
 from cupy_cases import NO_DEVICE, a_corpus
-from test_cuda_host import GXX, a_block, build
+from test_cuda_host import GXX, build, copied, sieved
 
 from matchwright.kernels import cuda_scan, rules
 from matchwright.kernels.cuda_device import CudaDevice
-from matchwright.kernels.cuda_gates import RuleSurvivors
-from matchwright.kernels.cuda_scan import Scan, Sizes
+from matchwright.kernels.cuda_gates import RuleBits, RuleSurvivors
 from matchwright.kernels.cupy_ops import CupyOps
-from matchwright.kernels.device import DeviceColumns
+from matchwright.kernels.device import NOTHING, DeviceColumns, LaunchRefused, RowRuns, TileRules
 from matchwright.kernels.device_planner import FORCED
 from matchwright.kernels.numpy_device import NumpyDevice, pack_bits
 from matchwright.kernels.ops import Ops
@@ -48,7 +47,7 @@ JUDGE = r"""
 #include "rules.cuh"
 extern "C" void judge_n(int n, const Rule* rules, int begin, int end, const u64* pool,
                         const u64* columns, const u64* keys, u32* out) {
-    for (int i = 0; i < n; ++i) out[i] = judge(rules, begin, end, pool, columns, i, keys[i]);
+    for (int i = 0; i < n; ++i) out[i] = judge(rules, begin, end, pool, columns, i, keys + i);
 }
 """
 
@@ -225,7 +224,9 @@ def test_bits_and_counts(device, n, begin, end, living):
     alive = None if living else rng.random(n) < 0.7
     words = None if living else device.upload(pack_bits([alive])[0])
     counts = [device.upload(np.full(7, 5, np.uint64)) for _ in range(2)]
-    bits = device.download(device.rule_bits(program, columns, words, begin, end, *counts))
+    where = columns, device.column_table(program.program, columns), words
+    rows = RowRuns.all(begin, end)
+    bits = device.download(device.rule_bits(program, *where, rows, *counts))
     flags = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")
     assert bits.shape == (7, -(-(end - begin) // 32))
     for g, group in enumerate(groups):
@@ -238,51 +239,75 @@ def test_bits_and_counts(device, n, begin, end, living):
         assert int(device.download(counts[1])[g]) == 5 + unsure.sum()
 
 
-@pytest.mark.parametrize("found", [0, 1, 255, 256, 700, 1_000])
-def test_survivors_are_sorted_out_in_their_order(device, found):
-    rng = np.random.default_rng(found)
-    segment = cases.a_segment(rng, np.zeros((500, 1)), indexed=False)
-    groups = [cases.some_rules(rng, segment.key_n, 3) for _ in range(3)]
-    groups[1] = (InRange("sure", 500, 600, "V"),)  # nobody passes
-    program = compile_program(groups)
-    columns = Resident(device, 1 << 20).columns([segment], program)
-    rule_q = np.array([0, 1, 2, 0], np.int32)
-    gate = RuleSurvivors(device, device.program(program), columns, [None], rule_q)
-    made = a_block(rng, q=4, k=5, capacity=900, d=16)
-    made.found_qc4[...] = rng.integers(0, 99, made.found_qc4.shape)
-    made.found_qc4[:, :, 3] = 77 + rng.integers(0, 500, (4, 900))
-    made.count_q[:] = found
-    before = made.found_qc4.copy()
-    names = ("found_qc4", "count_q", "high_qd", "low_qd", "key_q")
-    made = replace(made, **{name: device.upload(getattr(made, name)) for name in names})
-    block = gate.prepare(made)
-    active = np.array([3, 1, 0], np.int32)
-    gate.sort_out(block, 0, 77, device.upload(active))
-    after, kept = device.download(block.found_qc4), device.download(block.kept_q)
-    assert device.download(block.count_q).tolist() == [found] * 4
-    assert kept[2] == 0
-    for q in active:
-        held = before[q, : min(found, 900)]
-        rows = rules.Rows(segment, held[:, 3].astype(np.int64) - 77)
-        passed, _ = rules.eligible(groups[rule_q[q]], rows)
-        np.testing.assert_array_equal(after[q, : kept[q]], held[passed])
+@pytest.mark.parametrize(("run", "step"), [(1, 1), (1, 3), (2, 5), (4, 4), (8, 9), (40, 40)])
+def test_samples_are_runs_of_words(device, run, step):
+    """What a sample counts is what its rows count, the last run cut short or not."""
+    rng = np.random.default_rng(step)
+    segment = cases.a_segment(rng, np.zeros((1_130, 1)), indexed=False)
+    groups = [cases.some_rules(rng, segment.key_n, 2) for _ in range(40)]  # two turns of groups
+    columns = Resident(device, 1 << 20).columns([segment], compile_program(groups))
+    alive = rng.random(segment.n) < 0.7
+    living = [device.upload(pack_bits([alive])[0])]
+    program = device.program(compile_program(groups))
+    gate = RuleBits(device, program, columns, living, np.zeros(0, np.int32))
+    gate.sample(0, run, step)
+    rows = RowRuns(0, segment.n, run, step).rows
+    assert (np.diff(rows) > 0).all()
+    assert set((rows // 32 % step).tolist()) <= set(range(run))
+    assert (rows.size == segment.n) == (run == step)
+    for g, group in enumerate(groups):
+        passed, unsure = rules.eligible(group, rules.Rows(segment, rows))
+        assert gate.counts()[0][g] == (passed & alive[rows]).sum()
+        assert gate.counts()[1][g] == (unsure & alive[rows]).sum()
 
 
-def test_after_an_overflow_those_that_passed_raise_the_bound(device):
-    """What the buffer could not hold was not seen: the bound rises, the list stays."""
-    rng = np.random.default_rng(3)
-    block = a_block(rng, q=2, k=2, capacity=8, d=16)
-    block.found_qc4[:, :, :3] = np.arange(16, dtype=np.int32).reshape(2, 8, 1) + 500
-    block.count_q[:] = 20
-    block.bound_q4[:, 0] = 0
-    block = replace(block, kept_q=np.array([3, 1], np.uint32))
-    names = ("found_qc4", "count_q", "kept_q", "bound_q4", "top_qk4", "have_q")
-    there = replace(block, **{name: device.upload(getattr(block, name)) for name in names})
-    device.select(there, device.upload(np.arange(2, dtype=np.int32)))
-    bound = device.download(there.bound_q4)
-    assert bound[0, :3].tolist() == [501, 501, 500]  # just below the second of those three
-    np.testing.assert_array_equal(bound[1], block.bound_q4[1])
-    assert device.download(there.have_q).tolist() == [0, 0]
+@needs_gxx
+@pytest.mark.parametrize("test", ["sieve", "few", "threshold"])
+@pytest.mark.parametrize(
+    ("n", "q", "begin", "end"), [(37, 1, 0, 37), (300, 9, 64, 300), (200, 33, 0, 200)]
+)
+def test_scans_judge_what_is_near_the_bound(host, monkeypatch, test, n, q, begin, end):
+    """Rules of every kind, a tile that is not the segment's first, dead rows, few and many near."""
+    rng = np.random.default_rng(n)
+    monkeypatch.setattr(host, "few", test == "few")
+    segment = cases.a_segment(rng, np.zeros((n + 64, 1)), indexed=False)
+    groups = [(), *(cases.some_rules(rng, segment.key_n, 2) for _ in range(12))]
+    groups.append((KeyIn(tuple(segment.key_n[::3].tolist()), "K"),))
+    program = host.program(compile_program(groups))
+    table = host.column_table(program.program, on_host(segment))
+    rule_q = rng.integers(0, len(groups), q).astype(np.int32)
+    asked = TileRules(program, on_host(segment), table, rule_q, 64)
+    block, tile = sieved(q, n, 32, capacity=n + 1)
+    block.bound_q4[::2] = NOTHING
+    rows = replace(tile.rows, key_n=segment.key_n[64:])
+    tile = replace(tile, rows=rows, rules=asked)
+    if test == "threshold":
+        block = replace(block, high_qd=block.high_qd.astype(np.float32))
+        tile = replace(tile, first_qn=block.high_qd @ rows.x_nd.astype(np.float32).T)
+    expected, active = copied(block), np.arange(q, dtype=np.int32)
+    on = (host, NumpyDevice())
+    for device, one in zip(on, (block, expected), strict=True):
+        run = device.threshold if test == "threshold" else device.sieve
+        run(one, tile, active, begin, end)
+    np.testing.assert_array_equal(block.count_q, expected.count_q)
+    assert expected.count_q.any()
+    for i, many in enumerate(expected.count_q):
+        got, want = (sorted(map(tuple, b.found_qc4[i, :many])) for b in (block, expected))
+        assert got == want
+        local = block.found_qc4[i, :many, 3].astype(np.int64) - tile.row0 + 64
+        passed, _ = rules.eligible(groups[rule_q[i]], rules.Rows(segment, local))
+        assert passed.all()
+
+
+def test_rules_beyond_the_columns_are_refused(device):
+    segment = cases.a_segment(np.random.default_rng(1), np.zeros((64, 1)), indexed=False)
+    block, tile = sieved(1, 64, 16, capacity=96)
+    program = device.program(compile_program([(InRange("v", 0, 1, "V"),)]))
+    asked = TileRules(program, on_host(segment), np.zeros(3, np.uint64), np.zeros(1, np.int32), 32)
+    if isinstance(device, NumpyDevice):
+        pytest.skip("what NumPy reads it checks by itself")
+    with pytest.raises(LaunchRefused, match="rule_rows is 96"):
+        device.sieve(block, replace(tile, rules=asked), np.zeros(1, np.int32), 0, 64)
 
 
 # ── Whole searches ────────────────────────────────────────────────────────────────────────────
@@ -348,16 +373,15 @@ def test_every_way_on_the_kernels_themselves(host, monkeypatch, way, count):
         corpus, queries = ruled(rng, (150, 260), 9, 3, 5)
         ops = CupyOps(device=host, device_costs=FORCED[way], memory_bytes=1 << 18, verify=False)
         host.launches.clear()
-        assert_same(
-            ops.topk(corpus, queries, 7, count=False), Ops().topk(corpus, queries, 7, count=False)
-        )
+        got = ops.topk(corpus, queries, 7, count=False)
+        assert_same(got, Ops().topk(corpus, queries, 7, count=False))
         assert {"rule_bits", "select_best"} <= set(host.launches)
-        assert way != "survivors" or "rule_survivors" in host.launches
+        assert way in got.telemetry["rules"].split("+")
 
 
 @pytest.mark.parametrize("pass_rate", [0.5, 0.05, 0.002])
-def test_survivors_overflow_and_go_on(pass_rate):
-    """Few rows pass: the buffer fills with rows that do not, and the ranges are halved."""
+def test_rows_that_fail_take_no_room(pass_rate):
+    """However few rows pass, the buffer holds none that do not, and nothing overflows."""
     rng = np.random.default_rng(7)
     n = 3_000
     value = (rng.random(n) >= pass_rate).astype(np.int32)
@@ -371,19 +395,20 @@ def test_survivors_overflow_and_go_on(pass_rate):
         [(InRange("v", 0, 0, "V"),)],
     )
     ops = CupyOps(
-        device=NumpyDevice(tensor=True), device_costs=FORCED["survivors"], memory_bytes=12_000,
+        device=NumpyDevice(tensor=True), device_costs=FORCED["survivors"], memory_bytes=40_000,
         verify=False,
     )  # fmt: skip
     got = ops.topk(corpus, queries, 20, count=False)
     assert got.telemetry["rules"] == "survivors"
-    assert (got.telemetry["overflows"] > 0) == (pass_rate < 0.5)
+    assert got.telemetry["overflows"] == 0
+    assert got.telemetry["survivors"] <= 3 * min(n * pass_rate * 2, 500)
     assert_same(got, Ops().topk(corpus, queries, 20, count=False))
 
 
 @pytest.mark.parametrize("way", FORCED)
 def test_rows_come_in_tiles(monkeypatch, way):
     """Tiles far smaller than a segment: every way takes all of them, and counts each row once."""
-    monkeypatch.setattr(cuda_scan, "_WIDEST_SIEVED", 64)
+    monkeypatch.setattr(cuda_scan, "_WIDEST_FEW", 64)
     rng = np.random.default_rng(11)
     corpus, queries = ruled(rng, (500, 300), 8, 4, 6)
     ops = CupyOps(device=NumpyDevice(tensor=True), device_costs=FORCED[way], verify=False)
@@ -424,7 +449,10 @@ def test_a_missing_column_is_the_caller_s_error():
 
 
 def test_rules_take_no_part_of_an_unfiltered_scan():
-    sizes = Sizes(1, 32, 32, True)
-    assert Scan(NumpyDevice(tensor=True), sizes, 1).block(
-        Queries(np.ones((1, 16), np.int16), np.ones(1, np.uint64)), np.zeros(1, np.int32)
-    ).kept_q is None  # fmt: skip
+    device, columns = NumpyDevice(), [DeviceColumns(np.zeros(70, np.uint64))]
+    program = device.program(compile_program([()]))
+    gate = RuleSurvivors(RuleBits(device, program, columns, [None], np.zeros(3, np.int32)))
+    assert gate.rules(0, 0) is None
+    bits, active = gate.tile(0, 32, 70)
+    assert bits.tolist() == [[2**32 - 1, 63]]
+    assert active is None

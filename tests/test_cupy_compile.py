@@ -20,8 +20,7 @@ LIMITS = {
     "few_64": (128, 36 << 10),
     "norms": (40, 0),
     "points_by_facet": (40, 0),
-    "rule_bits": (64, 0),
-    "rule_survivors": (64, 64),
+    "rule_bits": (64, 256),
     "select_best": (64, 32 << 10),
     "sieve": (128, 48 << 10),  # two blocks on a multiprocessor
     "threshold": (64, 0),

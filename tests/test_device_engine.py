@@ -73,8 +73,8 @@ def run(capsys):
 class Wrong(NumpyDevice):
     """Right on the samples of its own start, wrong on a store."""
 
-    def rule_bits(self, program, columns, alive_w, begin, end, eligible_g, unverified_g):
-        bits = super().rule_bits(program, columns, alive_w, begin, end, eligible_g, unverified_g)
+    def rule_bits(self, program, columns, table, alive_w, rows, eligible_g, unverified_g):
+        bits = super().rule_bits(program, columns, table, alive_w, rows, eligible_g, unverified_g)
         if program.rule_m8.size:
             bits[:] = 0xFFFFFFFF
         return bits

@@ -24,7 +24,6 @@ KERNELS = {
     "norms": "norms",
     "points_by_facet": "points",
     "rule_bits": "rules",
-    "rule_survivors": "rules",
     "select_best": "select",
     "sieve": "sieve",
     "threshold": "threshold",

@@ -1,16 +1,17 @@
-"""Who is eligible, as a scan on a device asks for it, tile by tile.
+"""Who is eligible, as a scan on a device asks for it, range by range.
 
 Three ways to know, with one outcome::
 
-    HostBits        bits worked out on the host, uploaded for each tile
-    RuleBits        rules evaluated on the device for every row of a tile: bits, and exact counts
-    RuleSurvivors   bits of the living rows alone; rules are evaluated for what the scan found
+    HostBits        bits worked out on the host, uploaded for each range
+    RuleBits        rules evaluated on the device for every row of a range: bits, and exact counts
+    RuleSurvivors   bits of the living rows alone; the scan tests rules for rows near the bound
+
+Nothing here waits for the device, but for ``RuleBits.counts``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,8 @@ from matchwright.kernels.device import (
     DeviceColumns,
     DeviceProgram,
     KernelDevice,
-    QueryBlock,
+    RowRuns,
+    TileRules,
 )
 from matchwright.kernels.types import Bool, Int32, Int64, UInt32
 
@@ -31,7 +33,7 @@ class Gate(Protocol):
 
     @property
     def row_q(self) -> Int32:
-        """int32 (Q,): each query's row of a tile's bits."""
+        """int32 (Q,): each query's row of a range's bits."""
         ...
 
     def tile(self, part: int, begin: int, end: int) -> tuple[Array, Int32 | None]:
@@ -46,16 +48,13 @@ class Gate(Protocol):
         """
         ...
 
-    def prepare(self, block: QueryBlock) -> QueryBlock:
-        """The block, with what this way needs beside it."""
+    def again(self, part: int, begin: int, end: int) -> Array:
+        """The bits of rows that have been asked for before."""
         ...
 
-    def sort_out(self, block: QueryBlock, part: int, row0: int, active_a: Array) -> None:
-        """Leave those entries that the scan has found whose rows are eligible.
-
-        Args:
-            row0: global row of the segment's first.
-        """
+    def rules(self, part: int, begin: int) -> TileRules | None:
+        """What the scan has to test by itself in rows from ``begin`` on."""
+        ...
 
 
 class HostBits:
@@ -71,16 +70,22 @@ class HostBits:
         self.device, self.bits, self.row_q = device, bits, row_q
 
     def tile(self, part: int, begin: int, end: int) -> tuple[Array, Int32 | None]:
-        words = self.bits[part][:, begin // WORD : -(-end // WORD)]
+        words = self._words(part, begin, end)
         busy_g: Bool = np.any(words, axis=1)
+        if busy_g.all():
+            return self.device.upload(words), None
         active = np.flatnonzero(busy_g[self.row_q]).astype(np.int32)
         return (self.device.upload(words) if active.size else words), active
 
-    def prepare(self, block: QueryBlock) -> QueryBlock:
-        return block
+    def again(self, part: int, begin: int, end: int) -> Array:
+        return self.device.upload(self._words(part, begin, end))
 
-    def sort_out(self, block: QueryBlock, part: int, row0: int, active_a: Array) -> None:
-        """All are eligible."""
+    def rules(self, part: int, begin: int) -> TileRules | None:
+        return None
+
+    def _words(self, part: int, begin: int, end: int) -> UInt32:
+        words: UInt32 = self.bits[part][:, begin // WORD : -(-end // WORD)]
+        return words
 
 
 class RuleBits:
@@ -104,66 +109,86 @@ class RuleBits:
     ) -> None:
         self.device, self.program, self.columns = device, program, columns
         self.alive, self.row_q = alive, row_q
-        groups = len(program.program.groups)
-        self._eligible_g = device.upload(np.zeros(groups, np.uint64))
-        self._unverified_g = device.upload(np.zeros(groups, np.uint64))
+        self._tables: dict[int, Array] = {}
+        self._counts_2g = self._zeros()
+
+    def asked_by(self, row_q: Int32) -> RuleBits:
+        """The same rules for other queries, counting anew."""
+        gate = RuleBits(self.device, self.program, self.columns, self.alive, row_q)
+        gate._tables = self._tables
+        return gate
 
     def tile(self, part: int, begin: int, end: int) -> tuple[Array, Int32 | None]:
-        bits = self.device.rule_bits(
-            self.program,
-            self.columns[part],
-            self.alive[part],
-            begin,
-            end,
-            self._eligible_g,
-            self._unverified_g,
-        )
-        return bits, None
+        return self._bits(part, RowRuns.all(begin, end), self._counts_2g), None
 
-    def prepare(self, block: QueryBlock) -> QueryBlock:
-        return block
+    def again(self, part: int, begin: int, end: int) -> Array:
+        return self._bits(part, RowRuns.all(begin, end), self._zeros())
 
-    def sort_out(self, block: QueryBlock, part: int, row0: int, active_a: Array) -> None:
-        """All are eligible."""
+    def rules(self, part: int, begin: int) -> TileRules | None:
+        return None
+
+    def sample(self, part: int, run: int, step: int) -> None:
+        """Count runs of ``run`` words every ``step`` words of a segment."""
+        n = self.columns[part].n
+        self._bits(part, RowRuns(0, n, run, step), self._counts_2g)
 
     def counts(self) -> tuple[Int64, Int64]:
-        """int64 (G,) each: eligible and unverified rows of the tiles asked for, each once."""
-        eligible, unverified = map(self.device.download, (self._eligible_g, self._unverified_g))
-        return eligible.astype(np.int64), unverified.astype(np.int64)
+        """int64 (G,) each: eligible and unverified rows of what was asked for, each once."""
+        counts = self.device.download(self._counts_2g).astype(np.int64)
+        return counts[0], counts[1]
+
+    def table(self, part: int) -> Array:
+        """Where the columns of a segment lie."""
+        if part not in self._tables:
+            columns = self.columns[part]
+            self._tables[part] = self.device.column_table(self.program.program, columns)
+        return self._tables[part]
+
+    def _bits(self, part: int, rows: RowRuns, counts_2g: Array) -> Array:
+        where = self.columns[part], self.table(part), self.alive[part]
+        return self.device.rule_bits(self.program, *where, rows, *counts_2g)
+
+    def _zeros(self) -> Array:
+        zeros = self.device.empty((2, len(self.program.program.groups)), np.uint64)
+        zeros.fill(0)
+        return zeros
 
 
 class RuleSurvivors:
-    """Rules for what the scan found.
+    """Rules for rows near the bound, in the scan.
 
-    Args: as for ``RuleBits``; ``rows`` are the segments' sizes.
+    Args:
+        bits: the rules, their columns, and which group each query asks for.
     """
 
-    def __init__(
-        self,
-        device: KernelDevice,
-        program: DeviceProgram,
-        columns: Sequence[DeviceColumns],
-        alive: Sequence[Array | None],
-        rule_q: Int32,
-    ) -> None:
-        self.device, self.program, self.columns, self.alive = device, program, columns, alive
-        self.row_q: Int32 = np.zeros(rule_q.size, np.int32)
-        self._rule_q = device.upload(rule_q)
+    def __init__(self, bits: RuleBits) -> None:
+        self.device, self._bits = bits.device, bits
+        self.row_q: Int32 = np.zeros(bits.row_q.size, np.int32)
+        self._rule_q = bits.device.upload(bits.row_q.astype(np.int32))
+        self._living: dict[int, Array] = {}
 
     def tile(self, part: int, begin: int, end: int) -> tuple[Array, Int32 | None]:
-        alive = self.alive[part]
-        if alive is not None:
-            return alive[None, begin // WORD : -(-end // WORD)], None
-        words: UInt32 = np.full((1, -(-(end - begin) // WORD)), 0xFFFFFFFF, np.uint32)
-        if end % WORD:
-            words[0, -1] = (1 << (end - begin) % WORD) - 1
-        return self.device.upload(words), None
+        return self.again(part, begin, end), None
 
-    def prepare(self, block: QueryBlock) -> QueryBlock:
-        queries = block.count_q.shape[0]
-        return replace(block, kept_q=self.device.upload(np.zeros(queries, np.uint32)))
+    def again(self, part: int, begin: int, end: int) -> Array:
+        alive = self._bits.alive[part]
+        if alive is None:
+            alive = self._all(part)
+        return alive[None, begin // WORD : -(-end // WORD)]
 
-    def sort_out(self, block: QueryBlock, part: int, row0: int, active_a: Array) -> None:
-        self.device.rule_survivors(
-            block, self.program, self.columns[part], self._rule_q, row0, active_a
-        )
+    def rules(self, part: int, begin: int) -> TileRules | None:
+        bits = self._bits
+        if not bits.program.program.rule_m8.size:
+            return None
+        return TileRules(bits.program, bits.columns[part], bits.table(part), self._rule_q, begin)
+
+    def _all(self, part: int) -> Array:
+        """Bits of all rows, made on the device."""
+        if part not in self._living:
+            n = self._bits.columns[part].n
+            words = self.device.empty((-(-n // WORD),), np.uint32)
+            words.fill(0xFFFFFFFF)
+            if n % WORD:
+                words[-1:].fill((1 << n % WORD) - 1)
+            self._living[part] = words
+        return self._living[part]

@@ -2,19 +2,26 @@
 
 ::
 
-    for each tile of rows        ranges = [whole tile]
-        for each range           sieve ──> entries above the bound, appended per query
+    for each range of rows       sieve ──> entries above the bound, appended per query
                                  select ──> best k so far, a higher bound
-        a query overflowed?      only its bound has risen: both halves of the range are scanned
-                                 again for it; a range not wider than the buffer cannot overflow
+    read back, once              the best k, and how many entries each query found in each range
+    a query overflowed?          then that range only raised its bound: it is scanned again for
+                                 it, now with the bound that the last range left, and halved where
+                                 even that overflows; a range not wider than the buffer cannot
+
+Bounds, lists and counters live on the device: all ranges are queued before the host waits, so that
+a scan costs one wait, however many ranges it has. (At most ``RANGES_MAX``; then counters are read
+and begin anew.) Nothing is lost by going on after an overflow: its bound is one that k eligible
+rows are known to reach, and later ranges only raise it.
 
 The sieve multiplies on tensor cores and tests in registers. Where there are none, and as a
 yardstick, a library product writes first limbs to a tile, float32 (Q, N), and ``threshold`` tests
 them.
 
-The first range is as wide as the buffer, and widths double from there, so that the bound is worth
-something before many rows are tested. Nothing here is specific to CUDA: ``KernelDevice`` says
-where the arrays live.
+The first range is as wide as the buffer. Each further one brings the rows seen to ``growth`` times
+as many, so that a query finds about (growth - 1) k entries in it, half of its buffer at most:
+eight times for few queries, where a launch counts, twice for many, where found entries do. Nothing
+here is specific to CUDA: ``KernelDevice`` says where the arrays live.
 """
 
 from __future__ import annotations
@@ -32,6 +39,7 @@ from matchwright.kernels.device import (
     POINTS,
     ROW,
     WORD,
+    Array,
     DeviceError,
     DeviceSegment,
     KernelDevice,
@@ -45,6 +53,11 @@ from matchwright.kernels.types import Int32, Queries, UInt32
 _INT32 = np.iinfo(np.int32)
 _WIDEST = {"queries": 4_096, "columns": 8_192, "capacity": 4_096}
 _WIDEST_SIEVED = 1 << 22
+_WIDEST_FEW = 1 << 24
+_GROWTH_FEW = 8
+_CAPACITY_FEW = 16  # times k
+RANGES_MAX = 32
+"""Ranges that are queued before counters are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +80,13 @@ class Sizes:
         """Most device memory that a block and its tile take, in bytes."""
         tile = self.columns // 8 if self.tensor else 4 * self.columns + self.columns // 8
         entries = 16 * (self.capacity + k + 1)
-        per_query = tile + entries + 3 * 4 * width + 64
+        per_query = tile + entries + 3 * 4 * width + 64 + 4 * RANGES_MAX
         return self.queries * per_query + (0 if self.tensor else 4 * self.columns * width)
+
+    def growth(self, k: int) -> int:
+        """How many times as many rows are seen after a range as before it."""
+        few = self.tensor and self.queries <= limit("FEW_MAX")
+        return max(2, min(_GROWTH_FEW if few else 2, 1 + self.capacity // (2 * k)))
 
 
 def fit(
@@ -76,10 +94,13 @@ def fit(
 ) -> Sizes | None:
     """The largest useful sizes within ``budget_bytes``; None when even the least do not fit."""
     least = Sizes(1, WORD, _whole_words(k), tensor)
+    few = tensor and queries <= limit("FEW_MAX")
+    sieved = _WIDEST_FEW if few else _WIDEST_SIEVED
+    entries = _whole_words((_CAPACITY_FEW if few else 4) * k)
     sizes = Sizes(
         max(1, min(queries, _WIDEST["queries"], limit("QUERIES_MAX"))),
-        min(_whole_words(rows), _WIDEST_SIEVED if tensor else _WIDEST["columns"]),
-        max(least.capacity, min(_whole_words(4 * k), _WIDEST["capacity"])),
+        min(_whole_words(rows), sieved if tensor else _WIDEST["columns"]),
+        max(least.capacity, min(entries, _WIDEST["capacity"])),
         tensor,
     )
     for smaller in _SHRINK:
@@ -124,6 +145,17 @@ class Tally:
     overflows: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Range:
+    """Rows begin..end - 1 of a segment, and who asks about them."""
+
+    part: int
+    begin: int
+    end: int
+    row0: int  # global row of the segment's first
+    active: Int32
+
+
 @dataclass(slots=True)
 class Scan:
     """One block of queries against resident segments.
@@ -163,62 +195,124 @@ class Scan:
         self, segments: Sequence[DeviceSegment], queries: Queries, gate: Gate
     ) -> tuple[Int32, Int32]:
         """As ``run``; the gate says who is eligible."""
-        block = gate.prepare(self.block(queries, gate.row_q))
-        everybody = np.arange(queries.q, dtype=np.int32)
-        tile_qn = None
-        if not self.sizes.tensor:
-            tile_qn = self.device.empty((queries.q, self.sizes.columns), np.float32)
-        row0, width = 0, self.sizes.capacity
+        board = self.board(queries, gate.row_q)
+        asked: list[_Range] = []
+        for part, begin, end, row0 in self._spans(segments):
+            bits, active = gate.tile(part, begin, end)
+            one = _Range(part, begin, end, row0, board.everybody if active is None else active)
+            if one.active.size:
+                tile = self._tile(board, segments[part], one, bits, gate)
+                active_a = board.everybody_a if active is None else self.device.upload(active)
+                self._queue(board.at(len(asked)), tile, active_a, (0, end - begin))
+                asked.append(one)
+            if len(asked) == RANGES_MAX:
+                self._settle(board, self.device.download(board.count_rq), asked, segments, gate)
+                board.count_rq.fill(0)
+                asked = []
+        top, have, count = board.read()
+        if self._settle(board, count, asked, segments, gate):
+            top, have, _ = board.read()
+        return top, have
+
+    def _spans(self, segments: Sequence[DeviceSegment]) -> Iterator[tuple[int, int, int, int]]:
+        """(segment, begin, end, global row of its first) of ranges; they begin on whole words."""
+        growth, row0, seen = self.sizes.growth(self.k), 0, 0
         for part, segment in enumerate(segments):
-            for begin, end in self._tiles(segment.n, width):
-                width = max(width, 2 * _whole_words(end - begin))
-                bits, active = gate.tile(part, begin, end)
-                active = everybody if active is None else active
-                if active.size:
-                    tile = Tile(tile_qn, segment.slice(begin, end), row0 + begin, bits)
-                    self._tile(block, tile, active, gate, part, row0)
+            begin = 0
+            while begin < segment.n:
+                width = max(self.sizes.capacity, _whole_words((growth - 1) * seen))
+                end = min(segment.n, begin + min(width, self.sizes.columns))
+                yield part, begin, end, row0
+                seen, begin = seen + end - begin, end
             row0 += segment.n
-        return self.device.download(block.top_qk4), self.device.download(block.have_q)
 
-    def _tiles(self, n: int, width: int) -> Iterator[tuple[int, int]]:
-        begin = 0
-        while begin < n:
-            end = min(n, begin + min(width, self.sizes.columns))
-            yield begin, end
-            begin, width = end, 2 * width
-
-    def block(self, queries: Queries, row_q: Int32) -> QueryBlock:
-        device, q = self.device, queries.q
+    def board(self, queries: Queries, row_q: Int32) -> Board:
+        """Queries on the device, with room for what is found."""
+        device, q, k = self.device, queries.q, self.k
         high_qd, low_qd = (padded(limb) for limb in limbs(queries.q_qd))
-        low = device.upload(low_qd)
         product_dtype = np.float16 if device.half else np.float32
         high_dtype = np.int8 if self.sizes.tensor else product_dtype
-        return QueryBlock(
-            high_qd=device.upload(high_qd.astype(high_dtype)),
+        everybody = np.arange(q, dtype=np.int32)
+        high, low, key, group, bound, everybody_a = device.upload_together(
+            [
+                *(high_qd.astype(high_dtype), low_qd, queries.key_q, row_q.astype(np.int32)),
+                *(first_bounds(queries), everybody),
+            ]
+        )
+        out = device.empty((4 * q * k + q + RANGES_MAX * q,), np.int32)
+        out[4 * q * k :].fill(0)
+        count_rq = out[4 * q * k + q :].view(np.uint32).reshape(RANGES_MAX, q)
+        block = QueryBlock(
+            high_qd=high,
             low_qd=low,
             low_norm_q=device.norms(low),
-            key_q=device.upload(queries.key_q),
-            group_q=device.upload(row_q),
-            bound_q4=device.upload(first_bounds(queries)),
-            top_qk4=device.upload(np.tile(np.array(NOTHING, np.int32), (q, self.k, 1))),
-            have_q=device.upload(np.zeros(q, np.int32)),
+            key_q=key,
+            group_q=group,
+            bound_q4=bound,
+            top_qk4=out[: 4 * q * k].reshape(q, k, 4),
+            have_q=out[4 * q * k : 4 * q * k + q],
             found_qc4=device.empty((q, self.sizes.capacity, 4), np.int32),
-            count_q=device.upload(np.zeros(q, np.uint32)),
+            count_q=count_rq[0],
         )
+        tile_qn = None
+        if not self.sizes.tensor:
+            tile_qn = device.empty((q, self.sizes.columns), np.float32)
+        return Board(device, block, out, count_rq, tile_qn, everybody, everybody_a)
 
     def _tile(
-        self, block: QueryBlock, tile: Tile, active: Int32, gate: Gate, part: int, row0: int
-    ) -> None:
-        """Scan a tile; halve the ranges in which queries find more than their buffer holds."""
-        columns = tile.rows.n
-        if tile.first_qn is not None:
-            self.device.product(block.high_qd, tile.rows.x_nd, tile.first_qn[:, :columns])
+        self, board: Board, segment: DeviceSegment, one: _Range, bits: Array, gate: Gate
+    ) -> Tile:
+        """The range's rows, with first limbs where a product has to work them out."""
+        rows = segment.slice(one.begin, one.end)
+        first_qn = board.tile_qn
+        if first_qn is not None:
+            self.device.product(board.block.high_qd, rows.x_nd, first_qn[:, : rows.n])
         self.tally.tiles += 1
-        self.tally.pairs += columns * int(active.size)
-        todo = [(0, columns, active)]
+        self.tally.pairs += rows.n * int(one.active.size)
+        rules = gate.rules(one.part, one.begin)
+        return Tile(first_qn, rows, one.row0 + one.begin, bits, rules)
+
+    def _queue(self, block: QueryBlock, tile: Tile, active_a: Array, span: tuple[int, int]) -> None:
+        test = self.device.sieve if self.sizes.tensor else self.device.threshold
+        test(block, tile, active_a, *span)
+        self.device.select(block, active_a)
+
+    # ── After the wait ────────────────────────────────────────────────────────────────────────
+
+    def _settle(
+        self,
+        board: Board,
+        count_rq: UInt32,
+        asked: Sequence[_Range],
+        segments: Sequence[DeviceSegment],
+        gate: Gate,
+    ) -> bool:
+        """Scan again what overflowed, the last range first; whether anything did."""
+        again = []
+        for one, count_q in zip(asked, count_rq, strict=False):
+            over = self._over(count_q[one.active], one.active)
+            if over.size:
+                again.append(replace(one, active=over))
+        for one in reversed(again):
+            bits = gate.again(one.part, one.begin, one.end)
+            tile = self._tile(board, segments[one.part], one, bits, gate)
+            self._halve(board.at(0), tile, one.active)
+        return bool(again)
+
+    def _over(self, count: UInt32, active: Int32) -> Int32:
+        over = active[count > self.sizes.capacity]
+        self.tally.found += int(count.sum())
+        self.tally.overflows += int(over.size)
+        return over
+
+    def _halve(self, block: QueryBlock, tile: Tile, active: Int32) -> None:
+        """Scan a range for some queries; halve it for those that find more than they can hold."""
+        todo = [(0, tile.rows.n, active)]
         while todo:
             begin, end, some = todo.pop()
-            over = self._range(block, tile, some, (begin, end), gate, part, row0)
+            block.count_q.fill(0)
+            self._queue(block, tile, self.device.upload(some), (begin, end))
+            over = self._over(self.device.download(block.count_q)[some], some)
             if over.size:
                 if end - begin <= block.capacity:
                     raise DeviceError(
@@ -226,30 +320,39 @@ class Scan:
                         f"in {end - begin} rows; its memory or driver is at fault"
                     )
                 middle = begin + _whole_words((end - begin) // 2)
-                todo += [(middle, end, over), (begin, middle, over)]
+                todo += [(begin, middle, over), (middle, end, over)]  # the last one first
 
-    def _range(
-        self,
-        block: QueryBlock,
-        tile: Tile,
-        active: Int32,
-        span: tuple[int, int],
-        gate: Gate,
-        part: int,
-        row0: int,
-    ) -> Int32:
-        """The queries that overflowed; all others are done with these columns."""
-        active_a = self.device.upload(active)
-        block.count_q.fill(0)
-        test = self.device.sieve if self.sizes.tensor else self.device.threshold
-        test(block, tile, active_a, *span)
-        gate.sort_out(block, part, row0, active_a)
-        self.device.select(block, active_a)
-        count = self.device.download(block.count_q)[active]
-        over = active[count > block.capacity]
-        self.tally.found += int(count.sum())
-        self.tally.overflows += int(over.size)
-        return over
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Board:
+    """A block of queries and everything that a scan writes for them.
+
+    Attributes:
+        block: the queries, and what has been found; its counters are those of the first range.
+        out: int32, ``top_qk4``, ``have_q`` and ``count_rq`` one after the other: one read.
+        count_rq: uint32 (RANGES_MAX, Q), entries found in each range.
+        tile_qn: float32 (Q, columns), room for a product; None with the sieve.
+        everybody, everybody_a: int32 (Q,), all queries, here and on the device.
+    """
+
+    device: KernelDevice
+    block: QueryBlock
+    out: Array
+    count_rq: Array
+    tile_qn: Array | None
+    everybody: Int32
+    everybody_a: Array
+
+    def at(self, number: int) -> QueryBlock:
+        """The block with the counters of a range."""
+        return replace(self.block, count_q=self.count_rq[number])
+
+    def read(self) -> tuple[Int32, Int32, UInt32]:
+        """(top_qk4, have_q, count_rq) on the host; waits for the device."""
+        q, k = self.everybody.size, self.block.k
+        out = self.device.download(self.out)
+        top, have, count = np.split(out, [4 * q * k, 4 * q * k + q])
+        return top.reshape(q, k, 4), have, count.view(np.uint32).reshape(RANGES_MAX, q)
 
 
 def first_bounds(queries: Queries) -> Int32:

@@ -112,15 +112,17 @@ class DeviceSearch:
         ready = rules_ready(self.ops, self.corpus, program)
         if ready is None:
             return False
-        ways = np.array(self._ways(program, np.bincount(row_q, minlength=groups.size)))
+        gate = RuleBits(self.device, self.device.program(program), *ready, row_q)
+        ways = np.array(self._ways(gate, np.bincount(row_q, minlength=groups.size)))
         for way in ("bits", "survivors"):
             some = picked[ways[row_q] == way]
             if some.size:
-                self._scan_rules(some, way)
+                same = gate.asked_by(row_q) if some.size == picked.size else self._gate(some)
+                self._scan_rules(some, same, way)
                 self._note(way, some.size)
         for g in np.flatnonzero(ways == "gather"):
             some = picked[row_q == g]
-            self._gather(some, program.groups[g])
+            self._gather(some)
             self._note("gather", some.size)
         return True
 
@@ -128,13 +130,16 @@ class DeviceSearch:
         rules = [self.queries.groups[int(g)] for g in groups]
         return compile_program([group for group in rules if not isinstance(group, Bitmap)])
 
-    def _ways(self, program: Program, queries_g: NDArray[np.intp]) -> list[Way]:
+    def _ways(self, gate: RuleBits, queries_g: NDArray[np.intp]) -> list[Way]:
         """How each group is asked, from what a sample says of its pass rate."""
-        gate, seen = self._gate(program), 0
-        for part, begin, end in sample_spans(self.corpus):
-            gate.tile(part, begin, end)
-            seen += end - begin
-        share_g = rates(gate.counts()[0], seen)
+        program, seen = gate.program.program, 1
+        share_g = np.ones(len(program.groups))
+        if program.rule_m8.size:  # where nobody has rules nobody need be asked
+            seen = sum(end - begin for _, begin, end in sample_spans(self.corpus))
+            for part, segment in enumerate(self.segments):
+                if segment.n:
+                    gate.sample(part, SAMPLE_ROWS // WORD, sample_step(self.corpus.n) // WORD)
+            share_g = rates(gate.counts()[0], seen)
         loads = [
             DeviceLoad(int(queries), len(group), float(share))
             for queries, group, share in zip(queries_g, program.groups, share_g, strict=True)
@@ -143,24 +148,20 @@ class DeviceSearch:
         costs = device_costs(self.ops, d)
         return choose(costs, loads, self.corpus.n, self.k, d, count=self.count)
 
-    def _gate(self, program: Program, row_q: Int32 | None = None) -> RuleBits:
+    def _gate(self, picked: Picked) -> RuleBits:
+        """The rules of some queries alone."""
+        groups, row_q = self._groups(picked)
+        program = self._program(groups)
         ready = rules_ready(self.ops, self.corpus, program)
         assert ready is not None, "a part of what was ready"
-        columns, alive = ready
-        row_q = np.zeros(0, np.int32) if row_q is None else row_q
-        return RuleBits(self.device, self.device.program(program), columns, alive, row_q)
+        return RuleBits(self.device, self.device.program(program), *ready, row_q)
 
-    def _scan_rules(self, picked: Picked, way: str) -> None:
-        groups, row_q = self._groups(picked)
-        gate = self._gate(self._program(groups), row_q)
+    def _scan_rules(self, picked: Picked, gate: RuleBits, way: str) -> None:
         if way == "survivors":
-            self._find(
-                picked,
-                RuleSurvivors(self.device, gate.program, gate.columns, gate.alive, row_q),
-            )
+            self._find(picked, RuleSurvivors(gate))
             return
         self._find(picked, gate)
-        self._counted(picked, gate, row_q)
+        self._counted(picked, gate, gate.row_q)
 
     def _counted(self, picked: Picked, gate: RuleBits, row_q: Int32) -> None:
         if self.count:
@@ -168,9 +169,9 @@ class DeviceSearch:
             self.result.eligible_q[picked] = eligible_g[row_q]
             self.result.unverified_q[picked] = unverified_g[row_q]
 
-    def _gather(self, picked: Picked, rules: Rules) -> None:
-        """Scan a copy of one group's rows."""
-        gate = self._gate(compile_program([rules]), np.zeros(picked.size, np.int32))
+    def _gather(self, picked: Picked) -> None:
+        """Scan a copy of the rows of one group, whose queries these are."""
+        gate = self._gate(picked)
         pieces: list[DeviceSegment] = []
         rows: list[Int64] = [np.empty(0, np.int64)]
         for part, begin, end in self._stretches():
@@ -277,12 +278,17 @@ def count_rules(ops: CupyOps, corpus: Corpus, rules: Rules) -> tuple[int, int] |
 
 def sample_spans(corpus: Corpus) -> list[tuple[int, int, int]]:
     """(part, begin, end) of stretches spread over the corpus; begins are multiples of 32."""
-    step = max(SAMPLE_ROWS, corpus.n // SAMPLE_CHUNKS // WORD * WORD)
+    step = sample_step(corpus.n)
     return [
         (part, begin, min(begin + SAMPLE_ROWS, segment.n))
         for part, (segment, _) in enumerate(corpus.parts)
         for begin in range(0, segment.n, step)
     ]
+
+
+def sample_step(rows: int) -> int:
+    """Rows from the beginning of a stretch to that of the next."""
+    return max(SAMPLE_ROWS, rows // SAMPLE_CHUNKS // WORD * WORD)
 
 
 def bits_by_part(corpus: Corpus, eligible_gn: Sequence[Bool]) -> list[UInt32]:

@@ -37,6 +37,7 @@ _BLOCKS_MAX = 4_096
 _FEW_BLOCKS = 1_056  # eight for each of an H100's multiprocessors
 _FEW_SIZES = (8, 16, 32, 64)
 _NULL = np.uint64(0)
+_ALIGNED = 256
 
 
 class DeviceError(RuntimeError):
@@ -120,8 +121,6 @@ class QueryBlock:
         bound_q4, top_qk4, found_qc4: int32 entries (Q, 4), (Q, K, 4), (Q, C, 4).
         have_q: int32 (Q,), entries of ``top_qk4`` in use.
         count_q: uint32 (Q,), entries found since it was last set to zero.
-        kept_q: uint32 (Q,), how many of those in the buffer count, where rules have sorted some
-            out since; None where all do.
     """
 
     high_qd: Array
@@ -134,7 +133,6 @@ class QueryBlock:
     have_q: Array
     found_qc4: Array
     count_q: Array
-    kept_q: Array | None = None
 
     @property
     def k(self) -> int:
@@ -143,6 +141,24 @@ class QueryBlock:
     @property
     def capacity(self) -> int:
         return int(self.found_qc4.shape[1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TileRules:
+    """Rules that a scan tests for the rows that may reach a bound.
+
+    Attributes:
+        program, columns: the rules, and what they read: a whole segment's.
+        table: of ``KernelDevice.column_table``.
+        rule_q: int32 (Q,), each query's group of the program.
+        row: the tile's first row within the segment.
+    """
+
+    program: DeviceProgram
+    columns: DeviceColumns
+    table: Array
+    rule_q: Array
+    row: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +170,52 @@ class Tile:
         rows: the rows, a slice of a resident segment.
         row0: global row of the first column.
         bits_gw: uint32 (G, words), eligibility; bit 0 of word 0 is the first column.
+        rules: what rows must pass besides; None: nothing.
     """
 
     first_qn: Array | None
     rows: DeviceSegment
     row0: int
     bits_gw: Array
+    rules: TileRules | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowRuns:
+    """Rows of a segment: all of a stretch, or a sample, runs of words spread over it.
+
+    Attributes:
+        begin, end: of the stretch; begin is a multiple of 32.
+        run: words that follow one another.
+        step: words from the beginning of a run to that of the next.
+    """
+
+    begin: int
+    end: int
+    run: int
+    step: int
+
+    @classmethod
+    def all(cls, begin: int, end: int) -> RowRuns:
+        """Every row."""
+        words = max(1, -(-(end - begin) // WORD))
+        return cls(begin, end, words, words)
+
+    @property
+    def words(self) -> int:
+        """Words of eligibility bits."""
+        all_of_them = -(-(self.end - self.begin) // WORD)
+        whole, left = divmod(all_of_them, self.step)
+        return whole * self.run + min(left, self.run)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """int64: their numbers, ascending."""
+        word = np.arange(self.words, dtype=np.int64)
+        first = self.begin + (word // self.run * self.step + word % self.run) * WORD
+        rows = (first[:, None] + np.arange(WORD)).reshape(-1)
+        found: NDArray[np.int64] = rows[rows < self.end]
+        return found
 
 
 def padded(a_nd: NDArray[Any]) -> NDArray[Any]:
@@ -221,6 +277,22 @@ class KernelDevice:
     def upload(self, host: NDArray[Any]) -> Array:
         """A contiguous copy on the device."""
         return self.xp.ascontiguousarray(self.xp.asarray(host))
+
+    def upload_together(self, hosts: Sequence[NDArray[Any]]) -> list[Array]:
+        """Copies of several arrays, in one piece of memory and one transfer."""
+        edges = [0]
+        for host in hosts:
+            edges.append(edges[-1] + -(-host.nbytes // _ALIGNED) * _ALIGNED)
+        whole = np.zeros(edges[-1], np.uint8)
+        for host, begin in zip(hosts, edges, strict=False):
+            whole[begin : begin + host.nbytes] = (
+                np.ascontiguousarray(host).reshape(-1).view(np.uint8)
+            )
+        there = self.upload(whole)
+        return [
+            there[begin : begin + host.nbytes].view(host.dtype).reshape(host.shape)
+            for host, begin in zip(hosts, edges, strict=False)
+        ]
 
     def download(self, array: Array) -> NDArray[Any]:
         """A copy on the host; waits for the device."""
@@ -303,7 +375,7 @@ class KernelDevice:
             *(block.low_qd, block.low_norm_q, block.key_q, block.group_q, block.bound_q4),
             *(tile.rows.x_nd, tile.rows.norm_n, tile.rows.key_n, np.int32(width)),
             *(np.int32(tile.row0), tile.bits_gw, np.int64(tile.bits_gw.strides[0] // 4)),
-            *(block.found_qc4, np.int32(block.capacity), block.count_q),
+            *(block.found_qc4, np.int32(block.capacity), block.count_q, *_rule_arguments(tile)),
         )
         blocks = min(_BLOCKS_MAX, max(1, -(-words // _warps())))
         self.launch("threshold", (blocks, active_a.shape[0]), args)
@@ -322,7 +394,7 @@ class KernelDevice:
             *(tile.rows.x_nd, tile.rows.norm_n, tile.rows.key_n, np.int32(width)),
             *(np.int32(tile.row0), np.int32(begin), np.int32(end)),
             *(tile.bits_gw, np.int64(tile.bits_gw.strides[0] // 4)),
-            *(block.found_qc4, np.int32(block.capacity), block.count_q),
+            *(block.found_qc4, np.int32(block.capacity), block.count_q, *_rule_arguments(tile)),
         )
         if rows:
             self.launch("sieve", (-(-active_a.shape[0] // limit("TILE")), rows), args)
@@ -338,7 +410,7 @@ class KernelDevice:
             *(tile.rows.x_nd, tile.rows.norm_n, tile.rows.key_n, np.int32(width)),
             *(np.int32(tile.row0), np.int32(begin), np.int32(end)),
             *(tile.bits_gw, np.int64(tile.bits_gw.strides[0] // 4)),
-            *(block.found_qc4, np.int32(block.capacity), block.count_q),
+            *(block.found_qc4, np.int32(block.capacity), block.count_q, *_rule_arguments(tile)),
         )
         strips = -(-(end - begin) // (limit("FEW_ROWS") * _warps()))
         if strips:
@@ -354,8 +426,7 @@ class KernelDevice:
         )
         args = (
             *(active_a, np.int32(block.k), block.found_qc4, np.int32(block.capacity)),
-            *(block.count_q, _NULL if block.kept_q is None else block.kept_q),
-            *(block.top_qk4, block.have_q, block.bound_q4),
+            *(block.count_q, block.top_qk4, block.have_q, block.bound_q4),
         )
         self.launch("select_best", (active_a.shape[0], 1), args)
 
@@ -367,8 +438,8 @@ class KernelDevice:
 
     def program(self, program: Program) -> DeviceProgram:
         """Upload a program."""
-        rule_m8, start_g, pool = program.rule_m8, program.start_g, program.pool
-        return DeviceProgram(program, self.upload(rule_m8), self.upload(start_g), self.upload(pool))
+        arrays = self.upload_together([program.rule_m8, program.start_g, program.pool])
+        return DeviceProgram(program, *arrays)
 
     def column_table(self, program: Program, columns: DeviceColumns) -> Array:
         """uint64 (3 * slots,): where the program's columns lie; 0 for those that it never reads."""
@@ -384,66 +455,52 @@ class KernelDevice:
         self,
         program: DeviceProgram,
         columns: DeviceColumns,
+        table: Array,
         alive_w: Array | None,
-        begin: int,
-        end: int,
+        rows: RowRuns,
         eligible_g: Array,
         unverified_g: Array,
     ) -> Array:
-        """uint32 (G, words): bits of the rows begin..end - 1 that each group lets pass.
+        """uint32 (G, words): bits of some rows that each group lets pass.
 
         Args:
-            program, columns: the rules, and what they read.
+            program, columns, table: the rules, what they read, and ``column_table`` of both.
             alive_w: uint32, bits of the segment's living rows; None when all live.
-            begin, end: rows; begin is a multiple of 32.
+            rows: which.
             eligible_g, unverified_g: uint64 (G,); counts are added to them.
         """
-        groups, words = program.start_g.shape[0] - 1, -(-(end - begin) // WORD)
+        groups, words = program.start_g.shape[0] - 1, rows.words
+        sets = -(-groups // limit("RULE_GROUPS"))
         _check(
             groups=(groups, 1, limit("GROUPS_MAX")),
-            begin=(begin, 0, end),
-            begin_in_word=(begin % WORD, 0, 0),
-            end=(end, 0, columns.n),
+            begin=(rows.begin, 0, rows.end),
+            begin_in_word=(rows.begin % WORD, 0, 0),
+            end=(rows.end, 0, columns.n),
+            run=(rows.run, 1, rows.step),
         )
         bits_gw = self.empty((groups, words), np.uint32)
         if words:
             args = (
-                *(program.rule_m8, program.start_g, program.pool),
-                *(self.column_table(program.program, columns), columns.key_n),
-                *(_NULL if alive_w is None else alive_w, np.int64(begin), np.int64(end - begin)),
+                *(program.rule_m8, program.start_g, program.pool, table, columns.key_n),
+                *(_NULL if alive_w is None else alive_w, np.int64(rows.begin)),
+                *(np.int64(rows.end - rows.begin), np.int32(groups)),
+                *(np.int64(rows.run), np.int64(rows.step)),
                 *(bits_gw, np.int64(words), eligible_g, unverified_g),
             )
             blocks = min(_BLOCKS_MAX, -(-words // _warps()))
-            self.launch("rule_bits", (blocks, groups), args)
+            self.launch("rule_bits", (blocks, sets), args)
         return bits_gw
 
-    def rule_survivors(
-        self,
-        block: QueryBlock,
-        program: DeviceProgram,
-        columns: DeviceColumns,
-        rule_q: Array,
-        row0: int,
-        active_a: Array,
-    ) -> None:
-        """Leave those found entries whose rows pass their query's rules; ``kept_q`` says how many.
 
-        Args:
-            rule_q: int32 (Q,), each query's group of the program.
-            row0: global row of the segment's first.
-        """
-        assert block.kept_q is not None, "a block whose entries rules may sort out"
-        _check(
-            capacity=(block.capacity, 1, 2**31 - 1),
-            queries=(active_a.shape[0], 1, limit("QUERIES_MAX")),
-            rows=(row0 + columns.n, 0, limit("ROWS_MAX")),
-        )
-        args = (
-            *(active_a, program.rule_m8, program.start_g, program.pool),
-            *(self.column_table(program.program, columns), columns.key_n, rule_q, np.int32(row0)),
-            *(block.found_qc4, np.int32(block.capacity), block.count_q, block.kept_q),
-        )
-        self.launch("rule_survivors", (active_a.shape[0], 1), args)
+def _rule_arguments(tile: Tile) -> tuple[Any, ...]:
+    """What the scans take at their end."""
+    rules = tile.rules
+    if rules is None:
+        return (*[_NULL] * 5, np.int32(0))
+    _check(rule_rows=(rules.row + tile.rows.n, 0, rules.columns.n))
+    program = rules.program
+    arrays = program.rule_m8, program.start_g, program.pool, rules.table, rules.rule_q
+    return (*arrays, np.int32(rules.row))
 
 
 def _check(**sizes: tuple[int, int, int]) -> None:

@@ -20,6 +20,7 @@ from matchwright.kernels.device import (
     DeviceProgram,
     KernelDevice,
     QueryBlock,
+    RowRuns,
     Tile,
 )
 from matchwright.kernels.rule_program import Program
@@ -73,6 +74,7 @@ class NumpyDevice(KernelDevice):
             first = first_qn[q, wanted].astype(np.int64)
             slack = int(block.low_norm_q[q]) * tile.rows.norm_n[wanted].astype(np.int64)
             near = 128 * first + slack >= bound[0]
+            near[near] = _passes(tile, int(q), wanted[near])
             entries = _entries(block, tile, int(q), wanted[near], first[near])
             found = [i for i, key in enumerate(entry_keys(entries)) if key > bound]
             at = int(block.count_q[q])
@@ -82,10 +84,9 @@ class NumpyDevice(KernelDevice):
 
     def select(self, block: QueryBlock, active_a: Array) -> None:
         held_q = np.minimum(block.count_q, block.capacity)
-        kept_q = held_q if block.kept_q is None else block.kept_q
-        for q in active_a[kept_q[active_a] > 0]:
+        for q in active_a[held_q[active_a] > 0]:
             count, have = int(block.count_q[q]), int(block.have_q[q])
-            found = block.found_qc4[q, : kept_q[q]]
+            found = block.found_qc4[q, : held_q[q]]
             entries = np.concatenate([block.top_qk4[q, :have], found])
             best = _best_first(entries)[: block.k]
             if len(best) == block.k:
@@ -105,43 +106,24 @@ class NumpyDevice(KernelDevice):
         self,
         program: DeviceProgram,
         columns: DeviceColumns,
+        table: Array,
         alive_w: Array | None,
-        begin: int,
-        end: int,
+        rows: RowRuns,
         eligible_g: Array,
         unverified_g: Array,
     ) -> Array:
-        rows = rules.Rows(as_segment(columns), np.arange(begin, end, dtype=np.int64))
-        alive_n = np.ones(end - begin, np.bool_)
+        some = rules.Rows(as_segment(columns), rows.rows)
+        alive_n = np.ones(some.n, np.bool_)
         if alive_w is not None:
             octets = alive_w.view(np.uint8)
-            alive_n = np.unpackbits(octets, bitorder="little")[begin:end].astype(np.bool_)
+            alive_n = np.unpackbits(octets, bitorder="little")[rows.rows].astype(np.bool_)
         found = []
         for g, group in enumerate(program.program.groups):
-            passed, unsure = rules.eligible(group, rows)
+            passed, unsure = rules.eligible(group, some)
             found.append(passed & alive_n)
             eligible_g[g] += np.count_nonzero(found[-1])
             unverified_g[g] += np.count_nonzero(unsure & alive_n)
         return pack_bits(found)
-
-    def rule_survivors(
-        self,
-        block: QueryBlock,
-        program: DeviceProgram,
-        columns: DeviceColumns,
-        rule_q: Array,
-        row0: int,
-        active_a: Array,
-    ) -> None:
-        assert block.kept_q is not None
-        segment = as_segment(columns)
-        for q in active_a:
-            found = block.found_qc4[q, : min(int(block.count_q[q]), block.capacity)]
-            rows = rules.Rows(segment, found[:, ROW].astype(np.int64) - row0)
-            passed, _ = rules.eligible(program.program.groups[int(rule_q[q])], rows)
-            left = found[passed].copy()
-            block.found_qc4[q, : len(left)] = left
-            block.kept_q[q] = len(left)
 
 
 def as_segment(columns: DeviceColumns) -> Segment:
@@ -174,6 +156,14 @@ def predecessor(entry: NDArray[np.int32]) -> NDArray[np.int32]:
     number = (points << 64) + (nmix << 32) + nlow - 1
     tie = np.array([number >> 32 & 0xFFFFFFFF, number & 0xFFFFFFFF], np.uint32)
     return np.array([number >> 64, *tie.view(np.int32), -1], np.int32)
+
+
+def _passes(tile: Tile, q: int, columns: NDArray[np.intp]) -> Bool:
+    if tile.rules is None:
+        return np.ones(columns.size, np.bool_)
+    asked = tile.rules.program.program.groups[int(tile.rules.rule_q[q])]
+    rows = rules.Rows(as_segment(tile.rules.columns), columns + tile.rules.row)
+    return rules.eligible(asked, rows)[0]
 
 
 def _entries(

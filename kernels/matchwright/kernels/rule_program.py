@@ -112,31 +112,39 @@ class _Writer:
     pool: list[int] = field(default_factory=list)
     slots: list[Slot] = field(default_factory=list)
     needed: set[Slot] = field(default_factory=set)
+    at: dict[Slot, int] = field(default_factory=dict)
     places: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     def write(self, p: Predicate) -> None:
-        fields = dict.fromkeys(FIELDS, 0)
-        fields["kind"] = KINDS[type(p)]
-        fields["flags"] = _UNKNOWN_PASSES * bool(getattr(p, "unknown_passes", False))
-        fields["flags"] |= _NEGATE * bool(getattr(p, "negate", False))
+        kind = KINDS[type(p)]
+        flags = _UNKNOWN_PASSES if getattr(p, "unknown_passes", False) else 0
+        if isinstance(p, InRange):  # most rules are: nothing is done that they do not need
+            low, high = _within(p.low, p.high)
+            self.rule.append([kind, flags, self._column("scalar", p.column), low, high, 0, 0, 0])
+            return
+        flags |= _NEGATE * bool(getattr(p, "negate", False))
+        fields = {**dict.fromkeys(FIELDS, 0), "kind": kind, "flags": flags}
         if isinstance(p, HoursOverlap):
             self._hours(p, fields)
-        elif isinstance(p, InRange):
-            fields["column"] = self._column("scalar", p.column)
-            fields["low"], fields["high"] = _within(p.low, p.high)
         else:
             values: Iterable[int] = p.keys if isinstance(p, KeyIn) else p.values
             if not isinstance(p, KeyIn):
-                kind = "scalar" if isinstance(p, OneOf) else "set"
-                fields["column"] = self._column(kind, p.column)
+                of = "scalar" if isinstance(p, OneOf) else "set"
+                fields["column"] = self._column(of, p.column)
             fields["from"], fields["many"] = self._values(values)
         self.rule.append([fields[name] for name in FIELDS])
 
     def _column(self, kind: str, name: str) -> int:
-        self.needed.add((kind, name))
-        if (kind, name) not in self.slots:
-            self.slots.append((kind, name))
-        return self.slots.index((kind, name))
+        slot = (kind, name)
+        if slot not in self.needed or slot not in self.at:
+            self.needed.add(slot)
+            self.at.setdefault(slot, self._slot(slot))
+        return self.at[slot]
+
+    def _slot(self, slot: Slot) -> int:
+        if slot not in self.slots:
+            self.slots.append(slot)
+        return self.slots.index(slot)
 
     def _hours(self, p: HoursOverlap, fields: dict[str, int]) -> None:
         fields["column"] = self._four()

@@ -11,10 +11,12 @@
 //
 // Rows are the 16 lines of a product, queries its 8 columns; queries come from the first level
 // cache, where 64 of them fit. What reaches its query's bound is listed in shared memory, eight
-// rows at a time, and then finished by the whole warp, as in sieve.cu.
+// rows at a time; lanes judge a pair each where rules come with the scan, and the whole warp finishes
+// what is left, as in sieve.cu.
 //
 // Arguments as in sieve.cu. Grid: (any, 1), MW_THREADS threads; active <= 8, 16, 32, 64.
 #include "order.cuh"
+#include "rules.cuh"
 #include "tensor.cuh"
 #include "warp.cuh"
 
@@ -31,10 +33,13 @@ struct alignas(8) FewListed {
     const i32 *active_a, int active, const i8 *high_qd, const i8 *low_qd, const i32 *low_norm_q, \
         const u64 *key_q, const i32 *group_q, const Entry *bound_q, const i8 *x_nd,              \
         const i32 *norm_n, const u64 *key_n, int width, i32 row0, int begin, int end,            \
-        const u32 *bits_gw, i64 words, Entry *found_qc, int capacity, u32 *count_q
+        const u32 *bits_gw, i64 words, Entry *found_qc, int capacity, u32 *count_q,              \
+        const Rule *rules, const i32 *rule_start_g, const u64 *pool, const u64 *column_c,        \
+        const i32 *rule_q, i32 rule_row
 #define MW_FEW_PASSED                                                                           \
     active_a, active, high_qd, low_qd, low_norm_q, key_q, group_q, bound_q, x_nd, norm_n, key_n, \
-        width, row0, begin, end, bits_gw, words, found_qc, capacity, count_q
+        width, row0, begin, end, bits_gw, words, found_qc, capacity, count_q, rules,            \
+        rule_start_g, pool, column_c, rule_q, rule_row
 
 MW_FN Piece piece_of(const i8* line, int byte, bool there) {
     Piece none = {{0u, 0u, 0u, 0u}};
@@ -114,20 +119,31 @@ MW_FN void few(MW_FEW_ARGUMENTS) {
             }
             __syncwarp();
             const int listed = (int)listed_s[warp];
-            for (int at = 0; at < listed; ++at) {
-                const FewListed pair = list_s[warp][at];
-                const int q = query_s[pair.where / 8];
-                const int m = strip + 8 * r + pair.where % 8;
-                const i32 second =
-                    low_norm_q[q] == 0
-                        ? 0
-                        : second_limb(low_qd + (i64)q * width, x_nd + (i64)m * width, width, lane);
-                if (lane != 0) continue;
-                const Entry entry =
-                    entry_of(points_of(pair.first, second), key_q[q], key_n[m], row0 + m);
-                if (!before(entry, bound_q[q])) continue;
-                const u32 slot = atomicAdd(count_q + q, 1u);
-                if (slot < (u32)capacity) found_qc[(i64)q * capacity + slot] = entry;
+            for (int from = 0; from < listed; from += 32) {
+                bool pass = from + lane < listed;
+                if (pass && rules != nullptr) {
+                    const int where = list_s[warp][from + lane].where;
+                    const int m = strip + 8 * r + where % 8;
+                    const i32 g = rule_q[query_s[where / 8]];
+                    pass = judge(rules, rule_start_g[g], rule_start_g[g + 1], pool, column_c,
+                                 (i64)rule_row + m, key_n + m) != MW_FAILS;
+                }
+                for (u32 left = __ballot_sync(MW_WARP, pass); left != 0u; left &= left - 1u) {
+                    const FewListed pair = list_s[warp][from + __ffs((int)left) - 1];
+                    const int q = query_s[pair.where / 8];
+                    const int m = strip + 8 * r + pair.where % 8;
+                    const i8* low_d = low_qd + (i64)q * width;
+                    const i32 second =
+                        low_norm_q[q] == 0
+                            ? 0
+                            : second_limb(low_d, x_nd + (i64)m * width, width, lane);
+                    if (lane != 0) continue;
+                    const Entry entry =
+                        entry_of(points_of(pair.first, second), key_q[q], key_n[m], row0 + m);
+                    if (!before(entry, bound_q[q])) continue;
+                    const u32 slot = atomicAdd(count_q + q, 1u);
+                    if (slot < (u32)capacity) found_qc[(i64)q * capacity + slot] = entry;
+                }
             }
             __syncwarp();
             if (lane == 0) listed_s[warp] = 0u;

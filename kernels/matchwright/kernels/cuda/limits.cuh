@@ -13,5 +13,6 @@
 #define MW_TILES_MAX 65535      // tiles of rows of one launch: blockIdx.y
 #define MW_STAGE 64             // bytes of each of them that are in shared memory at a time
 #define MW_GROUPS_MAX 65535     // rule sets of one launch: blockIdx.y
+#define MW_RULE_GROUPS 32       // rule sets that one block of rule_bits evaluates in turn
 #define MW_FEW_MAX 64           // queries that are few: each row is read once for all of them
 #define MW_FEW_ROWS 32          // rows that one warp of that kernel multiplies at a time

@@ -10,8 +10,10 @@
 
 #if defined(__CUDACC__)
 #define MW_FN __device__ __forceinline__
+#define MW_CALLED static __device__ __noinline__
 #else
 #define MW_FN static inline
+#define MW_CALLED static
 #endif
 
 typedef signed char i8;

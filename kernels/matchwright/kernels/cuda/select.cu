@@ -6,8 +6,6 @@
 // known to reach it. A bound never falls.
 //
 //   found_qc  Entry (Q, capacity), capacity >= k      count_q uint32 (Q,)
-//   kept_q    uint32 (Q,): of the entries in the buffer the first so many count, where rules have
-//             sorted some out; null where all do
 //   top_qk    Entry (Q, k), best first                have_q int32 (Q,), entries of top_qk in use
 //   bound_q   Entry (Q,)
 //
@@ -36,12 +34,11 @@ __device__ __forceinline__ void sort_best_first(Entry* entries, int size) {
 
 extern "C" __global__ void __launch_bounds__(MW_THREADS) select_best(
     const i32* active_a, int k, const Entry* found_qc, int capacity, const u32* count_q,
-    const u32* kept_q, Entry* top_qk, i32* have_q, Entry* bound_q) {
+    Entry* top_qk, i32* have_q, Entry* bound_q) {
     __shared__ Entry entries[MW_SORT_MAX];
     const int q = active_a[blockIdx.x];
     const bool overflow = count_q[q] > (u32)capacity;
-    const int held = overflow ? capacity : (int)count_q[q];
-    const int found = kept_q == nullptr ? held : (int)kept_q[q];
+    const int found = overflow ? capacity : (int)count_q[q];
     if (found == 0) return;
 
     int have = have_q[q];

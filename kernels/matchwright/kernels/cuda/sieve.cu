@@ -1,5 +1,5 @@
 // The sieve: first limbs on tensor cores, tested in registers. Nothing but what beats its query's
-// bound leaves the multiprocessor.
+// bound, and passes its query's rules, leaves the multiprocessor.
 //
 // A block of threads works on MW_TILE queries and MW_TILE rows; each of its 8 warps on 32 queries
 // and 64 rows. Bytes come in stages of MW_STAGE through shared memory, the next one on its way
@@ -13,19 +13,24 @@
 //
 // A sum is compared with the least one that reaches the bound beside the tile's largest norm. The
 // few that do, if they are eligible and their own norm lets them, are listed in shared memory, a
-// quarter of the queries at a time, so that the list always has room. Warps take them off the list
-// one by one: second limb, whole key, and what is above the bound is appended. count_q goes on
-// counting when the buffer is full: count_q[q] > capacity is an overflow, and the launcher goes on
-// from the bound that the first `capacity` of them give.
+// quarter of the queries at a time, so that the list always has room. Where rules come with the
+// scan, a lane judges its 16 rows of a query first, rule after rule, for as long as any is left: a
+// rule is read once for all of them. Warps take pairs off the list one by one: second limb, whole
+// key, and what is above the bound is appended. count_q goes on counting when the buffer is full:
+// count_q[q] > capacity is an overflow, and the launcher goes on from the bound that the first
+// `capacity` of them give.
 //
 //   high_qd, low_qd int8 (Q, width)   x_nd int8 (N, width); width is a multiple of MW_ALIGN
 //   bits_gw  uint32 (G, words)        bit 0 of word 0 is column 0; 0 beyond the last row
 //   found_qc Entry (Q, capacity)      count_q uint32 (Q,), zero at the start
+//   rules ..  rules.cuh; null: none   rule_q i32 (Q,): a query's group
+//   rule_row  the row of column 0 in the columns that rules read
 //
 // Columns begin..end - 1 are tested for the queries active_a; begin is a multiple of 32.
 // Grid: (ceil(active / MW_TILE), ceil((end - begin) / MW_TILE)), MW_THREADS threads. Blocks that
 // share rows are neighbours, so that the rows come from memory once.
 #include "order.cuh"
+#include "rules.cuh"
 #include "tensor.cuh"
 #include "warp.cuh"
 
@@ -44,6 +49,11 @@ MW_FN int place(int line, int piece) {
     return line * MW_STAGE + 16 * (piece ^ (line / 2 % MW_PIECES));
 }
 
+// The row, within a tile, of a lane's j-th sum of a query.
+MW_FN int column_of(int warp_row, int lane, int j) {
+    return warp_row + j / 2 * 8 + lane % 4 * 2 + j % 2;
+}
+
 // The least sum of a first limb that reaches the bound beside a norm: ceil((bound - slack) / 128).
 MW_FN i32 least_first(i32 bound_points, i32 low_norm, i32 norm) {
     const i64 least = -(((i64)low_norm * norm - bound_points) >> 7);
@@ -54,7 +64,9 @@ extern "C" __global__ void __launch_bounds__(MW_THREADS, 2) sieve(
     const i32* active_a, int active, const i8* high_qd, const i8* low_qd, const i32* low_norm_q,
     const u64* key_q, const i32* group_q, const Entry* bound_q, const i8* x_nd, const i32* norm_n,
     const u64* key_n, int width, i32 row0, int begin, int end, const u32* bits_gw, i64 words,
-    Entry* found_qc, int capacity, u32* count_q) {
+    Entry* found_qc, int capacity, u32* count_q,
+    const Rule* rules, const i32* rule_start_g, const u64* pool, const u64* column_c,
+    const i32* rule_q, i32 rule_row) {
     // Queries in stages 0 and 1, rows in 2 and 3; later the list of a quarter of the pairs.
     alignas(16) __shared__ i8 stage_s[4 * MW_TILE * MW_STAGE];
     __shared__ i32 query_s[MW_TILE], least_s[MW_TILE], norm_s[MW_THREADS / 32];
@@ -154,14 +166,33 @@ extern "C" __global__ void __launch_bounds__(MW_THREADS, 2) sieve(
             const i32 bound_points = bound_q[q].points;
             const i32 low_norm = low_norm_q[q];
             const u32* bits_w = bits_gw + group_q[q] * words;
+            u32 near = 0u;  // of the lane's 16 rows
 #pragma unroll
             for (int j = 0; j < 16; ++j) {
                 const i32 first = sum[i / 2][j / 2][i % 2 * 2 + j % 2];
-                const int column = warp_row + j / 2 * 8 + lane % 4 * 2 + j % 2;
-                const int n = column0 + column;
+                const int n = column0 + column_of(warp_row, lane, j);
                 if (first < least || n >= end || (bits_w[n / 32] >> n % 32 & 1u) == 0u) continue;
-                if (!may_reach(first, low_norm, norm_n[n], bound_points)) continue;
-                list[atomicAdd(&listed_s, 1u)] = {line * MW_TILE + column, first};
+                if (may_reach(first, low_norm, norm_n[n], bound_points)) near |= 1u << j;
+            }
+            if (rules != nullptr) {
+                const i32 g = rule_q[q];
+                for (i32 at = rule_start_g[g]; near != 0u && at < rule_start_g[g + 1]; ++at) {
+                    const Rule rule = rules[at];
+                    for (u32 left = near; left != 0u; left &= left - 1u) {
+                        const int j = __ffs((int)left) - 1;
+                        const int n = column0 + column_of(warp_row, lane, j);
+                        if (rule_outcome(rule, pool, column_c, (i64)rule_row + n, key_n + n) ==
+                            MW_FAILS)
+                            near &= ~(1u << j);
+                    }
+                }
+            }
+#pragma unroll
+            for (int j = 0; j < 16; ++j) {
+                if ((near >> j & 1u) == 0u) continue;
+                list[atomicAdd(&listed_s, 1u)] = {
+                    line * MW_TILE + column_of(warp_row, lane, j),
+                    sum[i / 2][j / 2][i % 2 * 2 + j % 2]};
             }
         }
         if (!__syncthreads_or(any)) continue;

@@ -1,7 +1,8 @@
 // Which eligible pairs of a tile beat their query's bound: exact points, appended per query.
 //
 // One warp tests 32 rows of one query at a time: eligibility bits, then the first limb (the tile),
-// then for the few that can still reach the bound the second limb, by the whole warp. Only pairs
+// then for the few that can still reach the bound the query's rules, where they come with the scan
+// (arguments as in sieve.cu), and the second limb, by the whole warp. Only pairs
 // whose whole key is above the bound are appended, in no particular order, with one atomicAdd per
 // warp. count_q goes on counting when the buffer is full: count_q[q] > capacity is an overflow,
 // and the launcher goes on from the bound that the first `capacity` of them give.
@@ -14,13 +15,16 @@
 // Columns begin..end - 1 are tested for the queries active_a; begin is a multiple of 32.
 // Grid: (any, active queries), MW_THREADS threads.
 #include "order.cuh"
+#include "rules.cuh"
 #include "warp.cuh"
 
 extern "C" __global__ void __launch_bounds__(MW_THREADS) threshold(
     const float* tile_qn, i64 tile_stride, int begin, int end, const i32* active_a,
     const i8* low_qd, const i32* low_norm_q, const u64* key_q, const i32* group_q,
     const Entry* bound_q, const i8* x_nd, const i32* norm_n, const u64* key_n, int width, i32 row0,
-    const u32* bits_gw, i64 words, Entry* found_qc, int capacity, u32* count_q) {
+    const u32* bits_gw, i64 words, Entry* found_qc, int capacity, u32* count_q,
+    const Rule* rules, const i32* rule_start_g, const u64* pool, const u64* column_c,
+    const i32* rule_q, i32 rule_row) {
     const int q = active_a[blockIdx.y];
     const int lane = threadIdx.x % 32;
     const int warps = blockDim.x / 32;
@@ -41,6 +45,9 @@ extern "C" __global__ void __launch_bounds__(MW_THREADS) threshold(
             first = (i32)tile_qn[q * tile_stride + n];
             pass = may_reach(first, low_norm, norm_n[n], bound.points);
         }
+        if (pass && rules != nullptr)
+            pass = judge(rules, rule_start_g[rule_q[q]], rule_start_g[rule_q[q] + 1], pool,
+                         column_c, (i64)rule_row + n, key_n + n) != MW_FAILS;
         i32 second = 0;
         u32 near = low_norm == 0 ? 0u : __ballot_sync(MW_WARP, pass);
         for (; near != 0u; near &= near - 1u) {
