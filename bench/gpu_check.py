@@ -1,28 +1,31 @@
-"""Kernel tests and the top-k bench on a machine with a GPU; one JSON record.
+"""Kernel tests and benches on a machine with a GPU; one JSON record.
 
-    make gpu-check        or        python bench/gpu_check.py [--full] [--rows 10000000] ...
+    make gpu-check        or        python bench/gpu_check.py [--budget-s 540] [--only named few]
 
 It needs NumPy, CuPy, pytest, grpcio and protobuf, and no installed copy of this project: the four
-source folders are put on the path. The record, ``proofs/gpu_check.json``, holds the device, the
-date, the commit, what the tests said, what compute-sanitizer said where it is on the path, and the
-bench's figures: big scans beside bare products, small batches beside one reading of the rows, a
-sweep of the pass rate, a rule set for each query, uploads, the planner's calibration. Exit codes: 0
-done, 5 there is no device (nothing is written), 6 a test failed or an answer was wrong.
+source folders are put on the path. What more it would need is said where it is missing (torch for a
+peer, polars and the other packages of the engine for the service, compute-sanitizer).
+
+One call ends within ``--budget-s``: sizes follow from it and from the memory that is there, what
+there is no time for is listed in ``left_out``, and the record, ``proofs/gpu_check.json``, is
+written anew after every part. Exit codes: 0 done, 5 there is no device (nothing is written), 6 a
+test failed, an answer was wrong or a part broke.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import importlib.util
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -34,17 +37,40 @@ FOLDERS = ("engine", "kernels", "protos", "clients")
 sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
 sys.path.append(str(ROOT / "bench"))
 
+import gpu_cells  # noqa: E402
 import gpu_sections  # noqa: E402
+import gpu_service  # noqa: E402
 import numpy as np  # noqa: E402
+from gpu_cells import Bench  # noqa: E402
+from gpu_problem import (  # noqa: E402
+    DEFAULT_D,
+    NAMED_K,
+    NAMED_QUERIES,
+    NAMED_ROWS,
+    Budget,
+    host_memory,
+    problem,
+    rows_that_fit,
+)
 
 from matchwright.kernels.compile import KERNELS, compiled  # noqa: E402
 from matchwright.kernels.cuda_device import CudaDevice  # noqa: E402
 from matchwright.kernels.cupy_ops import CupyOps, no_device_reason  # noqa: E402
-from matchwright.kernels.ops import Ops  # noqa: E402
-from matchwright.kernels.types import Bitmap, Corpus, Queries, Segment, TopK  # noqa: E402
+from matchwright.kernels.types import Corpus, Queries  # noqa: E402
 
-FORMAT = 1
+FORMAT = 2
 NO_DEVICE, WRONG = 5, 6
+_IMPORTED_PER_S = 4_000.0
+
+
+PARTS = (
+    *("named", "few", "calibration", "sweep", "rules", "tests", "cells", "estimate"),
+    *("service", "memory", "sanitizer"),
+)
+"""In the order in which they are done: what counts most comes first."""
+_NEEDS_S = {"tests": 60.0, "service": 60.0, "sanitizer": 120.0}
+"""Seconds below which a part is not begun; the other parts reckon by themselves."""
+_LARGE_QUERIES, _SMALLER_ROWS = 65_536, 1_000_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,43 +80,146 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reason is not None:
         print(f"gpu-check: {reason}; nothing was checked", file=sys.stderr)
         return NO_DEVICE
-    began = time.monotonic()
     ops = CupyOps(memory_bytes=options.memory_bytes)
-    tests = run_tests(options.full)
-    checked = {} if options.no_sanitizer else gpu_sections.sanitizer(ROOT, environment())
     library = CupyOps(memory_bytes=options.memory_bytes, device=CudaDevice(tensor=False))
-    bench = {} if options.no_bench else run_bench(ops, library, options)
-    held = tests["failed"] == 0 and tests["passed"] > 0 and bench.get("exact", True)
-    held = held and checked.get("clean") is not False
-    record = {
+    return check(ops, library, device_facts(ops), options)
+
+
+def check(ops: CupyOps, library: CupyOps, facts: dict[str, Any], options: Options) -> int:
+    """Every part that is asked for and that there is time for."""
+    budget = Budget(options.budget_s)
+    bench = Bench(ops, library, str(facts.get("device", "")), options.repeats, budget)
+    record: dict[str, Any] = {
         "format": FORMAT,
         "id": "gpu_check",
-        "held": held,
+        "held": False,
         **where(),
-        **device_facts(ops),
-        "tests": tests,
-        "sanitizer": checked,
-        "bench": bench,
-        "seconds": round(time.monotonic() - began, 1),
+        **facts,
+        "options": {name: str(value) for name, value in vars(options).items()},
+        "left_out": budget.left_out,
+        "parts_s": {},
+        "sections": {},
     }
+    work = parts(bench, options)
+    for name in PARTS:
+        if name in options.only and budget.allows(name, _NEEDS_S.get(name, 0.0)):
+            with budget.part(record["parts_s"], name):
+                record["sections"][name] = guarded(work[name])
+            print(f"gpu-check: {name}: {record['parts_s'][name]} s", file=sys.stderr)
+        write(record, options, budget)
+    print(json.dumps(record, indent=2))
+    return 0 if record["held"] else WRONG
+
+
+def write(record: dict[str, Any], options: Options, budget: Budget) -> None:
+    """The record as far as it has come: a machine that is taken away leaves that much."""
+    record["held"] = held(record["sections"])
+    record["seconds"] = round(options.budget_s - budget.left, 1)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-    print(json.dumps(record, indent=2))
-    return 0 if held else WRONG
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Kernel tests and the top-k bench on a GPU.")
+def guarded(work: Callable[[], Any]) -> Any:
+    """What a part found; how it broke, where it did: the other parts are still of use."""
+    try:
+        return work()
+    except Exception:
+        return {"broke": traceback.format_exc()[-4_000:], "exact": False}
+
+
+def held(sections: Mapping[str, Any]) -> bool:
+    """Whether tests passed, nothing broke, and every sampled answer was the reference's."""
+    return bool(sections) and all(_well(section) for section in sections.values())
+
+
+def _well(section: Any) -> bool:
+    if isinstance(section, list):
+        return all(map(_well, section))
+    if "failed" in section and "passed" in section:
+        return bool(section["failed"] == 0 and section["passed"] > 0)
+    return section.get("clean") is not False and bool(section.get("exact", True))
+
+
+def parts(bench: Bench, options: Options) -> dict[str, Callable[[], Any]]:
+    """What each part does."""
+    ops, budget = bench.ops, bench.budget
+    n = rows_that_fit(
+        options.rows,
+        DEFAULT_D,
+        device_bytes=ops.device.memory_free(),
+        host_bytes=host_memory(),
+        budget_s=options.budget_s,
+    )
+    q, k, repeats = options.queries, options.named_k, options.repeats
+
+    @functools.lru_cache(1)
+    def usual() -> tuple[Corpus, Queries]:
+        return problem(0, n, q, DEFAULT_D)
+
+    made: dict[str, Callable[[], Any]] = {
+        name: partial(lambda section: section(ops, *usual(), k, repeats), section)
+        for name, section in gpu_sections.SECTIONS.items()
+    }
+
+    def cells() -> list[dict[str, Any]]:
+        usual.cache_clear()
+        found = gpu_cells.cells(bench, n, [q], options.dimensions[0], options.k, 1)
+        for d in options.dimensions[1:]:
+            found += gpu_cells.cells(bench, n, [q], d, options.k, d)
+        smaller = min(n, _SMALLER_ROWS)
+        many = [q, max(q, options.large_queries)]
+        for d in options.dimensions:
+            found += gpu_cells.cells(bench, smaller, many, d, options.k, d + 7)
+        return found
+
+    made["named"] = lambda: gpu_cells.named(bench, n, q, DEFAULT_D, k)
+    made["cells"] = cells
+    made["tests"] = lambda: run_tests(options.full, budget.left / 3)
+    made["service"] = lambda: end_to_end(options, budget.left / 2)
+    made["sanitizer"] = lambda: gpu_sections.sanitizer(
+        ROOT, environment(), timeout_s=max(60.0, budget.left / 2)
+    )
+    return made
+
+
+def end_to_end(options: Options, seconds: float) -> dict[str, Any]:
+    """Calls to a server on a store that is given, or made."""
+    why = gpu_service.missing()
+    if why is not None:
+        return {"left_out": why}
+    with tempfile.TemporaryDirectory() as made:
+        folder = options.store or Path(made) / "store"
+        rows = options.service_rows or int(seconds * 0.5 * _IMPORTED_PER_S)
+        rows = max(2_000, min(rows, 1_000_000))
+        start = time.monotonic()
+        if not folder.exists():
+            gpu_service.make_store(folder, rows)
+        spent = time.monotonic() - start
+        each = options.load_s or max(1.0, min(15.0, (seconds - spent) / 8))
+        found = gpu_service.service(folder, options.service_device, environment(), each)
+    return {"freelancers": rows, "store_seconds": spent, **found}
+
+
+Options = argparse.Namespace
+
+
+def parse(argv: Sequence[str] | None) -> Options:
+    parser = argparse.ArgumentParser(description="Kernel tests and benches on a GPU.")
+    parser.add_argument("--budget-s", type=float, default=540.0, help="seconds in all, about")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts")
     parser.add_argument("--full", action="store_true", help="tests with full counts")
-    parser.add_argument("--no-bench", action="store_true", help="tests alone")
-    parser.add_argument("--no-sanitizer", action="store_true", help="without compute-sanitizer")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="N")
-    parser.add_argument("--queries", type=int, default=4_096, help="Q")
-    parser.add_argument("--dimensions", type=int, nargs="+", default=[256, 384], help="D")
-    parser.add_argument("-k", type=int, nargs="+", default=[10, 100, 500], help="K")
-    parser.add_argument("--groups", type=int, default=64, help="rule sets")
-    parser.add_argument("--repeats", type=int, default=5, help="of each measurement")
+    parser.add_argument("--rows", type=int, default=NAMED_ROWS, help="N, if memory and time allow")
+    parser.add_argument("--queries", type=int, default=NAMED_QUERIES, help="Q")
+    parser.add_argument("--large-queries", type=int, default=_LARGE_QUERIES, help="of other cells")
+    parser.add_argument("--dimensions", type=int, nargs="+", default=[384, 256], help="D of cells")
+    parser.add_argument("-k", type=int, nargs="+", default=[10, 100, 500], help="K of cells")
+    parser.add_argument("--named-k", type=int, default=NAMED_K, help="K of the other parts")
+    parser.add_argument("--repeats", type=int, default=3, help="of each measurement")
     parser.add_argument("--memory-bytes", type=int, default=1 << 30, help="temporary memory")
+    parser.add_argument("--store", type=Path, help="the service's store; made if it is not there")
+    parser.add_argument("--service-rows", type=int, help="freelancers of a store that is made")
+    parser.add_argument("--load-s", type=float, help="seconds of each load of the service")
+    parser.add_argument("--service-device", default="gpu", help="of the server")
     parser.add_argument("--out", type=Path, default=ROOT / "proofs" / "gpu_check.json")
     return parser.parse_args(argv)
 
@@ -141,7 +270,7 @@ def device_facts(ops: CupyOps) -> dict[str, Any]:
 # ── Tests ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def run_tests(full: bool) -> dict[str, Any]:
+def run_tests(full: bool, timeout_s: float = 900.0) -> dict[str, Any]:
     """Run the kernel tests that this machine's packages allow; counts and names of failures."""
     files, left_out = kernel_tests()
     variables = environment()
@@ -150,7 +279,12 @@ def run_tests(full: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *map(str, files)]
-        subprocess.run(command, cwd=ROOT, env=variables, stdout=sys.stderr, check=False)
+        try:
+            subprocess.run(
+                command, cwd=ROOT, env=variables, stdout=sys.stderr, check=False, timeout=timeout_s
+            )
+        except subprocess.TimeoutExpired:
+            return {"passed": 0, "failed": 0, "why": f"not done after {timeout_s:.0f} s"}
         cases = list(ET.parse(report).iter("testcase")) if report.exists() else []
     return {**judge(cases), "files": [path.name for path in files], "left_out": left_out}
 
@@ -206,177 +340,6 @@ def judge(cases: Sequence[ET.Element]) -> dict[str, Any]:
         "failures": failures,
         "skip_reasons": sorted(set(reasons.values())),
     }
-
-
-# ── Bench ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def run_bench(ops: CupyOps, library: CupyOps, options: argparse.Namespace) -> dict[str, Any]:
-    """Every shape and section; ``exact``: all sampled answers were the reference's."""
-    cells = [
-        cell
-        for d in options.dimensions
-        for cell in shape(ops, library, options.rows, options.queries, d, options)
-    ]
-    d, k = options.dimensions[0], options.k[len(options.k) // 2]
-    corpus, queries = problem(np.random.default_rng(d), options.rows, options.queries, d)
-    found = gpu_sections.sections(ops, corpus, queries, k, options.repeats)
-    return {
-        "note": "cells: rules are bitmaps from the host; r_bf16 and r_int8: bare product / ours",
-        "cells": cells,
-        "sections": found,
-        "exact": all(cell["exact"] for cell in cells) and gpu_sections.exact(found),
-    }
-
-
-def shape(
-    ops: CupyOps, library: CupyOps, n: int, q: int, d: int, options: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """One cell per k and filter, beside bare products, the simple path and CuPy's own."""
-    rng = np.random.default_rng(d)
-    corpus, queries = problem(rng, n, q, d)
-    ruled = with_rules(rng, queries, n, options.groups)
-    bare, refused = bare_products(corpus, queries)
-    ways: dict[str, Callable[[], Any]] = {**bare}
-    ways["matmul_argpartition"] = by_cupy(ops, corpus, queries, max(options.k))
-    for k in options.k:
-        ways[f"k={k}"] = partial(ops.topk, corpus, queries, k, count=False)
-        ways[f"k={k} rules"] = partial(ops.topk, corpus, ruled, k, count=False)
-        ways[f"k={k} library"] = partial(library.topk, corpus, queries, k, count=False)
-    seconds = interleaved(ways, options.repeats)
-    facts = {"n": n, "q": q, "d": d, "operations": 2 * n * q * d, "corpus_bytes": n * d}
-    return [
-        {
-            **facts,
-            "k": k,
-            "rules": rules,
-            "seconds": seconds[name],
-            "pairs_per_second": n * q / seconds[name],
-            "operations_per_second": 2 * n * q * d / seconds[name],
-            "product_seconds": {of: seconds[of] for of in bare},
-            "product_refused": refused,
-            **{f"r_{of}": seconds[of] / seconds[name] for of in bare},
-            "library_path_seconds": seconds[f"k={k} library"],
-            "matmul_argpartition_seconds": seconds["matmul_argpartition"],
-            "telemetry": telemetry(ways[name]()),
-            "exact": agrees(ops, corpus, some, k),
-        }
-        for k in options.k
-        for name, rules, some in ((f"k={k}", False, queries), (f"k={k} rules", True, ruled))
-    ]
-
-
-def problem(rng: np.random.Generator, n: int, q: int, d: int) -> tuple[Corpus, Queries]:
-    """Gaussian vectors on the two grids, random keys."""
-    x_nd = np.empty((n, d), np.int8)
-    for at in range(0, n, 65_536):
-        block = rng.standard_normal((min(65_536, n - at), d), np.float32)
-        x_nd[at : at + 65_536] = np.clip(np.rint(block * 32), -127, 127)
-    q_qd = np.clip(np.rint(rng.standard_normal((q, d)) * 4_000), -16_255, 16_255).astype(np.int16)
-    key = rng.permutation(n + q).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return Corpus(((Segment(x_nd, key[:n]), None),)), Queries(q_qd, key[n:])
-
-
-def with_rules(rng: np.random.Generator, queries: Queries, n: int, groups: int) -> Queries:
-    """The same queries under bitmaps of half the rows."""
-    bitmaps = [Bitmap(rng.random(n, np.float32) < 0.5) for _ in range(groups)]
-    group_q = rng.integers(0, groups, queries.q).astype(np.int32)
-    return Queries(queries.q_qd, queries.key_q, groups=bitmaps, group_q=group_q)
-
-
-PRODUCTS = {
-    "fp16": (np.float16, 2, np.float16, 2, np.float32, 68),
-    "bf16": (np.uint16, 14, np.uint16, 14, np.float32, 68),
-    "int8": (np.int8, 3, np.int32, 10, np.int32, 72),
-}
-"""Name -> input dtype and CUDA_R_*, output dtype and CUDA_R_*, scalar dtype, CUBLAS_COMPUTE_*."""
-
-
-def bare_products(
-    corpus: Corpus, queries: Queries
-) -> tuple[dict[str, Callable[[], None]], dict[str, str]]:
-    """cuBLAS products alone, in tiles of 32,768 rows; and which the library refused, and why."""
-    bare: dict[str, Callable[[], None]] = {}
-    refused: dict[str, str] = {}
-    for name in PRODUCTS:
-        run = bare_product(name, corpus.parts[0][0].x_nd, queries.q_qd >> 7)
-        try:
-            run()
-        except Exception as error:  # whatever this library and this chip say
-            refused[name] = str(error)
-        else:
-            bare[name] = run
-    return bare, refused
-
-
-def bare_product(name: str, x_nd: Any, high_qd: Any) -> Callable[[], None]:
-    """One product; its values do not matter to the chip's speed, so bf16 takes int8's bits."""
-    import cupy
-    from cupy_backends.cuda.libs import cublas  # type: ignore[import-untyped]
-
-    dtype, kind, out_dtype, out_kind, scalar, compute = PRODUCTS[name]
-    x, high = cupy.asarray(x_nd).astype(dtype), cupy.asarray(high_qd).astype(dtype)
-    (n, d), q, step = x.shape, high.shape[0], 32_768
-    out = cupy.empty((q, min(step, n)), out_dtype)
-    one, zero = np.ones(1, scalar), np.zeros(1, scalar)
-
-    def run() -> None:
-        for at in range(0, n, step):
-            rows = x[at : at + step]
-            cublas.gemmEx(
-                cupy.cuda.device.get_cublas_handle(),
-                *(cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, rows.shape[0], q, d, one.ctypes.data),
-                *(rows.data.ptr, kind, d, high.data.ptr, kind, d, zero.ctypes.data),
-                *(out.data.ptr, out_kind, out.shape[1], compute, -1),
-            )
-        cupy.cuda.Device().synchronize()
-
-    return run
-
-
-def by_cupy(ops: CupyOps, corpus: Corpus, queries: Queries, k: int) -> Callable[[], None]:
-    """CuPy's float32 product and argpartition, without rules, 64 queries at a time."""
-    import cupy
-
-    x = cupy.asarray(corpus.parts[0][0].x_nd).astype(cupy.float32)
-    q = cupy.asarray(queries.q_qd).astype(cupy.float32)
-    k = min(k, x.shape[0] - 1)
-
-    def run() -> None:
-        for at in range(0, q.shape[0], 64):
-            cupy.argpartition(-(q[at : at + 64] @ x.T), k, axis=1)[:, :k]
-        cupy.cuda.Device().synchronize()
-
-    return run
-
-
-def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, after one warm-up, the ways taking turns."""
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeats + 1):
-        for name, run in ways.items():
-            began = time.perf_counter()
-            run()
-            if turn:
-                taken[name].append(time.perf_counter() - began)
-    return {name: statistics.median(some) for name, some in taken.items()}
-
-
-def telemetry(result: TopK) -> dict[str, Any]:
-    return dict(result.telemetry)
-
-
-def agrees(ops: CupyOps, corpus: Corpus, queries: Queries, k: int) -> bool:
-    """Whether the first few queries get what the reference says."""
-    few = Queries(
-        q_qd=queries.q_qd[:3],
-        key_q=queries.key_q[:3],
-        groups=queries.groups,
-        group_q=None if queries.group_q is None else queries.group_q[:3],
-    )
-    got, expected = (one.topk(corpus, few, k) for one in (ops, Ops()))
-    names = ("row_qk", "points_qk", "returned_q", "eligible_q")
-    return all(np.array_equal(getattr(got, name), getattr(expected, name)) for name in names)
 
 
 if __name__ == "__main__":

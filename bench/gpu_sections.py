@@ -1,4 +1,5 @@
-"""What ``gpu_check.py`` measures beside the big scans: small batches, rules, memory, calibration.
+"""What ``gpu_check.py`` measures beside the big scans: small batches, rules, memory, calibration,
+and what a million jobs against a million freelancers would take.
 
 Every function takes a backend and sizes and gives plain values, so that a test can run it on the
 emulated device; ``exact`` says whether the sampled answers were the reference's.
@@ -6,9 +7,7 @@ emulated device; ``exact`` says whether the sampled answers were the reference's
 
 from __future__ import annotations
 
-import itertools
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -19,78 +18,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_cells import agrees, seconds
+from gpu_problem import VALUES, first, of_rate, own_rules
 
 from matchwright.kernels.cuda_search import device_costs
 from matchwright.kernels.cupy_ops import CupyOps
 from matchwright.kernels.device_planner import FORCED, DeviceLoad, measure, planned_seconds
 from matchwright.kernels.memory_plan import plan_memory
 from matchwright.kernels.ops import Ops
-from matchwright.kernels.types import Corpus, InRange, Queries, Rules, Segment, TopK
+from matchwright.kernels.types import Corpus, Queries, Segment
 
 FEW = (1, 8, 16, 32, 64)
 """Small batches; each of the last four has a kernel of its own."""
-VALUES = 1 << 20
-"""Values of the rule column; a range of them is a pass rate."""
 SANITIZED = ("test_cuda_rules.py", "test_cupy_ops.py", "test_device_memory.py")
 """Tests that run under compute-sanitizer, their cases on a device alone."""
-_COMPARED = ("row_qk", "points_qk", "returned_q")
+MILLION = 1_000_000
+_DEMAND = 18
+"""Freelancers for each job of the largest marketplace that is designed for."""
 
 
-def sections(
-    ops: CupyOps, corpus: Corpus, queries: Queries, k: int, repeats: int
-) -> dict[str, Any]:
-    """All of them, for one corpus."""
-    return {
-        "few": few(ops, corpus, queries, k, repeats),
-        "sweep": sweep(ops, corpus, queries, k, repeats),
-        "rules": rules_each(ops, corpus, queries, k, repeats),
-        "memory": memory(ops, corpus, repeats),
-        "calibration": calibration(ops, corpus),
-    }
-
-
-def with_column(corpus: Corpus, seed: int) -> Corpus:
-    """The same rows with a column ``value``, uniform in 0..VALUES - 1."""
-    generator = np.random.default_rng(seed)
-    parts = [
-        (
-            Segment(
-                one.x_nd, one.key_n, {"value": generator.integers(0, VALUES, one.n, dtype=np.int32)}
-            ),
-            alive,
-        )
-        for one, alive in corpus.parts
-    ]
-    return Corpus(tuple(parts))
-
-
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """The median of some runs, after one to warm up."""
-    work()
-    taken = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
-
-
-def agrees(ops: CupyOps, corpus: Corpus, queries: Queries, k: int, most: int = 3) -> bool:
-    """Whether some queries get the reference's answer."""
-    some = first(queries, most)
-    got, wanted = (one.topk(corpus, some, k, count=False) for one in (ops, Ops()))
-    return all(np.array_equal(getattr(got, n), getattr(wanted, n)) for n in _COMPARED)
-
-
-def first(queries: Queries, many: int) -> Queries:
-    """The first so many queries."""
-    group_q = queries.group_q
-    return Queries(
-        queries.q_qd[:many],
-        queries.key_q[:many],
-        queries.groups,
-        None if group_q is None else group_q[:many],
-    )
+Section = Callable[[CupyOps, Corpus, Queries, int, int], Any]
 
 
 # ── Small batches, beside one reading of the rows ─────────────────────────────────────────────
@@ -135,19 +82,15 @@ def read_once(ops: CupyOps, corpus: Corpus) -> None:
 # ── Rules ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def of_rate(rate: float, low: int = 0) -> Rules:
-    """A rule that lets this share of the rows pass."""
-    return (InRange("value", low, low + max(1, round(rate * VALUES)) - 1, "VALUE"),)
-
-
 def sweep(
     ops: CupyOps, corpus: Corpus, queries: Queries, k: int, repeats: int, groups: int = 64
 ) -> list[dict[str, Any]]:
-    """Pass rates 1, 1/4, ... for 64 rule sets, as planned and predicted; ``step`` from the last."""
-    ruled = with_column(corpus, 1)
+    """Pass rates 1, 1/2, ... for some rule sets, as planned and predicted, each beside the last."""
+    ruled = corpus
     group_q = (np.arange(queries.q) % groups).astype(np.int32)
     d, before, found = queries.q_qd.shape[1], None, []
-    for power in range(0, 21, 2):
+    plain = seconds(partial(ops.topk, corpus, queries, k, count=False), repeats)
+    for power in range(21):
         rate = 2.0**-power
         sets = [of_rate(rate, low % (VALUES // 2)) for low in range(groups)]
         asked = Queries(queries.q_qd, queries.key_q, sets, group_q)
@@ -160,6 +103,7 @@ def sweep(
                 "seconds": took,
                 "predicted": planned_seconds(costs, loads, ruled.n, k, d, count=False),
                 "step": 1.0 if before is None else took / before,
+                "of_unfiltered": took / plain,
                 "rules": str(ops.topk(ruled, first(asked, 64), k, count=False).telemetry["rules"]),
                 "exact": agrees(ops, ruled, asked, k),
             }
@@ -172,7 +116,7 @@ def rules_each(
     ops: CupyOps, corpus: Corpus, queries: Queries, k: int, repeats: int
 ) -> list[dict[str, Any]]:
     """A different rule set for each query, asked in every way and as planned."""
-    ruled, found, before = with_column(corpus, 2), [], ops.device_costs
+    ruled, found, before = corpus, [], ops.device_costs
     for rate in (0.5, 0.05, 0.001):
         sets = [of_rate(rate, low) for low in range(queries.q)]
         asked = Queries(queries.q_qd, queries.key_q, sets, np.arange(queries.q, dtype=np.int32))
@@ -195,7 +139,7 @@ def rules_each(
 # ── Memory and calibration ────────────────────────────────────────────────────────────────────
 
 
-def memory(ops: CupyOps, corpus: Corpus, repeats: int) -> dict[str, Any]:
+def memory(ops: CupyOps, corpus: Corpus, queries: Queries, k: int, repeats: int) -> dict[str, Any]:
     """What the plan says, what is taken, how fast rows are uploaded alone and beside a scan."""
     plan = plan_memory(
         {"rows": corpus},
@@ -223,7 +167,9 @@ def memory(ops: CupyOps, corpus: Corpus, repeats: int) -> dict[str, Any]:
     }
 
 
-def calibration(ops: CupyOps, corpus: Corpus) -> dict[str, Any]:
+def calibration(
+    ops: CupyOps, corpus: Corpus, queries: Queries, k: int, repeats: int
+) -> dict[str, Any]:
     """The planner's constants, and how long they took."""
     d = corpus.parts[0][0].x_nd.shape[1]
     start = time.perf_counter()
@@ -231,16 +177,46 @@ def calibration(ops: CupyOps, corpus: Corpus) -> dict[str, Any]:
     return {"costs": asdict(costs), "seconds": time.perf_counter() - start, "exact": True}
 
 
-def exact(found: Mapping[str, Any]) -> bool:
-    """Whether every sampled answer was the reference's."""
-    cells = itertools.chain.from_iterable(
-        one if isinstance(one, list) else [one] for one in found.values()
-    )
-    return all(cell["exact"] for cell in cells)
+# ── A million jobs, a million freelancers ─────────────────────────────────────────────────────
 
 
-def telemetry(result: TopK) -> dict[str, Any]:
-    return dict(result.telemetry)
+def estimate(
+    ops: CupyOps, corpus: Corpus, queries: Queries, k: int, repeats: int
+) -> dict[str, Any]:
+    """Seconds of the device for a million jobs against a million freelancers, and against 18.
+
+    One block of jobs is measured against as many of the rows as there are, up to a million, a rule
+    set for each; blocks follow one another and rows are read once by each, so that the rest is a
+    product. It leaves out the store and Parquet: ``bench/bench_run.py`` measures those.
+    """
+    segment, alive = corpus.parts[0]
+    n = min(segment.n, MILLION)
+    scalars = {name: column[:n] for name, column in segment.scalars.items()}
+    rows = Corpus(((Segment(segment.x_nd[:n], segment.key_n[:n], scalars), alive),))
+    ruled = own_rules(3, queries)
+    took = seconds(partial(ops.topk, rows, ruled, k, count=False), repeats)
+    whole = took * (MILLION / queries.q) * (MILLION / n)
+    return {
+        "measured": {"n": n, "q": queries.q, "seconds": took},
+        "million_by_million_seconds": whole,
+        "million_by_18_million_seconds": whole * _DEMAND,
+        "exact": agrees(ops, rows, ruled, k),
+    }
+
+
+SECTIONS: Mapping[str, Section] = {
+    "few": few,
+    "sweep": sweep,
+    "rules": rules_each,
+    "memory": memory,
+    "calibration": calibration,
+    "estimate": estimate,
+}
+
+
+def exact(found: Any) -> bool:
+    """Whether every sampled answer in a section was the reference's."""
+    return all(cell["exact"] for cell in (found if isinstance(found, list) else [found]))
 
 
 # ── compute-sanitizer ─────────────────────────────────────────────────────────────────────────

@@ -296,7 +296,7 @@ class KernelDevice:
 
     def download(self, array: Array) -> NDArray[Any]:
         """A copy on the host; waits for the device."""
-        return np.asarray(array)
+        return np.array(array)
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         return self.xp.empty(shape, dtype=dtype)
