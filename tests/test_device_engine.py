@@ -19,6 +19,8 @@ from matchwright.clients import Client
 from matchwright.engine import device as engine_device
 from matchwright.engine import synthetic
 from matchwright.engine.cli import main
+from matchwright.engine.cli._run import ExecutorOption, How
+from matchwright.engine.cli._source import Device
 from matchwright.engine.config import ServerConfig
 from matchwright.engine.device import LoadedEpochs, loaded_epochs, make_ready, open_ops
 from matchwright.engine.errors import DependencyUnavailable, VerificationFailed
@@ -157,6 +159,45 @@ def test_run_plan_tells_the_memory(run, gpu, folder, tmp_path):
     assert memory["needed_bytes"] == sum(
         one["x"] + one["norms"] + one["keys"] + one["alive"] for one in memory["segments"]
     )
+
+
+def run_of(output, run, where):
+    """The id of a run that was begun and not ended."""
+    code, _, err = run("run", "start", *where, "-k", "6", "--no-report", "--finish-by", "0s")
+    assert code == 75, err
+    unfinished = [one.parent for one in output.glob("*/plan.json")]
+    return next(one.name for one in unfinished if not (one / "run.json").exists())
+
+
+def test_a_run_s_device_memory_is_bounded(run, gpu, folder, tmp_path, monkeypatch):
+    """plan, start and resume take the bound; what does not fit it is refused before it begins."""
+    device = gpu(NumpyDevice(tensor=True))
+    limits = []
+    monkeypatch.setattr(device, "limit_memory", limits.append, raising=False)
+    where = ("--store", folder, "-o", tmp_path, "--as-of", "2026-01-01", "--device", "gpu")
+    bound = ("--device-memory-mb", "300")
+    code, out, _ = run("run", "plan", *where, *bound, "--format", "json")
+    assert code == 0
+    assert json.loads(out)["device_memory"]["budget_bytes"] == 44 << 20
+    code, out, err = run("run", "start", *where, *bound, "--no-report", "--format", "json")
+    assert code == 0, err
+    assert limits == [300 << 20] * 2
+    again = ("resume", run_of(tmp_path, run, where), "--store", folder, "-o", tmp_path)
+    for command in (("start", *where, "-k", "7"), ("plan", *where), (*again, "--device", "gpu")):
+        code, _, err = run("run", *command, "--device-memory-mb", "256")
+        assert code == 5
+        assert "device_memory_bytes is 256.0 MiB" in err
+
+
+def test_a_resume_is_told_the_same_bound():
+    how = How(Device.GPU, ExecutorOption.RAY, 4, None, shards=2, device_memory_mb=300)
+    assert " ".join(how.arguments()) == (
+        "--device gpu --device-memory-mb 300 --executor ray --workers 4 --shards 2"
+    )
+    assert how.device_memory_bytes == 300 << 20
+    plain = How(Device.AUTO, ExecutorOption.LOCAL, None, None)
+    assert plain.arguments() == []
+    assert plain.device_memory_bytes is None
 
 
 def test_doctor_tells_every_array(run, gpu, folder):

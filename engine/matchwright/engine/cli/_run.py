@@ -131,6 +131,7 @@ class How:
     ray_store: str | None = None
     shards: int | None = None
     served: _run_models.Served = _run_models.NOBODY
+    device_memory_mb: int | None = None
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -154,21 +155,23 @@ class How:
         if self.ray_address is None:  # else the devices are the nodes'
             _source.need_device(self.device)
 
+    @property
+    def device_memory_bytes(self) -> int | None:
+        return None if self.device_memory_mb is None else self.device_memory_mb << 20
+
     def arguments(self) -> list[str]:
         """The options that a resume needs again."""
-        words: list[str] = []
-        if self.device is not _source.Device.AUTO:
-            words += ["--device", self.device.value]
-        if self.executor is not ExecutorOption.LOCAL:
-            words += ["--executor", self.executor.value]
-        if self.workers is not None:
-            words += ["--workers", str(self.workers)]
-        if self.shards is not None:
-            words += ["--shards", str(self.shards)]
-        if self.ray_address is not None:
-            words += ["--ray-address", self.ray_address]
-        if self.ray_store is not None:
-            words += ["--ray-store", self.ray_store]
+        auto, local = self.device is _source.Device.AUTO, self.executor is ExecutorOption.LOCAL
+        given = {
+            "--device": None if auto else self.device.value,
+            "--device-memory-mb": self.device_memory_mb,
+            "--executor": None if local else self.executor.value,
+            "--workers": self.workers,
+            "--shards": self.shards,
+            "--ray-address": self.ray_address,
+            "--ray-store": self.ray_store,
+        }
+        words = [w for name, v in given.items() if v is not None for w in (name, str(v))]
         return words + self.served.arguments()
 
     def deadline(self, warn: Callable[[str], None]) -> Deadline | None:
@@ -216,7 +219,8 @@ def kernels_of(plan: Plan, how: How, tell: Tell = say) -> tuple[Ops, int]:
     from matchwright.engine.runs.processes import processes_for
     from matchwright.kernels.ops import get_ops
 
-    ops = open_ops(how.device.value, threads=how.workers, say=tell)
+    memory = how.device_memory_bytes
+    ops = open_ops(how.device.value, threads=how.workers, device_memory_bytes=memory, say=tell)
     if plan.options.base is not None or ops.name == "cupy":  # one process owns the device
         return ops, 1
     processes = processes_for(plan, ops.threads)
@@ -243,6 +247,7 @@ def _ray(plan: Plan, snapshot: Snapshot, store: Path, how: How, tell: Tell) -> E
         workers=how.workers,
         shards=how.shards,
         device=how.device.value,
+        device_memory_bytes=how.device_memory_bytes,
         address=how.ray_address,
         store_on_nodes=how.ray_store,
         say=tell,

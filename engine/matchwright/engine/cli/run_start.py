@@ -176,6 +176,7 @@ def plan(
     block: BlockOption = None,
     changed_since: ChangedOption = None,
     device: _source.DeviceOption = _source.Device.AUTO,
+    device_memory_mb: _source.DeviceMemoryOption = None,
     executor: _run.ExecutorOpt = _run.ExecutorOption.LOCAL,
     workers: _run.WorkersOption = None,
     shards: _run.ShardsOption = None,
@@ -192,7 +193,7 @@ def plan(
         contributions, count, slack, block, changed_since, rerank, allow_degraded,
     )  # fmt: skip
     served = _run_models.Served(models, triton, triton_ca)
-    how = _run.How(device, executor, workers, None, shards=shards, served=served)
+    how = _run.How(device, executor, workers, None, None, None, shards, served, device_memory_mb)
     how.check()
     with _planned(asked, served) as ready:
         _run.write(_plan_view(ready, how), format_)
@@ -216,6 +217,7 @@ def start(
     block: BlockOption = None,
     changed_since: ChangedOption = None,
     device: _source.DeviceOption = _source.Device.AUTO,
+    device_memory_mb: _source.DeviceMemoryOption = None,
     executor: _run.ExecutorOpt = _run.ExecutorOption.LOCAL,
     workers: _run.WorkersOption = None,
     finish_by: _run.FinishByOption = None,
@@ -238,7 +240,10 @@ def start(
         contributions, count, slack, block, changed_since, rerank, allow_degraded,
     )  # fmt: skip
     served = _run_models.Served(models, triton, triton_ca, shared_memory, wait)
-    how = _run.How(device, executor, workers, finish_by, ray_address, ray_store, shards, served)
+    how = _run.How(
+        device, executor, workers, finish_by, ray_address, ray_store, shards, served,
+        device_memory_mb,
+    )  # fmt: skip
     how.check()
     with _planned(asked, served) as ready:
         return _go(ready, how, format_, report)
@@ -249,6 +254,7 @@ def resume(
     store: _source.StoreOrNone = None,
     output: _run.TargetOption = None,
     device: _source.DeviceOption = _source.Device.AUTO,
+    device_memory_mb: _source.DeviceMemoryOption = None,
     executor: _run.ExecutorOpt = _run.ExecutorOption.LOCAL,
     workers: _run.WorkersOption = None,
     finish_by: _run.FinishByOption = None,
@@ -267,7 +273,10 @@ def resume(
     from matchwright.engine.runs.folder import find_run
 
     served = _run_models.Served(models, triton, triton_ca, shared_memory, wait)
-    how = _run.How(device, executor, workers, finish_by, ray_address, ray_store, shards, served)
+    how = _run.How(
+        device, executor, workers, finish_by, ray_address, ray_store, shards, served,
+        device_memory_mb,
+    )  # fmt: skip
     how.check()
     where = str(store / "runs") if output is None and store is not None else output
     folder = find_run(run, where)

@@ -74,6 +74,7 @@ class RayExecutor:
         address: of a Ray cluster; None starts actors on this machine, and ends them afterwards.
         store_on_nodes: the store's folder on the nodes, where that is another path: a pulled copy.
         memory_bytes: budget of temporary memory of each actor.
+        device_memory_bytes: most memory of a GPU of each actor; None takes what is free.
         say: told when an actor is lost.
 
     Raises:
@@ -93,6 +94,7 @@ class RayExecutor:
         address: str | None = None,
         store_on_nodes: str | None = None,
         memory_bytes: int = 256 << 20,
+        device_memory_bytes: int | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         if importlib.util.find_spec("ray") is None:
@@ -118,6 +120,7 @@ class RayExecutor:
             device=device,
             threads=threads,
             memory_bytes=memory_bytes,
+            device_memory_bytes=device_memory_bytes,
             remote=address is not None,
             say=say,
         )
@@ -195,7 +198,8 @@ class _Actors:
     """The actors, team by team, started again when they are lost.
 
     Attributes:
-        store, plan, shards, device, threads, memory_bytes: what an actor is made with.
+        store, plan, shards, device, threads, memory_bytes, device_memory_bytes: what an actor is
+            made with.
         remote: the actors are on a cluster, whose resources they claim.
         say: told of losses.
         facts: what each one said when it was ready.
@@ -209,6 +213,7 @@ class _Actors:
     device: str
     threads: int
     memory_bytes: int
+    device_memory_bytes: int | None
     remote: bool
     say: Callable[[str], None]
     facts: list[dict[str, Any]] = field(default_factory=list)
@@ -303,7 +308,7 @@ class _Actors:
         threads = self.threads or None
         self._handles[number] = made.remote(
             self.store, self.plan.to_json(), number % self.shards, self.shards, self.device,
-            threads, self.memory_bytes,
+            threads, self.memory_bytes, self.device_memory_bytes,
         )  # fmt: skip
         self._starts[number] += 1
 

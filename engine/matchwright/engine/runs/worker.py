@@ -34,7 +34,7 @@ class Shard:
         store: the store's folder on this node, or a copy of it that was pulled there.
         plan: ``plan.json``.
         number, of: which shard.
-        device, threads, memory_bytes: as ``get_ops`` takes them.
+        device, threads, memory_bytes, device_memory_bytes: as ``get_ops`` takes them.
     """
 
     def __init__(
@@ -46,10 +46,11 @@ class Shard:
         device: str,
         threads: int,
         memory_bytes: int,
+        device_memory_bytes: int | None = None,
     ) -> None:
         self._store, self._number, self._of = store, number, of
         self._plan = Plan.from_json(plan)
-        self._ops = (device, threads, memory_bytes)
+        self._ops = (device, threads, memory_bytes, device_memory_bytes)
         self._corpora: dict[Kind, Corpus] = {}
         self._questions: Questions | None = None
         self._device, self._asking = threading.Lock(), threading.Lock()
@@ -63,8 +64,13 @@ class Shard:
         """
         from matchwright.engine.store import Store
 
-        device, threads, memory_bytes = self._ops
-        self.ops = open_ops(device, threads=threads, memory_bytes=memory_bytes)
+        device, threads, memory_bytes, device_memory_bytes = self._ops
+        self.ops = open_ops(
+            device,
+            threads=threads,
+            memory_bytes=memory_bytes,
+            device_memory_bytes=device_memory_bytes,
+        )
         self._opened = Store.open(Path(self._store))  # for as long as the actor lives
         self._snapshot: Snapshot = self._opened.snapshot(epoch=self._plan.epoch_number)
         if str(self._snapshot.epoch) != self._plan.epoch:
