@@ -45,7 +45,7 @@ def test_embed_without_a_server_ends_with_five_and_says_how_to_go_on(shop, repo,
 
 
 def test_the_command_line_with_a_server(shop, repo, client, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("matchwright.engine.models.opened._triton", lambda config: client)
+    monkeypatch.setattr("matchwright.engine.models.opened._triton", lambda config, watch: client)
     argv = ("--models", repo, "--triton", "127.0.0.1:1")
     code, out, err = cli(capsys, "embed", "--store", shop, *argv, "--format", "json")
     assert code == 0, err

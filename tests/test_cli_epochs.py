@@ -121,7 +121,7 @@ def test_compaction_needs_the_lock_and_says_who_has_it(run, shop):
     command = [sys.executable, "-c", code, str(shop)]
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as holder:
         assert holder.stdout.readline() == "open\n"
-        code, _, err = run("store", "compact", "--store", shop)
+        code, _, err = run("store", "compact", "--store", shop, "--wait", 0)
         holder.communicate("")
     assert code == 75
     assert f"process {holder.pid} is writing" in err

@@ -316,6 +316,6 @@ def test_store_refit(run, tmp_path):
 def test_a_second_writer_is_told_to_wait(run, tmp_path):
     folder = tmp_path / "busy"
     with Store.open(folder, mode="w", create=True):
-        code, _, err = run("store", "refit", "--store", folder)
+        code, _, err = run("store", "refit", "--store", folder, "--wait", 0)
     assert code == 75
     assert err

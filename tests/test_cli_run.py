@@ -74,7 +74,8 @@ def test_plan_start_and_start_again(call, shop, tmp_path):
     summary = json.loads(out)
     assert (code, summary["run_id"]) == (0, plan["run_id"])
     assert summary["url"] == plan["url"] == str(tmp_path / plan["run_id"])
-    told = events(err)
+    note, *told = events(err)
+    assert (note["event"], note["text"][:8]) == ("note", "device: ")
     assert [event["event"] for event in told[:2]] == ["start", "unit"]
     assert told[0]["asking"] == {kind: plan["counts"][kind] for kind in ("job", "freelancer")}
     assert told[-2]["done"] == told[0]["of"]

@@ -50,7 +50,7 @@ def server(monkeypatch, repo):
     """The served model, as a stand-in; ``server.mode`` makes it fail."""
     served = FakeServer(Trees.load(repo / "ranker" / "1"))
     served.close = lambda: None
-    monkeypatch.setattr(opened, "_triton", lambda config: served)
+    monkeypatch.setattr(opened, "_triton", lambda config, watch: served)
     return served
 
 
