@@ -308,3 +308,26 @@ def test_where_there_is_no_server_it_is_said_how_to_get_one(tmp_path, monkeypatc
     (tmp_path / "tritonserver").chmod(0o755)
     assert find_tritonserver().binary == tmp_path / "tritonserver"
     assert ModelRef("a", 1) < ModelRef("a", 2)
+
+
+@pytest.mark.parametrize(
+    ("told", "port", "starts"),
+    [
+        ("terminate called after boost::interprocess::lock_exception", None, 3),
+        ("terminate called after boost::interprocess::lock_exception", 5, 3),
+        ("Address already in use", None, 3),
+        ("Address already in use", 5, 1),
+        ("failed to load all models", None, 1),
+    ],
+)
+def test_only_what_may_pass_is_started_again(tmp_path, monkeypatch, told, port, starts):
+    tried = []
+
+    def wait(self, port, until):
+        raise DependencyUnavailable(f"the Triton server ended: {told}")
+
+    monkeypatch.setattr(LocalServer, "_launch", lambda self, port: tried.append(port))
+    monkeypatch.setattr(LocalServer, "_wait", wait)
+    with pytest.raises(DependencyUnavailable, match="ended"):
+        LocalServer(repository=tmp_path, models=[], port=port).start()
+    assert len(tried) == starts
