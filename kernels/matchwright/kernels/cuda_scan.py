@@ -288,8 +288,12 @@ class Scan:
         gate: Gate,
     ) -> bool:
         """Scan again what overflowed, the last range first; whether anything did."""
+        count_rq = count_rq[: len(asked)]  # of those who did not ask: 0
+        if count_rq.max(initial=0) <= self.sizes.capacity:
+            self.tally.found += int(count_rq.sum())
+            return False
         again = []
-        for one, count_q in zip(asked, count_rq, strict=False):
+        for one, count_q in zip(asked, count_rq, strict=True):
             over = self._over(count_q[one.active], one.active)
             if over.size:
                 again.append(replace(one, active=over))
@@ -297,7 +301,7 @@ class Scan:
             bits = gate.again(one.part, one.begin, one.end)
             tile = self._tile(board, segments[one.part], one, bits, gate)
             self._halve(board.at(0), tile, one.active)
-        return bool(again)
+        return True
 
     def _over(self, count: UInt32, active: Int32) -> Int32:
         over = active[count > self.sizes.capacity]
@@ -345,7 +349,7 @@ class Board:
 
     def at(self, number: int) -> QueryBlock:
         """The block with the counters of a range."""
-        return replace(self.block, count_q=self.count_rq[number])
+        return self.block.counting(self.count_rq[number])
 
     def read(self) -> tuple[Int32, Int32, UInt32]:
         """(top_qk4, have_q, count_rq) on the host; waits for the device."""

@@ -132,14 +132,14 @@ class DeviceSearch:
 
     def _ways(self, gate: RuleBits, queries_g: NDArray[np.intp]) -> list[Way]:
         """How each group is asked, from what a sample says of its pass rate."""
-        program, seen = gate.program.program, 1
-        share_g = np.ones(len(program.groups))
-        if program.rule_m8.size:  # where nobody has rules nobody need be asked
-            seen = sum(end - begin for _, begin, end in sample_spans(self.corpus))
-            for part, segment in enumerate(self.segments):
-                if segment.n:
-                    gate.sample(part, SAMPLE_ROWS // WORD, sample_step(self.corpus.n) // WORD)
-            share_g = rates(gate.counts()[0], seen)
+        program = gate.program.program
+        if not program.rule_m8.size and self.ops.device_costs is None:  # nothing to choose from
+            return ["bits" if self.count else "survivors"] * len(program.groups)
+        seen = sum(end - begin for _, begin, end in sample_spans(self.corpus))
+        for part, segment in enumerate(self.segments):
+            if segment.n:
+                gate.sample(part, SAMPLE_ROWS // WORD, sample_step(self.corpus.n) // WORD)
+        share_g = rates(gate.counts()[0], seen)
         loads = [
             DeviceLoad(int(queries), len(group), float(share))
             for queries, group, share in zip(queries_g, program.groups, share_g, strict=True)

@@ -108,6 +108,13 @@ class QueryBlock:
     found_qc4: Array
     count_q: Array
 
+    def counting(self, count_q: Array) -> QueryBlock:
+        """The same block with other counters; ``replace`` takes three times as long."""
+        return QueryBlock(
+            *(self.high_qd, self.low_qd, self.low_norm_q, self.key_q, self.group_q),
+            *(self.bound_q4, self.top_qk4, self.have_q, self.found_qc4, count_q),
+        )
+
     @property
     def k(self) -> int:
         return int(self.top_qk4.shape[1])
