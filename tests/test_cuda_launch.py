@@ -47,6 +47,18 @@ def test_sizes_fit_their_budget(queries, rows, k, tensor):
             assert sizes.capacity >= k
 
 
+def test_many_queries_stay_together():
+    """Every block reads all rows once more: columns are given up before queries are."""
+    for width, budget, queries in ((384, 1 << 30, 4_096), (256, 256 << 20, 1_024)):
+        sizes = fit(4_096, 10_000_000, width, 100, budget, tensor=True)
+        assert sizes is not None
+        assert sizes.queries == queries
+        assert sizes.columns >= 1 << 20
+    few = fit(64, 10_000_000, 384, 100, 256 << 20, tensor=True)
+    assert few is not None
+    assert (few.queries, few.columns) == (64, 10_000_000)
+
+
 @pytest.mark.parametrize("tensor", [False, True])
 def test_temporary_arrays_stay_within_the_budget(tensor):
     class Counting(NumpyDevice):

@@ -124,15 +124,27 @@ def _fewer_queries(down_to: int) -> Callable[[Sizes, Sizes], Sizes]:
     return smaller
 
 
-def _fewer_columns(sizes: Sizes, least: Sizes) -> Sizes:
-    return replace(sizes, columns=max(_whole_words(sizes.columns // 2), least.columns))
+def _fewer_columns(down_to: int) -> Callable[[Sizes, Sizes], Sizes]:
+    def smaller(sizes: Sizes, least: Sizes) -> Sizes:
+        half = _whole_words(sizes.columns // 2)
+        return replace(sizes, columns=max(half, min(down_to, sizes.columns), least.columns))
+
+    return smaller
 
 
 def _less_capacity(sizes: Sizes, least: Sizes) -> Sizes:
     return replace(sizes, capacity=max(_whole_words(sizes.capacity // 2), least.capacity))
 
 
-_SHRINK = (_fewer_queries(256), _fewer_columns, _less_capacity, _fewer_queries(1))
+_SHRINK = (
+    _fewer_columns(1 << 20),  # 128 KiB of bits for each query; a further range costs some 15 us
+    _fewer_queries(1_024),  # four readings of the rows for 4,096: still less than the products
+    _fewer_columns(1 << 18),
+    _fewer_queries(256),
+    _fewer_columns(WORD),
+    _less_capacity,
+    _fewer_queries(1),
+)
 
 
 @dataclass(slots=True)

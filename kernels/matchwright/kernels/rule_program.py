@@ -7,6 +7,7 @@ segment's columns lie is said by a table of addresses.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,7 +96,7 @@ def compile_program(groups: Sequence[Rules]) -> Program:
     for group in groups:
         for predicate in group:
             writer.write(predicate)
-        start.append(len(writer.rule))
+        start.append(len(writer.rule) // len(FIELDS))
     return Program(
         groups=tuple(groups),
         rule_m8=np.array(writer.rule, np.int32).reshape(-1, len(FIELDS)),
@@ -108,7 +109,7 @@ def compile_program(groups: Sequence[Rules]) -> Program:
 
 @dataclass(slots=True)
 class _Writer:
-    rule: list[list[int]] = field(default_factory=list)
+    rule: array[int] = field(default_factory=lambda: array("i"))
     pool: list[int] = field(default_factory=list)
     slots: list[Slot] = field(default_factory=list)
     needed: set[Slot] = field(default_factory=set)
@@ -120,25 +121,28 @@ class _Writer:
         flags = _UNKNOWN_PASSES if getattr(p, "unknown_passes", False) else 0
         if isinstance(p, InRange):  # most rules are: nothing is done that they do not need
             low, high = _within(p.low, p.high)
-            self.rule.append([kind, flags, self._column("scalar", p.column), low, high, 0, 0, 0])
+            self.rule.extend((kind, flags, self._column("scalar", p.column), low, high, 0, 0, 0))
             return
-        flags |= _NEGATE * bool(getattr(p, "negate", False))
-        fields = {**dict.fromkeys(FIELDS, 0), "kind": kind, "flags": flags}
+        if getattr(p, "negate", False):
+            flags |= _NEGATE
         if isinstance(p, HoursOverlap):
+            fields = {**dict.fromkeys(FIELDS, 0), "kind": kind, "flags": flags}
             self._hours(p, fields)
-        else:
-            values: Iterable[int] = p.keys if isinstance(p, KeyIn) else p.values
-            if not isinstance(p, KeyIn):
-                of = "scalar" if isinstance(p, OneOf) else "set"
-                fields["column"] = self._column(of, p.column)
-            fields["from"], fields["many"] = self._values(values)
-        self.rule.append([fields[name] for name in FIELDS])
+            self.rule.extend([fields[name] for name in FIELDS])
+            return
+        if isinstance(p, KeyIn):
+            at, many = self._values(p.keys)
+            self.rule.extend((kind, flags, 0, 0, 0, at, many, 0))
+            return
+        column = self._column("scalar" if isinstance(p, OneOf) else "set", p.column)
+        at, many = self._values(p.values)
+        self.rule.extend((kind, flags, column, 0, 0, at, many, 0))
 
     def _column(self, kind: str, name: str) -> int:
         slot = (kind, name)
-        if slot not in self.needed or slot not in self.at:
+        if slot not in self.at:
             self.needed.add(slot)
-            self.at.setdefault(slot, self._slot(slot))
+            self.at[slot] = self._slot(slot)
         return self.at[slot]
 
     def _slot(self, slot: Slot) -> int:
