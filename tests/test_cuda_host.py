@@ -16,7 +16,6 @@ import pytest
 
 from matchwright.kernels import order
 from matchwright.kernels.compile import CUDA_DIR, KERNELS, STEMS, limit
-from matchwright.kernels.cupy_ops import CupyOps
 from matchwright.kernels.device import (
     NOTHING,
     Array,
@@ -27,7 +26,6 @@ from matchwright.kernels.device import (
 )
 from matchwright.kernels.numpy_device import NumpyDevice, entry_keys, pack_bits, predecessor
 from matchwright.kernels.ops import Ops, limbs
-from matchwright.kernels.types import Bitmap, Corpus, Queries, Segment
 
 GXX = shutil.which("g++")
 pytestmark = pytest.mark.skipif(GXX is None, reason="needs g++ to compile CUDA sources as C++")
@@ -472,40 +470,3 @@ static void stuck() { if (threadIdx.x == 0) __syncthreads(); }
 extern "C" int run_stuck() { return simt::launch(&stuck, 1, 1, 64, nullptr); }
 """
     assert build(tmp_path, "stuck", source).run_stuck() == 1
-
-
-# ── The whole scan ────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(
-    ("n", "q", "d", "k", "spread", "budget"),
-    [
-        (1, 1, 1, 1, 127, 1 << 20),
-        (199, 3, 37, 10, 127, 1 << 20),
-        (700, 2, 16, 37, 0, 1 << 16),
-        (1_500, 4, 32, 5, 1, 40_000),
-    ],
-)
-@pytest.mark.parametrize("test", ["threshold", "sieve", "few_8"])
-def test_topk_on_the_kernels_is_the_reference(host, monkeypatch, n, q, d, k, spread, budget, test):
-    monkeypatch.setattr(host, "tensor", test != "threshold")
-    monkeypatch.setattr(host, "few", test == "few_8")
-    rng = np.random.default_rng(n)
-    x_nd = rng.integers(-spread, spread + 1, (n, d)).astype(np.int8)
-    key = np.unique(rng.integers(0, 2**63, n + q + 50, dtype=np.uint64))
-    rng.shuffle(key)
-    corpus = Corpus(((Segment(x_nd, key[:n]), rng.random(n) < 0.9),))
-    queries = Queries(
-        q_qd=rng.integers(-16_255, 16_256, (q, d)).astype(np.int16),
-        key_q=key[n : n + q],
-        groups=[(), Bitmap(rng.random(n) < 0.3)],
-        group_q=(np.arange(q) % 2).astype(np.int32),
-    )
-    host.launches.clear()
-    got = CupyOps(device=host, memory_bytes=budget, verify=False).topk(corpus, queries, k)
-    expected = Ops().topk(corpus, queries, k)
-    assert set(host.launches) == {"norms", "rule_bits", test, "select_best"}
-    np.testing.assert_array_equal(got.row_qk, expected.row_qk)
-    np.testing.assert_array_equal(got.points_qk, expected.points_qk)
-    np.testing.assert_array_equal(got.returned_q, expected.returned_q)
-    np.testing.assert_array_equal(got.eligible_q, expected.eligible_q)
