@@ -56,17 +56,21 @@ class _Peaks:
     def look(self, event: Any = None) -> None:
         own = os.getpid()
         threads = Path(f"/proc/{own}/task").iterdir()  # a child belongs to the thread that made it
-        started = [int(pid) for one in threads for pid in (one / "children").read_text().split()]
+        started = [int(pid) for one in threads for pid in _text(one / "children").split()]
         found = sum(map(_peak_of, [own, *started]))
         self.bytes = max(self.bytes, found)
 
 
-def _peak_of(pid: int) -> int:
+def _text(file: Path) -> str:
+    """What a file of a process or thread says, "" when that has ended."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text("ascii")
+        return file.read_text("ascii")
     except OSError:
-        return 0
-    peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+        return ""
+
+
+def _peak_of(pid: int) -> int:
+    peak = re.search(r"VmHWM:\s+(\d+) kB", _text(Path(f"/proc/{pid}/status")))
     return int(peak[1]) * 1024 if peak else 0
 
 
