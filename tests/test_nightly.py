@@ -36,7 +36,7 @@ case "$code" in
     slow)
         trap 'echo terminated >>"$FAKE/log"; exit 75' TERM
         echo waiting >>"$FAKE/log"
-        sleep 20 & wait $!
+        sleep 20 >/dev/null 2>&1 & wait $!
         code=0 ;;
     killed) kill -9 $$ ;;
 esac
