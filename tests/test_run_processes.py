@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from matchwright.engine.cli import main
 from matchwright.engine.cli._options import date_of
 from matchwright.engine.errors import NotFound
 from matchwright.engine.runs import processes
+from matchwright.engine.runs.block import BlockAnswer
 from matchwright.engine.runs.execute import LocalExecutor, run
 from matchwright.engine.runs.folder import Output
 from matchwright.engine.runs.plan import make_plan
@@ -63,34 +66,75 @@ def check_same(summary, folder, expected):
             assert folder.read(name) == there.read(name), name
 
 
-@pytest.fixture
-def own(monkeypatch):
-    """Units that this process answers itself: slowly, so that the others have a part in it."""
-    answered = []
-    answer = LocalExecutor.answer
+class Others:
+    """What passes between this process and the others, and when this one may answer.
 
-    def slow(self, unit):
-        time.sleep(0.4)
-        answered.append(unit)
+    Attributes:
+        sent: messages, over all lines.
+        kill_at: the message after which the first of them is killed; None kills nobody.
+        killed: who was there then.
+        own: units that this process answered itself.
+        go: it answers none before this is set, so that the others have a part in every run.
+    """
+
+    def __init__(self):
+        self.sent = 0
+        self.own = []
+        self.go = threading.Event()
+        self.kill_at = None
+        self.killed = []
+
+    def told(self):
+        if self.sent == self.kill_at and not self.killed:
+            self.killed = children()
+            os.kill(self.killed[0], signal.SIGKILL)
+
+
+@pytest.fixture
+def others(monkeypatch):
+    seen, answer = Others(), LocalExecutor.answer
+
+    class Line(processes.Connection):
+        def __init__(self, fd):
+            super().__init__(fd)
+            seen.told()
+
+        def send(self, value):
+            super().send(value)
+            seen.sent += 1
+            seen.told()
+
+        def recv(self):
+            value = super().recv()
+            if isinstance(value[1], BlockAnswer) and seen.kill_at is None:
+                seen.go.set()
+            return value
+
+    def late(self, unit):
+        assert seen.go.wait(120)
+        seen.own.append(unit)
         return answer(self, unit)
 
-    monkeypatch.setattr(LocalExecutor, "answer", slow)
-    return answered
+    monkeypatch.setattr(processes, "Connection", Line)
+    monkeypatch.setattr(LocalExecutor, "answer", late)
+    return seen
 
 
-def children(pid=None):
+def children(parent=None):
     """Processes that this one (or another one) started for runs and that live."""
-    found = subprocess.run(
-        ["ps", "-o", "pid=,stat=,args=", "--ppid", str(pid or os.getpid())],
-        capture_output=True, text=True, check=False,
-    ).stdout  # fmt: skip
-    lines = [line.split(None, 2) for line in found.splitlines() if processes.__name__ in line]
-    return [int(number) for number, state, _ in lines if not state.startswith("Z")]
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended just now
+            state, started_by = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            mine = int(started_by) == (parent or os.getpid()) and state != "Z"
+            if mine and processes.__name__.encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
 
 
 @pytest.mark.parametrize("n", [2, 3, 50])
 def test_processes_give_the_files_of_a_local_run(
-    plan, snapshot, store_folder, expected, tmp_path, own, n, count
+    plan, snapshot, store_folder, expected, tmp_path, others, n, count
 ):
     if n == 50 and count(reduced=0, full=1) == 0:
         n = 4  # more than there are units is tried with full counts: each one opens the store
@@ -100,33 +144,29 @@ def test_processes_give_the_files_of_a_local_run(
     check_same(summary, folder, expected)
     limits = summary["limits"]
     assert (limits["executor"], limits["processes"], limits["processes_lost"]) == ("local", n, 0)
-    assert 0 < len(own) < len(plan.units)
+    assert 0 < len(others.own) < len(plan.units)
     assert children() == []
 
 
+@pytest.mark.parametrize("moment", range(4), ids=["starts", "opens", "answers", "answers-again"])
 def test_a_process_that_is_killed_gives_its_work_to_the_others(
-    plan, snapshot, store_folder, expected, tmp_path, own, count
+    plan, snapshot, store_folder, expected, tmp_path, others, moment
 ):
-    """While it starts, and while it answers: whenever the SIGKILL comes."""
-    for n in range(count(reduced=2, full=12)):
-        said, killed = [], []
-        executor = executor_of(plan, snapshot, store_folder, 2, say=said.append)
-        folder = Output(tmp_path / str(n)).folder(plan.run_id)
+    said = []
 
-        def kill(event, killed=killed, late=n % 2):
-            if event.name == ("unit" if late else "start") and not killed:
-                until = time.monotonic() + 10
-                while not (there := children()) and event.name == "unit":
-                    assert time.monotonic() < until
-                killed.extend(there[:1])
-                for pid in killed:
-                    os.kill(pid, signal.SIGKILL)
+    def say(line):
+        said.append(line)
+        others.go.set()
 
-        summary = run(plan, folder, executor, progress=kill, snapshot=snapshot).summary
-        check_same(summary, folder, expected)
-        assert summary["limits"]["processes_lost"] == len(killed) == len(said)
-        assert all("signal 9" in line for line in said)
-    assert killed
+    others.kill_at = moment
+    executor = executor_of(plan, snapshot, store_folder, 2, say=say)
+    folder = Output(tmp_path).folder(plan.run_id)
+    summary = run(plan, folder, executor, snapshot=snapshot).summary
+    check_same(summary, folder, expected)
+    assert summary["limits"]["processes_lost"] == len(others.killed) == 1
+    assert len(said) == 1
+    assert "signal 9" in said[0]
+    assert others.own
 
 
 def test_a_process_that_cannot_be_started_is_one_that_was_lost(

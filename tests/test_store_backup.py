@@ -13,6 +13,7 @@ import sys
 import tarfile
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from matchwright.engine.errors import (
     StoreFormat,
     StoreLocked,
 )
-from matchwright.engine.store import Store, files
+from matchwright.engine.store import Store, files, hold
 from matchwright.engine.store.backup import backup
 from matchwright.engine.store.check import damages
 from matchwright.engine.store.restore import restore
@@ -183,6 +184,32 @@ def test_a_backup_is_of_one_moment(tmp_path):
         finally:
             stop.set()
             writer.join()
+
+
+@pytest.mark.parametrize("locked", [True, False], ids=["locked", "read-only"])
+def test_what_an_epoch_names_stays_while_it_is_opened(root, tmp_path, monkeypatch, locked):
+    """A writer closes epochs, without a new one, after their names were read."""
+    opening, gone = hold._open_files, []
+
+    def late(*arguments):
+        if not gone:
+            before = names(root / "segments")
+            open_store(root, "w", retain_s=0).close()
+            gone.extend(set(before) - set(names(root / "segments")))
+            assert bool(gone) != locked
+            gone.append("looked")
+        return opening(*arguments)
+
+    with open_store(root, "w") as store:
+        store.release("nightly")
+    if not locked:
+        monkeypatch.setattr(hold.LeaseFolder, "reading", lambda self: nullcontext(False))
+    monkeypatch.setattr(hold, "_open_files", late)
+    backup(root, tmp_path / "b.tar", neighbours=neighbours)
+    restore(tmp_path / "b.tar", tmp_path / "back", neighbours=neighbours)
+    assert gone
+    assert damages(tmp_path / "back", neighbours) == []
+    assert seen(tmp_path / "back")[2][-1] == seen(root)[2][-1]
 
 
 def test_the_target_of_a_backup_is_said(root, tmp_path):

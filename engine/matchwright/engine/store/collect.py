@@ -83,11 +83,12 @@ class Collector:
         self.building: set[str] = set()
         self._floor = -1
         self._pending = True
+        self._held_off = False
 
     @property
-    def pending(self) -> bool:
-        """Whether the last sweep left something for the next."""
-        return self._pending
+    def more(self) -> bool:
+        """Whether a sweep now would go on; not while somebody keeps epochs from being closed."""
+        return self._pending and not self._held_off
 
     def is_due(self, catalog: Catalog) -> bool:
         """Whether there is something to remove without anything being written."""
@@ -110,6 +111,7 @@ class Collector:
             sweep = Sweep(leased is not None, leased or frozenset(), floor=self._floor)
             yield sweep
         self._floor, self._pending = sweep.floor, not sweep.finished
+        self._held_off = not sweep.allowed
         for name in sweep.files:
             with suppress(OSError):
                 (self._root / "segments" / name).unlink()

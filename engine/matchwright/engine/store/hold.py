@@ -25,10 +25,12 @@ from matchwright.engine.store.embeddings import encoders_of
 from matchwright.engine.store.embeddings_sweep import keep_only, keys_of
 from matchwright.engine.store.embeddings_sweep import opened as opened_file
 from matchwright.engine.store.encode import default_neighbours
+from matchwright.engine.store.leases import LeaseFolder
 from matchwright.engine.store.snapshot import stored_record
 
 SEGMENTS, GENERATIONS = "segments", "generations"
 _TRIES = 20
+"""Where no lock can be taken: in a folder that is read-only here, and that a writer changes."""
 _PAGES = 2_048
 _RECORDS = 4_096
 
@@ -93,6 +95,7 @@ def hold(
     if not (root / FILE).is_file():
         raise NotFound(f"{root}: holds no store", file=root)
     copy = scratch / FILE
+    leases = LeaseFolder(root)
     with (
         closing(Catalog(root / FILE, write=False)) as catalog,
         ExitStack() as opened,
@@ -102,15 +105,15 @@ def hold(
         if newest_only:
             migrate.refuse_older(catalog.path, version)
         for attempt in range(_TRIES):
-            with catalog.look() as connection:
+            with ExitStack() as reading, catalog.look() as connection:
+                reading.enter_context(leases.reading())
                 state = catalog.state(connection)
-                rows = catalog.segments if newest_only else catalog.all_segments
-                manifest = rows(connection)
+                named = _named(catalog, connection, newest_only)
+                manifest, fitted = named
                 try:
-                    fitted = generations(catalog, connection, newest_only=newest_only)
                     held = _open_files(root, manifest, fitted, opened)
                 except FileNotFoundError as error:
-                    if attempt + 1 == _TRIES or not _moved(catalog, state):
+                    if attempt + 1 == _TRIES or _named_now(catalog, newest_only) == named:
                         raise StoreDamaged(
                             f"{error.filename}: is named by the manifest but is not there; "
                             "restore it from a copy, or import again",
@@ -118,18 +121,20 @@ def hold(
                         )
                     opened.close()
                     continue
+                encoders = encoders_of(root, fitted)
+                reading.close()  # open files stay readable, also when their names go
                 _copy(connection, copy, progress)
                 break
-        encoders = _copy_embeddings(root, fitted, scratch, progress)
+        copies = _copy_embeddings(root, encoders, scratch, progress)
         with closing(Catalog(copy, write=True)) as copied:
             if newest_only:
                 forget_older(copied)
             if not keep_text and state.keep_text:
                 state = _strip_texts(copied)
             if newest_only:
-                _keep_only_named(copied, encoders)
+                _keep_only_named(copied, copies)
             version, counts = _about(copied)
-        yield Held(state, version, manifest, copy, held, counts, encoders)
+        yield Held(state, version, manifest, copy, held, counts, copies)
 
 
 def generations(
@@ -165,18 +170,26 @@ def _open_files(
     return held
 
 
-def _moved(catalog: Catalog, state: State) -> bool:
-    """Whether the store has gone on since ``state``, so that its files may be gone."""
+def _named(
+    catalog: Catalog, connection: sqlite3.Connection, newest_only: bool
+) -> tuple[list[SegmentRow], list[str]]:
+    """The segments and generations that are to be held."""
+    rows = catalog.segments if newest_only else catalog.all_segments
+    return rows(connection), generations(catalog, connection, newest_only=newest_only)
+
+
+def _named_now(catalog: Catalog, newest_only: bool) -> tuple[list[SegmentRow], list[str]]:
+    """The same, as a transaction that begins now sees it."""
     with closing(catalog.connect()) as connection, catalog.look(connection):
-        return catalog.state(connection).number != state.number
+        return _named(catalog, connection, newest_only)
 
 
 def _copy_embeddings(
-    root: Path, fitted: list[str], scratch: Path, progress: Progress
+    root: Path, encoders: set[str], scratch: Path, progress: Progress
 ) -> dict[str, Path]:
-    """Copies the embeddings of the encoders of some generations."""
+    """Copies the embeddings of some encoders."""
     copies = {}
-    for encoder in sorted(encoders_of(root, fitted)):
+    for encoder in sorted(encoders):
         source = embeddings.path_of(root, encoder)
         if not source.is_file():
             continue  # no text was ever encoded, or it is gone: `store verify` says so

@@ -1,10 +1,11 @@
 """Leases: small files by which anybody, reader or writer, keeps an epoch from going.
 
 ``leases/NAME.json`` names an epoch and when the lease ends. A writer closes no epoch that a lease
-names. Both sides hold a ``flock`` on ``leases/.lock``, shared to make or renew a lease, exclusive
-to close epochs, and a lease counts only when its epoch is still open after its file is in place.
-So an epoch is either kept or reported gone, never both. A writer that finds the lock taken closes
-nothing this time. Within the retention time no writer closes an epoch, lease or not.
+names. Both sides hold a ``flock`` on ``leases/.lock``, shared to make or renew a lease or to open
+what an epoch names, exclusive to close epochs, and a lease counts only when its epoch is still open
+after its file is in place. So an epoch is either kept or reported gone, never both. A writer that
+finds the lock taken closes nothing this time. Within the retention time no writer closes an epoch,
+lease or not.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from matchwright.engine.errors import (
     InvalidArgument,
     NotFound,
     StoreDamaged,
+    StoreError,
     StoreFormat,
 )
 from matchwright.engine.store import files
@@ -35,6 +37,7 @@ from matchwright.engine.store import files
 FORMAT = 1
 FOLDER = "leases"
 SUFFIX = ".json"
+_LOCK = ".lock"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -110,9 +113,7 @@ class LeaseFolder:
         Raises:
             StoreError: the folder cannot be written to.
         """
-        with files.naming(self.folder):
-            self.folder.mkdir(exist_ok=True)
-            fd = self._open()
+        fd = self._open()
         try:
             fcntl.flock(fd, fcntl.LOCK_SH)
             yield
@@ -120,11 +121,30 @@ class LeaseFolder:
             os.close(fd)
 
     @contextmanager
+    def reading(self) -> Iterator[bool]:
+        """While files are opened: no writer closes an epoch, so none of them goes.
+
+        False where this process may not write to a folder that no writer has locked yet: then
+        there is nothing to hold.
+        """
+        try:
+            fd = self._open()
+        except StoreError:
+            try:
+                fd = os.open(self.folder / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                yield False
+                return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            yield True
+        finally:
+            os.close(fd)
+
+    @contextmanager
     def closing(self) -> Iterator[bool]:
         """While epochs are closed; False when a lease is being made, so that none may be now."""
-        with files.naming(self.folder):
-            self.folder.mkdir(exist_ok=True)
-            fd = self._open()
+        fd = self._open()
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -137,7 +157,9 @@ class LeaseFolder:
 
     def _open(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        return os.open(self.folder / ".lock", flags, 0o644)
+        with files.naming(self.folder):
+            self.folder.mkdir(exist_ok=True)
+            return os.open(self.folder / _LOCK, flags, 0o644)
 
     def _path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):

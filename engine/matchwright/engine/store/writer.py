@@ -138,7 +138,7 @@ class Writer:
             while True:
                 with self.change() as connection:
                     merge_dead(connection, str(self.catalog.path))
-                if not self.collector.pending:
+                if not self.collector.more:
                     break
             with self.catalog.look() as connection:
                 self.collector.remove_generations(connection)
