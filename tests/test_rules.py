@@ -12,7 +12,8 @@ import pytest
 from matchwright.kernels import eligible, rules
 from matchwright.kernels.access import Layout
 from matchwright.kernels.eligible import Eligibility
-from matchwright.kernels.index import Reader, build_index
+from matchwright.kernels.index import build_index
+from matchwright.kernels.index_reader import Reader
 from matchwright.kernels.ops import Ops
 from matchwright.kernels.types import (
     UNKNOWN,

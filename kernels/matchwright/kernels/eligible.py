@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from matchwright.kernels.access import Layout, count_bits, put_bits
-from matchwright.kernels.index import Reader
+from matchwright.kernels.index_reader import Reader, lent
 from matchwright.kernels.types import Bitmap, Bool, KeyIn, Predicate, Rules, UInt8, UInt64
 
 Bits = tuple[UInt8, UInt8 | None]
@@ -32,11 +31,11 @@ class Eligibility:
     def __init__(self, layout: Layout, groups: Sequence[Rules | Bitmap], memory_bytes: int) -> None:
         self.layout = layout
         often = Counter(p for g in groups if not isinstance(g, Bitmap) for p in set(g))
-        self._shared = {p for p, times in often.items() if times > 1}
-        self._kept: dict[tuple[int, Predicate], Bits] = {}
+        shared = (p for p, times in often.items() if times > 1)
+        self._shared = {predicate: number for number, predicate in enumerate(shared)}
+        self._kept: dict[tuple[int, int], Bits] = {}
         self._room = memory_bytes
         self._alone = len(groups) == 1
-        self._readers = threading.local()
 
     def everything(self, group: Rules | Bitmap) -> bool:
         """Whether the group surely lets every row pass."""
@@ -78,7 +77,8 @@ class Eligibility:
 
     def _fill_part(self, p: int, group: Rules, alive: Bool | None, words: UInt64) -> UInt64 | None:
         """Write one part's bits; gives those of its unverified rows, if there can be any."""
-        n = self.layout.corpus.parts[p][0].n
+        segment = self.layout.corpus.parts[p][0]
+        n = segment.n
         octets = words.view(np.uint8)
         octets[:] = 0
         bits = octets[: -(-n // 8)]
@@ -89,30 +89,34 @@ class Eligibility:
         else:
             bits[:] = np.packbits(alive, bitorder="little")
         unsure: UInt8 | None = None
-        for predicate in group:
-            passing, unverified = self._evaluate(p, predicate)
-            bits &= passing
-            if unverified is not None:
-                unsure = unverified if unsure is None else unsure | unverified
+        with lent(segment) as reader:
+            for predicate in group:
+                passing, unverified = self._evaluate(p, predicate, reader)
+                bits &= passing
+                if unverified is not None:
+                    unsure = unverified if unsure is None else unsure | unverified
         if unsure is None:
             return None
         both = np.zeros(words.size, dtype=np.uint64)
         both.view(np.uint8)[: bits.size] = unsure & bits
         return both
 
-    def _evaluate(self, p: int, predicate: Predicate) -> Bits:
-        kept = self._kept.get((p, predicate))
-        if kept is None and self._alone and not isinstance(predicate, KeyIn):
-            kept = self._remembered(p, predicate)
-        elif kept is None:
-            kept = self._reader(p).evaluate(predicate)
+    def _evaluate(self, p: int, predicate: Predicate, reader: Reader) -> Bits:
+        if self._alone and not isinstance(predicate, KeyIn):
+            return self._remembered(p, predicate, reader)
+        number = self._shared.get(predicate)
+        if number is None:
+            return reader.evaluate(predicate)
+        kept = self._kept.get((p, number))
+        if kept is None:
+            kept = reader.evaluate(predicate)
             size = kept[0].nbytes * (1 if kept[1] is None else 2)
-            if predicate in self._shared and size <= self._room:
+            if size <= self._room:
                 self._room -= size
-                self._kept[p, predicate] = kept
+                self._kept[p, number] = kept
         return kept
 
-    def _remembered(self, p: int, predicate: Predicate) -> Bits:
+    def _remembered(self, p: int, predicate: Predicate, reader: Reader) -> Bits:
         """Bits that one query leaves for the next ones: most ask the same of most columns.
 
         Not those of keys: a list of ids is one query's own, and may be millions long.
@@ -120,14 +124,8 @@ class Eligibility:
         memo = self.layout.corpus.parts[p][0].memo
         bits: Bits | None = memo.get(predicate)
         if bits is None:
-            bits = self._reader(p).evaluate(predicate)
+            bits = reader.evaluate(predicate)
             for oldest in list(memo)[: len(memo) - REMEMBERED + 1]:
                 memo.pop(oldest, None)
             memo[predicate] = bits
         return bits
-
-    def _reader(self, p: int) -> Reader:
-        readers: dict[int, Reader] = self._readers.__dict__.setdefault("by_part", {})
-        if p not in readers:
-            readers[p] = Reader(self.layout.corpus.parts[p][0])
-        return readers[p]

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-import scipy.sparse as sp
 
 from matchwright.engine.errors import InvalidArgument
 from matchwright.engine.generation import folder
@@ -51,6 +51,9 @@ from matchwright.engine.generation.zones import year_of, zones_of
 from matchwright.engine.records import Kind
 from matchwright.engine.table import FrameTable
 from matchwright.kernels.types import D_MAX, Float64, Int16
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 SAMPLE = 50_000
 """Records of each kind that a fit looks at, unless told otherwise."""
@@ -126,6 +129,8 @@ def fit_encoder(texts: pl.Series, seed: int) -> tuple[TextEncoder, int]:
 
     Falls back to the hashed encoder where too few tokens are shared by five entities.
     """
+    import scipy.sparse as sp
+
     found = tokens(texts)
     used = found.unique().group_by("token").len("df")
     most = max(DF_SHARE_MAX * len(texts), DF_MIN)

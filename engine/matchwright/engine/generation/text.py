@@ -22,7 +22,6 @@ from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 import polars as pl
-import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from matchwright.engine.generation.fixed import unit
@@ -238,6 +237,8 @@ class SvdEncoder:
         weight = self._tf[np.minimum(often, len(self._tf) - 1)] * self.idf[code]
         if len(texts) == 1:  # a sparse matrix takes longer to make than to multiply
             return unit((weight @ self._wide[code])[None, :])
+        import scipy.sparse as sp  # a tenth of the start of a process that encodes nothing
+
         start = np.searchsorted(row, np.arange(len(texts) + 1))
         return unit(sp.csr_array((weight, code, start), shape=(len(texts), size)) @ self._wide)
 

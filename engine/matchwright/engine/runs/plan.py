@@ -27,8 +27,8 @@ from matchwright.kernels.types import K_MAX, Corpus, Int64, UInt64
 
 PLAN_FORMAT = 1
 RUN_ID_DIGITS = 16
-PAIRS_PER_UNIT = 1 << 30
-"""Pairs of one unit, about: a few seconds of two cores."""
+PAIRS_PER_UNIT = 1 << 29
+"""Pairs of one unit, about: a second of one core under rules; cores end together."""
 BLOCK_MIN, BLOCK_MAX = 256, 4_096
 """Queries of a unit, unless it is said: enough that rows are read seldom, few enough to redo."""
 CANDIDATES_PER_UNIT = 200_000
