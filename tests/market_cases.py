@@ -61,6 +61,9 @@ class Market:
     def corpus(self, kind):
         return self._corpora[kind]
 
+    def count(self, kind):
+        return len(self._ids[kind]) - len(self._dead[kind])
+
     def keys(self, ids):
         return hash_keys(ids, SALT)
 

@@ -466,7 +466,7 @@ def test_another_time_zone_database_is_noticed(snapshot, monkeypatch):
 
 
 def test_blocks_suit_the_corpus():
-    assert [block_size(n) for n in (0, 10_000, 1_000_000, 100_000_000)] == [4096, 4096, 1024, 256]
+    assert [block_size(n) for n in (0, 10_000, 1_000_000, 100_000_000)] == [4096, 4096, 512, 256]
     assert kinds_of("both") == KINDS
     with pytest.raises(InvalidArgument):
         kinds_of("nobody")

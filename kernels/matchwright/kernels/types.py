@@ -109,14 +109,6 @@ class Corpus:
         return int(self.base[-1])
 
     @cached_property
-    def living(self) -> int:
-        """Rows that are alive."""
-        return sum(
-            segment.n if alive is None else int(np.count_nonzero(alive))
-            for segment, alive in self.parts
-        )
-
-    @cached_property
     def memo(self) -> dict[str, Any]:
         """What kernels keep with a corpus to have it at once the next time: a sample of rows."""
         return {}

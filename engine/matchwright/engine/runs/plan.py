@@ -325,7 +325,7 @@ def make_plan(
         **({"allow_degraded": True} if options.allow_degraded else {}),
     }
     run_id = run_id_of(determinants)
-    counts = {kind: snapshot.corpus(kind).living for kind in KINDS}
+    counts = {kind: snapshot.count(kind) for kind in KINDS}
     units: list[Unit] = []
     for kind in options.kinds:
         block = options.block or block_size(counts[OTHER[kind]], options.candidates)
