@@ -1,6 +1,6 @@
 """Small stand-ins for what surrounds the store: a two-field schema and a toy encoder.
 
-Not a test module: the store's tests load it by path, and so do the processes that they kill.
+Not a test module: the store's tests import it, and so do the processes that they kill.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from matchwright.engine.errors import InvalidData
-from matchwright.engine.store import EncodedRows, Neighbours
+from matchwright.engine.store import EncodedRows, Neighbours, Store
 from matchwright.kernels.order import hash_keys
 from matchwright.kernels.types import UNKNOWN, SetColumn
 
@@ -144,6 +144,11 @@ def neighbours(**changes):
         load=load,
     )
     return replace(made, **changes)
+
+
+def open_store(folder, mode="r", **options):
+    """A store of these; one that is opened to write is made."""
+    return Store.open(folder, mode=mode, create=mode == "w", neighbours=neighbours(), **options)
 
 
 def contents(snapshot, kind):

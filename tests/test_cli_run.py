@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import os
 import shlex
 import sys
 import time
-from pathlib import Path
 
 import pytest
+import run_cases as cases
 
 from matchwright.engine import synthetic
 from matchwright.engine.cli import _run_progress, main
@@ -19,17 +18,6 @@ from matchwright.engine.runs.execute import Event
 from matchwright.engine.runs.folder import Output, Target
 from matchwright.engine.store import Store
 
-
-def _load(name):
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = _load("run_cases")
 DAY = "2026-01-01"
 
 

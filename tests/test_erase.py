@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import signal
@@ -13,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import leftovers
 import numpy as np
 import polars as pl
 import pytest
@@ -54,18 +54,6 @@ POLICY = Policy.parse(
     )
 )  # fmt: skip
 """Most pairs are eligible, so that lists are full, slack is kept and horizons are set."""
-
-
-def _load(name):
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-leftovers = _load("leftovers")
 
 
 # ── A marketplace with a past ─────────────────────────────────────────────────────────────────

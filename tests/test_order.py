@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import sys
-from pathlib import Path
 
+import kernel_cases as cases
 import numpy as np
 import pytest
 
 from matchwright.kernels import order
 
 SALT = bytes(range(16))
-
-
-def _load(name):
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = _load("kernel_cases")
 
 
 def test_keys_are_salted_named_and_stable():

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from run_market import market_of
 
 from matchwright.engine import synthetic
 from matchwright.engine.cli import main
@@ -21,16 +20,6 @@ from matchwright.engine.runs.diff import Diff, Status, Why, reasons
 from matchwright.engine.runs.pairing import side
 
 JOBS, PEOPLE = 60, 240
-
-
-def _load(name):
-    where = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(where)
-    where.loader.exec_module(module)
-    return module
-
-
-market_of = _load("run_market").market_of
 
 
 @pytest.fixture

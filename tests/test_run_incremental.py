@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from run_market import market_of
 
 from matchwright.engine import synthetic
 from matchwright.engine.cli import main
@@ -29,16 +28,6 @@ from matchwright.kernels.types import Corpus
 AS_OF = synthetic.AS_OF
 PEOPLE, JOBS = 450, 120
 KINDS = ("job", "freelancer")
-
-
-def _load(name):
-    where = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(where)
-    where.loader.exec_module(module)
-    return module
-
-
-market_of = _load("run_market").market_of
 
 
 @pytest.fixture

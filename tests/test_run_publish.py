@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from run_market import market_of
 
 from matchwright.engine.cli import main
 from matchwright.engine.errors import FailedPrecondition, StoreLocked
@@ -30,16 +30,6 @@ from matchwright.engine.runs.verify import verify as verify_run
 
 JOBS, PEOPLE = 60, 260
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
-
-
-def _load(name):
-    where = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(where)
-    where.loader.exec_module(module)
-    return module
-
-
-market_of = _load("run_market").market_of
 
 
 @pytest.fixture(scope="module")

@@ -5,23 +5,21 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
-import importlib.util
 import itertools
 import json
 import math
 import re
 import statistics
-import sys
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from run_cases import AS_OF, POLICY, do, make_store
 
 from matchwright.engine.cli import main
 from matchwright.engine.columns import fold
@@ -44,19 +42,6 @@ from matchwright.engine.runs.report.throughput import Timing, throughput
 from matchwright.engine.store import Store
 from matchwright.kernels.ops import Ops
 
-
-def cases():
-    """The helpers of tests of runs, by path: test modules are no package."""
-    if "run_cases" not in sys.modules:
-        path = Path(__file__).with_name("run_cases.py")
-        spec = importlib.util.spec_from_file_location("run_cases", path)
-        module = sys.modules["run_cases"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules["run_cases"]
-
-
-AS_OF, POLICY = cases().AS_OF, cases().POLICY
-do, make_store = cases().do, cases().make_store
 K = 3
 OPS = Ops(threads=1)
 MEGABYTE = 1_000_000

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
+import run_cases as cases
 
 from matchwright.engine.records import to_frame
 from matchwright.engine.runs.report.make import report_of
@@ -33,25 +33,13 @@ pytestmark = [
 ]
 
 
-def cases():
-    """The helpers of tests of runs, by path: test modules are no package."""
-    if "run_cases" not in sys.modules:
-        path = Path(__file__).with_name("run_cases.py")
-        spec = importlib.util.spec_from_file_location("run_cases", path)
-        module = sys.modules["run_cases"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules["run_cases"]
-
-
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """The report of a run with all, few and no matches."""
     folder = tmp_path_factory.mktemp("browser")
-    with Store.open(cases().make_store(folder / "store", 300, 120)) as store:
+    with Store.open(cases.make_store(folder / "store", 300, 120)) as store:
         snapshot = store.snapshot()
-        run, _ = cases().do(
-            snapshot, folder / "runs", k=3, block=40, contributions=True, count=True
-        )
+        run, _ = cases.do(snapshot, folder / "runs", k=3, block=40, contributions=True, count=True)
         (folder / "report.html").write_bytes(report_of(run, snapshot, Ops(threads=1)))
     return folder / "report.html"
 
@@ -77,7 +65,7 @@ def long_names(tmp_path_factory):
         store.upsert("job", to_frame("job", jobs))
         store.upsert("freelancer", to_frame("freelancer", people))
         snapshot = store.snapshot()
-        run, _ = cases().do(snapshot, folder / "runs", k=2)
+        run, _ = cases.do(snapshot, folder / "runs", k=2)
         (folder / "report.html").write_bytes(report_of(run, snapshot, Ops(threads=1)))
     return folder / "report.html"
 

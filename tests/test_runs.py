@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import random
-import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import fsspec
 import numpy as np
 import polars as pl
 import pytest
+import run_cases as cases
+from run_cases import AS_OF, KINDS, POLICY, do, options, results
 
 from matchwright.engine import synthetic
 from matchwright.engine.errors import (
@@ -44,19 +43,6 @@ from matchwright.engine.runs.prepare_block import prepare_block
 from matchwright.engine.store import Store
 from matchwright.kernels.ops import Ops, get_ops
 from matchwright.kernels.order import mix32
-
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = _load("run_cases")
-AS_OF, KINDS, POLICY = cases.AS_OF, cases.KINDS, cases.POLICY
-do, options, results = cases.do, cases.options, cases.results
 
 
 @pytest.fixture(scope="module")

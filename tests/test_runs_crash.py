@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import os
 import random
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+import run_cases as cases
 
 from matchwright.engine import synthetic
 from matchwright.engine.errors import StoreFull
@@ -25,17 +25,6 @@ from matchwright.engine.runs.folder import Output, RunFolder, Target
 from matchwright.engine.store import Store
 from matchwright.kernels.ops import Ops
 
-
-def _load(name):
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = _load("run_cases")
 DAY = "2026-01-01"
 PROGRAM = [sys.executable, "-m", "matchwright.engine.cli"]
 PATIENCE_S = 60.0

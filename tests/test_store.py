@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+import store_fakes as fakes
+from store_fakes import contents, frame, record
 
 from matchwright.engine.errors import (
     EpochGone,
@@ -22,19 +21,6 @@ from matchwright.engine.errors import (
     UnknownKey,
 )
 from matchwright.engine.store import Store
-
-
-def _load(name):
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fakes = _load("store_fakes")
-record, frame, contents = fakes.record, fakes.frame, fakes.contents
 
 
 @pytest.fixture

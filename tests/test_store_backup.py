@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import io
 import json
 import random
 import shutil
 import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -17,6 +15,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import store_copies_child as child
+import store_fakes as fakes
+from store_copies_cases import run_and_kill, whole
+from store_fakes import contents, frame, open_store, record
 
 from matchwright.engine.errors import (
     AlreadyExists,
@@ -33,28 +35,8 @@ from matchwright.engine.store.backup import backup
 from matchwright.engine.store.check import damages
 from matchwright.engine.store.restore import restore
 
-HERE = Path(__file__).parent
-CHILD = HERE / "store_copies_child.py"
-
-
-def _load(name):
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fakes = _load("store_fakes")
-record, frame, contents = fakes.record, fakes.frame, fakes.contents
-child = _load("store_copies_child")
 neighbours = fakes.neighbours()
 N = 100
-
-
-def open_store(folder, mode="r", **options):
-    return Store.open(folder, mode=mode, create=mode == "w", neighbours=neighbours, **options)
 
 
 @pytest.fixture(scope="module")
@@ -414,29 +396,6 @@ def test_a_store_that_is_replaced_while_it_is_checked_is_not_called_damaged(root
 
 
 # ── Kill -9 ───────────────────────────────────────────────────────────────────────────────────
-
-
-def whole(folder):
-    """The one version that all records of a store have; everything else about it is sound."""
-    assert damages(folder, neighbours) == []
-    with open_store(folder) as store:
-        held = contents(store.snapshot(), "job")
-    (version,) = {row["rate_cents"] for row in held.values()}
-    assert held == {row["id"]: row for row in child.version(version).to_dicts()}
-    return version
-
-
-def run_and_kill(what, folder, rng, most):
-    """Lets a process work for a while; what it acknowledged."""
-    command = [sys.executable, str(CHILD), what, str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout.readline() == "open\n"
-            time.sleep(rng.uniform(0.0, most))
-        finally:
-            process.kill()
-        lines = process.stdout.readlines()
-    return [int(line.split()[1]) for line in lines if line.endswith("\n")]
 
 
 def test_a_killed_backup_leaves_the_one_before(tmp_path, count):

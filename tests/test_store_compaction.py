@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import random
 import subprocess
 import sys
@@ -13,6 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import store_fakes as fakes
+from store_crash_cases import applied, run_and_kill
+from store_fakes import contents, frame, record
 
 from matchwright.engine import synthetic
 from matchwright.engine.errors import FailedPrecondition, StoreDamaged, StoreFull
@@ -23,19 +25,6 @@ from matchwright.engine.store.compact import FANOUT, Size, choose, tier
 from matchwright.kernels.ops import get_ops
 
 HERE = Path(__file__).parent
-
-
-def _load(name):
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fakes = _load("store_fakes")
-record, frame, contents = fakes.record, fakes.frame, fakes.contents
 
 
 @pytest.fixture
@@ -406,19 +395,16 @@ def test_reading_and_writing_go_on_while_it_compacts(open_store, monkeypatch, co
 
 # ── Killed ────────────────────────────────────────────────────────────────────────────────────
 
-CHILD = HERE / "store_crash_child.py"
-
 
 def test_killed_while_compacting_nothing_is_lost(tmp_path, count):
-    crash = _load("test_store_crash")
     rng = random.Random(11)
     folder, model, merges, kept = tmp_path / "store", {}, 0, {}
     for seed in range(count(reduced=3, full=20)):
-        model, flying = crash.run_and_kill(folder, seed, rng, model, "compact")
+        model, flying = run_and_kill(folder, seed, rng, model, "compact")
         with Store.open(folder, neighbours=fakes.neighbours()) as store:
             seen = contents(store.snapshot(), "job")
             merges += sum(epoch.what == "compact" for epoch in store.epochs())
-        assert seen in [model] + ([crash.applied(model, flying)] if flying else [])
+        assert seen in [model] + ([applied(model, flying)] if flying else [])
         with Store.open(folder, mode="w", neighbours=fakes.neighbours()) as store:
             assert contents(store.snapshot(), "job") == seen
             assert store.verify() == []

@@ -2,66 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+import store_fakes as fakes
+from store_crash_cases import CHILD, applied, run_and_kill
 
 from matchwright.engine.errors import StoreLocked
 from matchwright.engine.store import Store
-
-HERE = Path(__file__).parent
-CHILD = HERE / "store_crash_child.py"
-
-
-def _load(name):
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fakes = _load("store_fakes")
-
-
-def applied(model, operation):
-    """The model (id -> record) after an operation."""
-    what, *arguments = operation
-    if what in ("upsert", "bulk"):
-        names, version = arguments
-        return model | {name: fakes.record(name, version) for name in names}
-    if what == "delete":
-        return {name: row for name, row in model.items() if name not in arguments[0]}
-    return model
-
-
-def run_and_kill(folder, seed, rng, model, how="run"):
-    """Lets a child work for a while; (acknowledged model, the operation in flight or None)."""
-    command = [sys.executable, str(CHILD), str(folder), str(seed), how]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        try:
-            assert child.stdout.readline() == "open\n"
-            deadline = time.monotonic() + rng.uniform(0.0, 0.6)
-            lines = []
-            while time.monotonic() < deadline:
-                lines.append(child.stdout.readline())
-        finally:
-            child.kill()
-        lines += child.stdout.readlines()
-    flying = None
-    for line in lines:
-        if line.startswith("do ") and line.endswith("\n"):
-            flying = json.loads(line[3:])
-        elif line == "done\n":
-            model, flying = applied(model, flying), None
-    return model, flying
 
 
 def test_nothing_acknowledged_is_lost(tmp_path, count):

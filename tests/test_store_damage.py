@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import shutil
 import sqlite3
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from store_fakes import contents, frame, open_store, record
 
 from matchwright.engine.errors import StoreDamaged, StoreError, StoreFormat
-from matchwright.engine.store import Store, segment_file
+from matchwright.engine.store import segment_file
 from matchwright.engine.store.segment_file import BLOCK, SegmentFile, write_segment
 
-
-def _load(name):
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fakes = _load("store_fakes")
-record, frame, contents = fakes.record, fakes.frame, fakes.contents
 N = 200
-
-
-def open_store(folder, mode="r", **options):
-    return Store.open(
-        folder, mode=mode, create=mode == "w", neighbours=fakes.neighbours(), **options
-    )
 
 
 @pytest.fixture(scope="module")

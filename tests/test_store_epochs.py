@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+import store_fakes as fakes
+from store_fakes import contents, frame, record
 
 from matchwright.engine.errors import (
     AlreadyExists,
@@ -25,19 +26,6 @@ from matchwright.engine.errors import (
 from matchwright.engine.store import Store, blobs, collect
 from matchwright.engine.store.leases import LeaseFolder
 from matchwright.engine.store.segment_file import SegmentFile
-
-
-def _load(name):
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fakes = _load("store_fakes")
-record, frame, contents = fakes.record, fakes.frame, fakes.contents
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ lost, readers stay up on the epoch that they have, and all goes on when the trou
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import os
 import pathlib
@@ -22,6 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import store_fakes as fakes
+from store_fakes import contents, frame, open_store, record
 
 from matchwright.engine.cli import main
 from matchwright.engine.errors import (
@@ -46,23 +47,8 @@ HERE = Path(__file__).parent
 MIB = 1 << 20
 
 
-def _load(name):
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fakes = _load("store_fakes")
-record, frame, contents = fakes.record, fakes.frame, fakes.contents
 neighbours = fakes.neighbours()
 N = 60
-
-
-def open_store(folder, mode="r", **options):
-    return Store.open(folder, mode=mode, create=mode == "w", neighbours=neighbours, **options)
 
 
 def fill_store(folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import shutil
 import signal
@@ -13,6 +12,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import store_fakes as fakes
+from store_fakes import contents, frame, record
 
 from matchwright.engine.errors import (
     EpochGone,
@@ -30,17 +31,6 @@ ARCHIVE = HERE / "golden" / "store_format_1.tar.gz"  # made by golden/make_store
 COPY = "catalog.format-1.sqlite"
 
 
-def _load(name):
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fakes = _load("store_fakes")
-record, frame, contents = fakes.record, fakes.frame, fakes.contents
 JOBS = {f"x{n}": record(f"x{n}", n) for n in range(30) if n not in (3, 25)} | {
     "x4": record("x4", 44),
     "live": record("live", 1),

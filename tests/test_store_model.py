@@ -4,14 +4,13 @@ reopenings; the newest epoch and every kept one.
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
+import store_fakes as fakes
 from hypothesis import settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -20,23 +19,11 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from store_fakes import contents, frame, record
 
 from matchwright.engine.errors import AlreadyExists, EpochGone
 from matchwright.engine.store import Store
 from matchwright.engine.store.sources import LiveView
-
-
-def _load(name):
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fakes = _load("store_fakes")
-record, frame, contents = fakes.record, fakes.frame, fakes.contents
 
 kinds = st.sampled_from(["job", "freelancer"])
 names = st.sampled_from([f"é{n}" for n in range(12)])

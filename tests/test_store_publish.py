@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import random
 import shutil
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,7 +17,11 @@ import fsspec
 import msgspec
 import numpy as np
 import pytest
+import store_copies_child as child
+import store_fakes as fakes
 from fsspec.implementations.memory import MemoryFileSystem
+from store_copies_cases import run_and_kill, whole
+from store_fakes import contents, frame, open_store, record
 
 from matchwright.engine import synthetic
 from matchwright.engine.cli._output import plainly
@@ -44,29 +45,7 @@ from matchwright.engine.store.pull import pull
 from matchwright.engine.store.remote import Target
 from matchwright.kernels.ops import get_ops
 
-HERE = Path(__file__).parent
-CHILD = HERE / "store_copies_child.py"
-
-
-def _load(name):
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fakes = _load("store_fakes")
-record, frame, contents = fakes.record, fakes.frame, fakes.contents
-child = _load("store_copies_child")
 N = 300
-
-
-def open_store(folder, mode="r", **options):
-    return Store.open(
-        folder, mode=mode, create=mode == "w", neighbours=fakes.neighbours(), **options
-    )
 
 
 @pytest.fixture(scope="module")
@@ -655,30 +634,6 @@ def test_a_published_epoch_is_one_that_was(tmp_path):
         finally:
             stop.set()
             writer.join()
-
-
-def whole(folder):
-    """The one version that all records of a store have; everything else about it is sound."""
-    assert damages(folder, fakes.neighbours()) == []
-    with open_store(folder) as store:
-        held = contents(store.snapshot(), "job")
-    assert len(held) == child.ROWS
-    (version,) = {row["rate_cents"] for row in held.values()}
-    assert held == {row["id"]: row for row in child.version(version).to_dicts()}
-    return version
-
-
-def run_and_kill(what, folder, rng, most):
-    """Lets a process work for a while; what it acknowledged."""
-    command = [sys.executable, str(CHILD), what, str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout.readline() == "open\n"
-            time.sleep(rng.uniform(0.0, most))
-        finally:
-            process.kill()
-        lines = process.stdout.readlines()
-    return [int(line.split()[1]) for line in lines if line.endswith("\n")]
 
 
 def test_a_killed_publish_leaves_the_epoch_before_or_the_next(tmp_path, count):

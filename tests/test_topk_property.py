@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import sys
-from pathlib import Path
 
+import kernel_cases as cases
 import numpy as np
 import pytest
 
@@ -20,18 +19,6 @@ pytest.importorskip("hypothesis")
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-
-
-def _load(name):
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = _load("kernel_cases")
 
 
 def backends():
