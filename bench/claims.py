@@ -76,7 +76,13 @@ CLAIMS = (
         "crash",
         "After kill -9 nothing that was acknowledged is lost; damage, full disks and read-only "
         "folders are named, and nothing is read half.",
-        tests=("test_store_crash.py", "test_store_damage.py", "test_store_faults.py"),
+        tests=(
+            "test_store_crash.py",
+            "test_store_damage.py",
+            "test_store_disk.py",
+            "test_store_faults.py",
+            "test_cli_store.py",
+        ),
     ),
     Claim(
         "store_lasts",
@@ -84,10 +90,12 @@ CLAIMS = (
         "restore lose nothing when they are killed, and are never seen half done.",
         tests=(
             "test_store_epochs.py",
+            "test_store_rewrite.py",
             "test_store_compaction.py",
             "test_store_migration.py",
             "test_store_model.py",
             "test_store_publish.py",
+            "test_store_publish_faults.py",
             "test_store_backup.py",
         ),
     ),
@@ -111,7 +119,13 @@ CLAIMS = (
         "runs",
         "However a run is done, and wherever it is killed, stopped or damaged, it ends with the "
         "digest of single answers.",
-        tests=("test_runs.py", "test_runs_crash.py", "test_cli_run.py", "test_run_real.py"),
+        tests=(
+            "test_runs.py",
+            "test_run_folders.py",
+            "test_runs_crash.py",
+            "test_cli_run.py",
+            "test_run_real.py",
+        ),
     ),
     Claim(
         "model_serving",
@@ -222,18 +236,23 @@ CLAIMS = (
         "exposure",
         "The cap, the floor for newcomers and the groups of the exposure pass hold wherever they "
         "can, and its price is what it says.",
-        tests=("test_exposure.py",),
+        tests=("test_exposure.py", "test_run_exposure.py"),
     ),
     Claim(
         "erasure",
         "Of 100 erased people nothing can be decoded from any file of store, runs and quarantine.",
-        tests=("test_erase.py",),
+        tests=("test_erase.py", "test_erase_parts.py"),
     ),
     Claim(
         "report",
         "The report opens without a network and without an error, is readable at 1280 and 390 "
         "pixels, and its numbers are those of the Parquet files.",
-        tests=("test_run_report.py", "test_run_report_browser.py"),
+        tests=(
+            "test_run_report.py",
+            "test_run_report_runs.py",
+            "test_run_report_words.py",
+            "test_run_report_browser.py",
+        ),
     ),
     Claim(
         "nightly",

@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import struct
 
+import pytest
+
 from matchwright.engine import synthetic
 from matchwright.engine.matcher import Matcher
 from matchwright.engine.policy import Policy
@@ -91,3 +93,28 @@ def digest_of(answers_by_kind, k):
             for match in list(one)[:k]:
                 state.update(struct.pack("<iQid", match.rank, match.key, match.points, match.score))
     return state.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    with Store.open(make_store(tmp_path_factory.mktemp("runs") / "store")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def snapshot(store):
+    return store.snapshot()
+
+
+@pytest.fixture(scope="module")
+def whole(snapshot, tmp_path_factory):
+    """(folder, run.json) of a run with everything switched on."""
+    folder, outcome = do(
+        snapshot, tmp_path_factory.mktemp("whole"), slack=7, contributions=True, count=True,
+        block=50,
+    )  # fmt: skip
+    return folder, outcome.summary
+
+
+def heavier():
+    return Policy.parse('name = "heavier"\n[weights]\nrate = 3.0\n')

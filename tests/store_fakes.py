@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,6 +152,23 @@ def open_store(folder, mode="r", **options):
     return Store.open(folder, mode=mode, create=mode == "w", neighbours=neighbours(), **options)
 
 
+@contextmanager
+def stores_in(root, **for_writers):
+    """What opens stores of these in a folder; they are closed at the end."""
+    opened = []
+
+    def open_(mode="w", create=None, folder="store", **options):
+        defaults = {"neighbours": neighbours()} | (for_writers if mode == "w" else {})
+        create = mode == "w" if create is None else create
+        store = Store.open(root / folder, mode=mode, create=create, **(defaults | options))
+        opened.append(store)
+        return store
+
+    yield open_
+    for store in opened:
+        store.close()
+
+
 def contents(snapshot, kind):
     """id -> record of everything alive, worked out through the arrays; checks that they agree."""
     corpus = snapshot.corpus(kind)
@@ -184,3 +202,26 @@ def _check_arrays(corpus, rows, encoded):
     for n, row in enumerate(rows):
         low, high = column.start_n[n : n + 2]
         assert skills[row] == column.value[low:high].tolist()
+
+
+def write_history(store, epochs=30):
+    """{epoch number: contents}; every kind of change."""
+    model, history = {}, {}
+    for n in range(epochs):
+        if n % 10 == 9:
+            store.seal()
+        elif n % 7 == 6:
+            with store.bulk("job") as sink:
+                rows = [record(f"j{(n + m) % 12}", n) for m in range(4)]
+                sink.write(frame(*rows))
+            model = model | {row["id"]: row for row in rows}
+        elif n % 5 == 4:
+            store.delete("job", [f"j{n % 12}", f"j{(n + 3) % 12}"])
+            model = {k: v for k, v in model.items() if k not in (f"j{n % 12}", f"j{(n + 3) % 12}")}
+        elif n == 17:
+            store.refit(seed=n, sample=9, as_of=n)
+        else:
+            store.upsert("job", frame(record(f"j{n % 12}", n)))
+            model = model | {f"j{n % 12}": record(f"j{n % 12}", n)}
+        history[store.snapshot().epoch.number] = model
+    return history

@@ -17,7 +17,7 @@ from matchwright.engine.cli import main
 from matchwright.engine.errors import InvalidArgument
 from matchwright.engine.policy import Policy
 from matchwright.engine.runs.diff import Diff, Status, Why, reasons
-from matchwright.engine.runs.pairing import side
+from matchwright.engine.runs.pairing import side, windows
 
 JOBS, PEOPLE = 60, 240
 
@@ -217,6 +217,31 @@ def test_both_directions(market):
     kinds = {one.kind for one in diff.queries()}
     assert kinds == {"job", "freelancer"}
     assert set(diff.summary.people) == {"job", "freelancer"}
+
+
+# ── Windows ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("blocks", [(7, 11), (60, 1), (1, 60), (13, 13)])
+def test_two_runs_are_read_side_by_side_whatever_their_units(tmp_path, blocks):
+    """Every query and row of both, once, in order; each window holds the same range of keys."""
+    with market_of(tmp_path, 40, 90) as market:
+        first, _ = market.run(kinds=("job",), block=blocks[0])
+        market.change(np.random.default_rng(1), 0.3)
+        second, _ = market.run(kinds=("job",), block=blocks[1])
+    found = [[], []]
+    highest = -1
+    for window in windows(side(first), side(second), "job"):
+        keys = [half.queries["query_key"].to_list() for half in (window.first, window.second)]
+        assert min(keys[0] + keys[1]) > highest
+        highest = max(keys[0] + keys[1])
+        for half, some, mine in zip((window.first, window.second), keys, found, strict=True):
+            assert set(half.rows["query_key"].to_list()) <= set(some)
+            mine += [(key, half.rows.filter(pl.col("query_key") == key).height) for key in some]
+    for folder, mine in zip((first, second), found, strict=True):
+        queries = pl.concat([folder.queries(unit) for unit in folder.plan().units])
+        expected = list(zip(queries["query_key"], queries["returned"], strict=True))
+        assert mine == expected
 
 
 # ── The command ───────────────────────────────────────────────────────────────────────────────

@@ -23,7 +23,7 @@ from matchwright.engine.cli import main
 from matchwright.engine.errors import FailedPrecondition, StoreLocked
 from matchwright.engine.runs.folder import PLAN, PUBLISHED, SUMMARY, Output, RunFolder
 from matchwright.engine.runs.gc import ABANDONED_DAYS, collect
-from matchwright.engine.runs.pairing import side, windows
+from matchwright.engine.runs.pairing import side
 from matchwright.engine.runs.publish import Thresholds, publish, publishing, rollback
 from matchwright.engine.runs.verify import FAILED, SOUND, Verdict
 from matchwright.engine.runs.verify import verify as verify_run
@@ -312,31 +312,6 @@ def whole(output, runs):
     assert document["digest"] == digest
     assert all(one["run_id"] in runs for one in document["history"])
     return document["run_id"]
-
-
-# ── Windows ───────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("blocks", [(7, 11), (60, 1), (1, 60), (13, 13)])
-def test_two_runs_are_read_side_by_side_whatever_their_units(tmp_path, blocks):
-    """Every query and row of both, once, in order; each window holds the same range of keys."""
-    with market_of(tmp_path, 40, 90) as market:
-        first, _ = market.run(kinds=("job",), block=blocks[0])
-        market.change(np.random.default_rng(1), 0.3)
-        second, _ = market.run(kinds=("job",), block=blocks[1])
-    found = [[], []]
-    highest = -1
-    for window in windows(side(first), side(second), "job"):
-        keys = [half.queries["query_key"].to_list() for half in (window.first, window.second)]
-        assert min(keys[0] + keys[1]) > highest
-        highest = max(keys[0] + keys[1])
-        for half, some, mine in zip((window.first, window.second), keys, found, strict=True):
-            assert set(half.rows["query_key"].to_list()) <= set(some)
-            mine += [(key, half.rows.filter(pl.col("query_key") == key).height) for key in some]
-    for folder, mine in zip((first, second), found, strict=True):
-        queries = pl.concat([folder.queries(unit) for unit in folder.plan().units])
-        expected = list(zip(queries["query_key"], queries["returned"], strict=True))
-        assert mine == expected
 
 
 # ── Collecting ────────────────────────────────────────────────────────────────────────────────

@@ -1,156 +1,49 @@
 """The report of a run: every number worked out again from the files and the records."""
 
+# ruff: noqa: F401, F811 (fixtures come by import)
 from __future__ import annotations
 
 import base64
 import dataclasses
 import hashlib
-import itertools
-import json
 import math
 import re
 import statistics
-from bisect import bisect_right
 from collections import Counter, defaultdict
-from html.parser import HTMLParser
 
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
-from run_cases import AS_OF, POLICY, do, make_store
+from report_cases import (
+    OPS,
+    K,
+    Many,
+    Page,
+    available,
+    class_of,
+    everybody,
+    html,
+    market,
+    matches_bins,
+    parquet,
+    rowwise,
+    told,
+    ways,
+)
+from run_cases import AS_OF, POLICY, do
 
-from matchwright.engine.cli import main
 from matchwright.engine.columns import fold
-from matchwright.engine.eligibility import Veto
 from matchwright.engine.errors import DeadlineExceeded
-from matchwright.engine.matcher import OTHER, Matcher
-from matchwright.engine.records import KINDS, ingest, to_frame
-from matchwright.engine.request import Request
-from matchwright.engine.results import Shortfall
-from matchwright.engine.runs.exposure_choice import Moved
+from matchwright.engine.matcher import OTHER
+from matchwright.engine.records import KINDS
 from matchwright.engine.runs.folder import Output
 from matchwright.engine.runs.plan import Unit
-from matchwright.engine.runs.report import causes, words
-from matchwright.engine.runs.report.histogram import Histogram, Tally, gini
+from matchwright.engine.runs.report import causes
 from matchwright.engine.runs.report.make import figures_of, report_of
 from matchwright.engine.runs.report.market import RATE_EDGES
 from matchwright.engine.runs.report.outcomes import read_direction
 from matchwright.engine.runs.report.page import render
 from matchwright.engine.runs.report.throughput import Timing, throughput
-from matchwright.engine.store import Store
-from matchwright.kernels.ops import Ops
-
-K = 3
-OPS = Ops(threads=1)
-MEGABYTE = 1_000_000
-
-
-@pytest.fixture(scope="module", params=["synthetic", "real"])
-def market(request, tmp_path_factory, count, repo_root):
-    """(snapshot, run's folder) of a small marketplace, matched both ways with everything kept."""
-    folder = tmp_path_factory.mktemp("report")
-    if request.param == "real":
-        data = request.getfixturevalue("shared_data")
-        most = count(reduced=400, full=20_000)
-        real_store(folder / "store", data, repo_root / "examples" / "maps", most)
-    else:
-        make_store(folder / "store", 300, 120)
-    with Store.open(folder / "store") as store:
-        snapshot = store.snapshot()
-        run, _ = do(snapshot, folder / "runs", k=K, contributions=True, count=True, block=50)
-        yield snapshot, run
-
-
-def real_store(folder, data, maps, most):
-    """A store of the first real posts and people, at most so many of each."""
-    with Store.open(folder, mode="w", create=True) as store:
-        for kind, name in (
-            ("job", "upwork_jobs.jsonl"),
-            ("freelancer", "freelancers_resampled.csv"),
-        ):
-            file = folder / name
-            with (data / name).open(encoding="utf-8", newline="") as lines:
-                file.write_text("".join(itertools.islice(lines, most)), "utf-8", newline="")
-            with store.bulk(kind) as sink:
-                ingest.read(kind, [file], maps / f"{file.stem}.toml", sink=sink)
-
-
-@pytest.fixture(scope="module")
-def html(market):
-    snapshot, run = market
-    return report_of(run, snapshot, OPS).decode()
-
-
-@pytest.fixture(scope="module")
-def told(html):
-    """The figures as the page holds them."""
-    return embedded(html)
-
-
-def embedded(html):
-    return json.loads(Page(html).scripts["figures"])
-
-
-def ways(told):
-    return {way["kind"]: way for way in told["ways"]}
-
-
-def parquet(run, kind, what):
-    return pl.read_parquet(f"{run.url}/for={kind}/{what}-*.parquet", hive_partitioning=False)
-
-
-def everybody(snapshot, kind):
-    """All living records of a kind."""
-    ids = []
-    for (segment, alive), base in zip(
-        snapshot.corpus(kind).parts, snapshot.corpus(kind).base.tolist(), strict=False
-    ):
-        rows = np.arange(segment.n) if alive is None else np.flatnonzero(alive)
-        ids += snapshot.ids_of(kind, base + rows)
-    return snapshot.records(kind, ids).to_dicts()
-
-
-def available(snapshot, kind):
-    """Records that take part: open or available (or not told), and not over."""
-    good = {None, "OPEN" if kind == "job" else "AVAILABLE"}
-    return [
-        record
-        for record in everybody(snapshot, kind)
-        if record["status"] in good and (record.get("closes") is None or record["closes"] >= AS_OF)
-    ]
-
-
-class Page(HTMLParser):
-    """What a parser sees: tags, attributes, and the text of scripts by id."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.attributes, self.scripts, self.styles = Counter(), [], {}, []
-        self.text = []
-        self._inside = None
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags[tag] += 1
-        self.attributes += [(tag, name, value) for name, value in attrs]
-        if tag in ("script", "style"):
-            self._inside = (tag, dict(attrs).get("id", "code"))
-
-    def handle_endtag(self, tag):
-        if self._inside and self._inside[0] == tag:
-            self._inside = None
-
-    def handle_data(self, data):
-        if self._inside is None:
-            self.text.append(data)
-        elif self._inside[0] == "script":
-            self.scripts[self._inside[1]] = self.scripts.get(self._inside[1], "") + data
-        else:
-            self.styles.append(data)
-
 
 # ── Numbers ───────────────────────────────────────────────────────────────────────────────────
 
@@ -171,21 +64,6 @@ def test_outcomes_are_those_of_the_files(market, told, kind):
     assert dict(map(tuple, found["few_counts"])) == Counter(n for n in returned if 0 < n < K)
     counted = np.log2([1 + query["eligible"] for query in queries])
     matches_bins(found["eligible"], counted)
-
-
-def matches_bins(bins, values):
-    """A histogram of the report holds exactly these values."""
-    values = np.asarray(values, dtype=np.float64)
-    assert bins["n"] == values.size == sum(bins["counts"])
-    assert bins["mean"] == pytest.approx(values.mean(), rel=1e-7)
-    assert bins["least"] == pytest.approx(values.min(), rel=1e-7, abs=1e-12)
-    assert bins["most"] == pytest.approx(values.max(), rel=1e-7, abs=1e-12)
-    edges = bins["low"] + bins["width"] * np.arange(len(bins["counts"]) + 1)
-    pairs = itertools.pairwise(edges)
-    expected = [int(((values >= low) & (values < high)).sum()) for low, high in pairs]
-    assert bins["counts"] == expected
-    exact = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95], method="inverted_cdf")
-    assert np.abs(np.array(bins["quantiles"]) - exact).max() <= bins["width"] * 1.001
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -304,10 +182,6 @@ def test_newcomers_are_those_of_the_records(market, told):
     assert sum(g["people"] for g in found["groups"][2:]) == len(people)
 
 
-def class_of(cents):
-    return min(max(bisect_right(RATE_EDGES, cents) - 1, 0), len(RATE_EDGES) - 2)
-
-
 def test_rates_are_those_of_the_records(market, told):
     snapshot, run = market
     top = {job["id"]: job["rate_max_cents"] for job in everybody(snapshot, "job")}
@@ -367,18 +241,6 @@ def test_skills_are_those_of_the_records(market, told):
             assert (one["jobs"], one["must"], one["people"]) == (
                 asked[name], must[name], offered[name]
             )  # fmt: skip
-
-
-def rowwise(snapshot, kind, name):
-    """(vetoes of every living row of the other side, query's own vetoes) by the row-wise rules."""
-    matcher = Matcher(snapshot, OPS, POLICY)
-    query = matcher.prepare_one(snapshot, Request(kind=kind, id=name, as_of=AS_OF))
-    corpus = snapshot.corpus(OTHER[kind])
-    rows = []
-    for (segment, alive), base in zip(corpus.parts, corpus.base.tolist(), strict=False):
-        here = range(segment.n) if alive is None else np.flatnonzero(alive).tolist()
-        rows += [OPS.vetoes(corpus, query.rules, base + row)[0] for row in here]
-    return rows, query.compiled.never
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -528,98 +390,6 @@ def test_the_same_run_gives_the_same_report(market, html):
     assert report_of(run, snapshot, OPS).decode() == html
 
 
-# ── Histograms and tallies ────────────────────────────────────────────────────────────────────
-
-
-@given(
-    st.lists(st.floats(-1e6, 1e6).map(lambda v: v + 0.0), min_size=1, max_size=60),
-    st.integers(0, 60),
-)
-@example([255.0, -5e-324], 1)
-def test_a_histogram_depends_on_the_values_alone(values, cut):
-    whole, parts = Histogram(), Histogram()
-    whole.add(np.array(values))
-    for piece in (values[cut:], values[:cut][::-1]):
-        parts.add(np.array(piece))
-    a, b = whole.done(), parts.done()
-    assert (a.low, a.width, a.counts, a.n, a.least, a.most) == (
-        b.low, b.width, b.counts, b.n, b.least, b.most
-    )  # fmt: skip
-    assert sum(a.counts) == len(values)
-    assert len(a.counts) <= 256
-    for n, number in enumerate(a.counts):
-        low = a.low + n * a.width
-        assert number == sum(low <= value < low + a.width for value in values)
-    fewer = a.coarser(7)
-    assert len(fewer.counts) <= 7
-    assert sum(fewer.counts) == len(values)
-
-
-def test_a_histogram_refuses_what_is_not_finite():
-    with pytest.raises(ValueError, match="finite"):
-        Histogram().add(np.array([1.0, math.nan]))
-
-
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=40))
-def test_gini_is_the_mean_difference(places):
-    n, total = len(places), sum(places)
-    expected = sum(abs(a - b) for a in places for b in places) / (2 * n * total) if total else 0.0
-    assert gini(np.array(places)) == pytest.approx(expected, abs=1e-12)
-
-
-@given(st.lists(st.lists(st.integers(0, 9), max_size=20), max_size=5))
-def test_a_tally_counts_each_key(batches):
-    tally = Tally()
-    for batch in batches:
-        tally.add(np.array(batch, dtype=np.uint64))
-    keys, counts = tally.done()
-    expected = Counter(key for batch in batches for key in batch)
-    assert dict(zip(keys.tolist(), counts.tolist(), strict=True)) == expected
-    assert keys.tolist() == sorted(expected)
-
-
-# ── Words ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_every_reason_has_words():
-    assert set(words.VETO) == set(Veto)
-    assert set(words.SHORTFALL) == set(Shortfall)
-    assert set(words.MOVED) == {one.name.lower() for one in Moved} - {"not"}
-
-
-@pytest.mark.parametrize(
-    ("made", "expected"),
-    [
-        (words.percent(0.5), "50%"),
-        (words.percent(0.12345), "12.3%"),
-        (words.percent(0.00001), "<0.1%"),
-        (words.percent(0.99999), ">99.9%"),
-        (words.percent(1.0), "100%"),
-        (words.percent(0.0), "0%"),
-        (words.percent(0.996, 0), ">99%"),
-        (words.of(1, 0), "–"),
-        (words.whole(1234567), "1,234,567"),
-        (words.short(1234567), "1.2 M"),
-        (words.short(34_000), "34 k"),
-        (words.short(0.04), "0.04"),
-        (words.ordinal(1), "1st"),
-        (words.ordinal(12), "12th"),
-        (words.ordinal(103), "103rd"),
-        (words.money(1250), "12.50"),
-        (words.money(120_000), "1,200"),
-        (words.seconds(0.5), "0.50 s"),
-        (words.seconds(250), "4 min 10 s"),
-        (words.seconds(11_100), "3 h 05 min"),
-        (words.day(20_454), "1 January 2026"),
-        (words.moment("2026-01-02T03:04:05Z"), "2 Jan 2026, 03:04 UTC"),
-        (words.moment("whenever"), "whenever"),
-        (words.veto("NEW_ONE"), "New one"),
-    ],
-)
-def test_numbers_in_words(made, expected):
-    assert made == expected
-
-
 # ── The page ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -640,119 +410,6 @@ def test_nothing_leaves_the_page_and_nothing_else_runs(html):
         assert f"{directive} 'sha256-{digest}'" in policy
     ids = [value for _, name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
-
-
-EVIL = [
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "</script><svg onload=alert(1)>",
-    "<!--<script>",
-    "{{ 7 * 7 }}{% raw %}",
-    "a&lt;b&amp;c",
-    "' onfocus='alert(1)",
-    "javascript:alert(1)",
-    "]]><style>*{display:none}</style>",
-]
-
-
-@pytest.fixture
-def hostile(tmp_path):
-    """A marketplace in which every text is an attack."""
-    jobs = [
-        {
-            "id": f"{evil} j{n}", "title": f"{evil} \u202egpj.exe", "text": evil,
-            "skills": [{"name": evil, "must": False}], "status": "OPEN", "rate_max_cents": 9_000,
-        }
-        for n, evil in enumerate(EVIL)
-    ]  # fmt: skip
-    people = [
-        {
-            "id": f"{evil} f{n}", "title": evil, "text": evil, "skills": [{"name": evil}],
-            "status": "AVAILABLE", "rate_cents": 1_000, "reviews": n,
-        }
-        for n, evil in enumerate(EVIL)
-    ]  # fmt: skip
-    with Store.open(tmp_path / "store", mode="w", create=True) as store:
-        store.upsert("job", to_frame("job", jobs))
-        store.upsert("freelancer", to_frame("freelancer", people))
-        policy = dataclasses.replace(POLICY, name="<b onclick=alert(1)>&")
-        snapshot = store.snapshot()
-        run, _ = do(snapshot, tmp_path / "runs", k=5, policy=policy)
-        yield report_of(run, snapshot, OPS).decode()
-
-
-def test_hostile_names_stay_text(hostile):
-    page = Page(hostile)
-    assert page.tags["script"] == 2
-    assert page.tags["style"] == 1
-    assert page.tags["img"] == 0
-    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
-    assert all(
-        value.startswith("#") or value == "data:,"
-        for _, name, value in page.attributes
-        if name in ("src", "href")
-    )
-    figures = embedded(hostile)
-    ids = {query["id"] for query in figures["sample"] if query["kind"] == "job"}
-    assert ids == {f"{evil} j{n}" for n, evil in enumerate(EVIL)}
-    text = "".join(page.text)
-    for n, evil in enumerate(EVIL):
-        assert f"{evil} j{n}" in text
-    assert "49" not in [piece.strip() for piece in page.text]
-    assert "<b onclick=alert(1)>&" in text
-    assert "\u202e" not in hostile
-
-
-def test_a_report_stays_a_few_megabytes(tmp_path, count):
-    """Titles, ids and skills as long as they may be, on both sides."""
-    n = count(reduced=120, full=600)
-    skills = [{"name": f"skill number {s} {'of a very long name ' * 4}"[:80]} for s in range(20)]
-    job = {"title": "w " * 500, "skills": [{**s, "must": False} for s in skills], "status": "OPEN"}
-    person = {"title": "w " * 500, "skills": skills, "status": "AVAILABLE", "rate_cents": 1_000}
-    with Store.open(tmp_path / "store", mode="w", create=True) as store:
-        rows = [{**job, "id": f"{i}{'j' * 120}"} for i in range(n)]
-        store.upsert("job", to_frame("job", rows))
-        rows = [{**person, "id": f"{i}{'f' * 120}"} for i in range(n)]
-        store.upsert("freelancer", to_frame("freelancer", rows))
-        snapshot = store.snapshot()
-        run, _ = do(snapshot, tmp_path / "runs", k=K)
-        assert len(report_of(run, snapshot, OPS)) < 5 * MEGABYTE
-
-
-class Many:
-    """A run of many units that is made up as it is read; keeps count of what is alive."""
-
-    def __init__(self, plan, size):
-        self.plan, self.size, self.read = plan, size, Counter()
-
-    def queries(self, unit):
-        self.read[unit] += 1
-        key = np.arange(unit.start, unit.stop, dtype=np.uint64) << np.uint64(20)
-        returned = np.where(np.arange(unit.start, unit.stop) % 7 == 0, K - 1, K).astype(np.int32)
-        names = [f"q{n}" for n in range(unit.start, unit.stop)]
-        known = pl.DataFrame({"query_id": names, "query_key": key, "returned": returned})
-        return known.with_columns(
-            eligible=pl.lit(-1, dtype=pl.Int64), unverified=pl.lit(-1, dtype=pl.Int64),
-            shortfall=pl.when(pl.col("returned") < K).then(pl.lit("FEW_ELIGIBLE")),
-            error=pl.lit(None, dtype=pl.String), t=pl.lit(0.001), attainable=pl.lit(4.0),
-        )  # fmt: skip
-
-    def part(self, unit):
-        queries = self.queries(unit)
-        at = np.repeat(np.arange(queries.height), queries["returned"].to_numpy())
-        rank = np.concatenate([np.arange(1, n + 1) for n in queries["returned"]]).astype(np.int32)
-        key = (
-            queries["query_key"].to_numpy()[at] * np.uint64(31) + rank.astype(np.uint64)
-        ) % np.uint64(997)
-        points = (3_000 - rank * 10).astype(np.int32)
-        frame = queries[at].select("query_id", "query_key")
-        return frame.with_columns(
-            rank=rank, id=pl.Series([f"p{k}" for k in key.tolist()]), key=key, points=points,
-            score=points * 0.001,
-            moved=pl.when(pl.Series(rank) == 2).then(pl.lit("shifted")).when(pl.Series(rank) == 3)
-            .then(pl.lit("entered")),
-            first_rank=pl.when(pl.Series(rank) == 2).then(pl.lit(1, dtype=pl.Int32)),
-        )  # fmt: skip
 
 
 def test_large_runs_are_read_unit_by_unit_and_stay_small(market, count):
@@ -782,72 +439,6 @@ def test_large_runs_are_read_unit_by_unit_and_stay_small(market, count):
     assert set(files.read.values()) == {3}  # queries twice, and once more to make the rows up
 
 
-# ── Runs of every kind ────────────────────────────────────────────────────────────────────────
-
-
-def small(folder, jobs, people, **asked):
-    """(figures, html) of a run over these records."""
-    with Store.open(folder / "store", mode="w", create=True) as store:
-        for kind, rows in (("job", jobs), ("freelancer", people)):
-            if rows:
-                store.upsert(kind, to_frame(kind, rows))
-        snapshot = store.snapshot()
-        run, _ = do(snapshot, folder / "runs", **{"k": K, **asked})
-        figures = figures_of(run, snapshot, OPS)
-        return figures, render(figures)
-
-
-PERSON = {"id": "f", "status": "AVAILABLE", "rate_cents": 1_000, "skills": [{"name": "Go"}]}
-JOB = {"id": "j", "status": "OPEN", "skills": [{"name": "Go", "must": False}]}
-
-
-def test_an_empty_run(tmp_path):
-    figures, html = small(tmp_path, [], [])
-    assert [way.outcome.queries for way in figures.ways] == [0, 0]
-    assert figures.sample == ()
-    assert "There were no jobs to match." in html
-    assert figures.throughput is None
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_one_query(tmp_path, kind):
-    figures, html = small(tmp_path, [JOB], [PERSON], kinds=(kind,), k=1)
-    (way,) = figures.ways
-    assert (way.outcome.queries, way.outcome.full, way.outcome.rows) == (1, 1, 1)
-    assert way.exposure is not None
-    assert (way.exposure.available, way.exposure.shown, way.exposure.gini) == (1, 1, 0.0)
-    assert way.first == way.last
-    assert way.first.counts == (1,)
-    assert "found 1 match" in html
-    assert [query.id for query in figures.sample] == ["j" if kind == "job" else "f"]
-
-
-def test_nobody_finds_anybody(tmp_path):
-    gone = [{**PERSON, "id": f"f{n}", "status": "GONE"} for n in range(3)]
-    figures, html = small(tmp_path, [{**JOB, "id": f"j{n}"} for n in range(4)], gone)
-    jobs, people = figures.ways
-    assert (jobs.outcome.none, people.outcome.none) == (4, 3)
-    assert jobs.causes is not None
-    assert [(one.veto, one.queries, one.pairs, one.alone) for one in jobs.causes.rules] == [
-        ("FREELANCER_NOT_AVAILABLE", 4, 12, 12)
-    ]
-    assert people.causes is not None
-    assert people.causes.rules[0].never == 3
-    assert people.outcome.shortfalls == {"QUERY_VETOED": 3}
-    assert jobs.exposure is not None
-    assert (jobs.exposure.available, jobs.exposure.places) == (0, 0)
-    assert jobs.first.n == 0
-    assert "No query found a match." in html
-    assert "4 of 4 jobs (100%) found no match" in html
-
-
-def test_nobody_on_the_other_side(tmp_path):
-    figures, html = small(tmp_path, [JOB], [], kinds=("job",))
-    (way,) = figures.ways
-    assert way.outcome.shortfalls == {"EMPTY_CORPUS": 1}
-    assert "Nobody is on the other side" in html
-
-
 def test_without_a_store_the_report_says_what_it_leaves_out(market):
     _, run = market
     figures = figures_of(run, None, OPS)
@@ -857,21 +448,6 @@ def test_without_a_store_the_report_says_what_it_leaves_out(market):
     assert figures.ways[0].facets
     assert "There was no store" in html
     assert all(query.title is None for query in figures.sample)
-
-
-def test_a_store_that_moved_on_is_named(tmp_path):
-    with Store.open(make_store(tmp_path / "store", 80, 20), mode="w") as store:
-        run, _ = do(store.snapshot(), tmp_path / "runs", k=3, kinds=("job",))
-        shown = parquet(run, "job", "part")["id"].to_list()
-        gone = Counter(shown).most_common(1)[0][0]
-        store.delete("freelancer", [gone])
-        figures = figures_of(run, store.snapshot(), OPS)
-    assert figures.head.seen != figures.head.epoch
-    assert "The store has moved on" in render(figures)
-    exposure = figures.ways[0].exposure
-    assert exposure is not None
-    assert exposure.elsewhere == shown.count(gone)
-    assert exposure.places + exposure.elsewhere == len(shown)
 
 
 def test_a_run_that_is_not_complete(market, tmp_path):
@@ -901,89 +477,3 @@ def test_a_run_with_errors_says_so(market):
     read = read_direction(Failing(), plan, "job", seed=1, watch=lambda *_: None)
     assert read.outcome.errors == len(plan.units_of("job"))
     assert read.outcome.queries == plan.counts["job"]
-
-
-# ── The command ───────────────────────────────────────────────────────────────────────────────
-
-
-def test_the_command_writes_the_report(tmp_path, capsys):
-    store = make_store(tmp_path / "store", 60, 12)
-    asked = ["--store", str(store), "-k", "4", "--as-of", "2026-01-01", "--format", "json"]
-    assert main(["run", "start", *asked, "--no-report"]) == 0
-    (run,) = (store / "runs").glob("*/run.json")
-    capsys.readouterr()
-    copy = tmp_path / "copy.html"
-    assert main(["run", "report", run.parent.name, "--store", str(store), "--to", str(copy)]) == 0
-    assert capsys.readouterr().out.strip() == str(run.parent / "report.html")
-    assert copy.read_bytes() == (run.parent / "report.html").read_bytes()
-    figures = embedded(copy.read_text("utf-8"))
-    assert figures["head"]["k"] == 4
-    assert figures["skills"]["jobs"] > 0
-
-
-def test_a_run_that_ends_has_its_report(tmp_path, capsys):
-    store = make_store(tmp_path / "store", 40, 8)
-    assert main(["run", "start", "--store", str(store), "-k", "2", "--as-of", "2026-01-01"]) == 0
-    (report,) = (store / "runs").glob("*/report.html")
-    asked = ["run", "publish", report.parent.name, "--store", str(store)]
-    assert main([*asked, "--max-none-share", "1"]) == 0
-    assert main(["run", "report", report.parent.name, "--store", str(store)]) == 0
-    head = embedded(report.read_text("utf-8"))["head"]
-    assert (head["published"], head["verdict"]) == (True, "SOUND")
-    capsys.readouterr()
-
-
-@pytest.mark.parametrize("damage", [False, True])
-def test_the_report_knows_the_last_verdict(tmp_path, capsys, damage):
-    store = make_store(tmp_path / "store", 40, 8)
-    asked = ["run", "start", "--store", str(store), "-k", "2", "--as-of", "2026-01-01"]
-    assert main([*asked, "--no-report"]) == 0
-    (summary,) = (store / "runs").glob("*/run.json")
-    if damage:
-        told = json.loads(summary.read_text("utf-8"))
-        told["counts"]["job"]["rows"] += 1
-        summary.write_text(json.dumps(told), "utf-8")
-    run = [summary.parent.name, "--store", str(store)]
-    assert main(["run", "verify", *run]) == (6 if damage else 0)
-    assert main(["run", "report", *run]) == 0
-    html = (summary.parent / "report.html").read_text("utf-8")
-    assert embedded(html)["head"]["verdict"] == ("FAILED" if damage else "SOUND")
-    assert ("verification failed" in html) == damage
-    capsys.readouterr()
-
-
-def test_the_erased_are_not_in_a_new_report(tmp_path, capsys):
-    store = make_store(tmp_path / "store", 60, 20)
-    asked = ["run", "start", "--store", str(store), "-k", "3", "--as-of", "2026-01-01"]
-    assert main(asked) == 0
-    (report,) = (store / "runs").glob("*/report.html")
-    run = Output(str(store / "runs")).folder(report.parent.name)
-    before = parquet(run, "job", "part")
-    gone = before["id"].mode().sort()[0]
-    assert gone in report.read_text("utf-8")
-    assert (
-        main(["store", "erase", gone, "--kind", "freelancer", "--store", str(store), "--yes"]) == 0
-    )
-    assert not report.exists()
-    assert main(["run", "report", str(report.parent), "--store", str(store)]) == 0
-    html = report.read_text("utf-8")
-    assert gone not in html
-    assert "People were erased since" in html
-    told = embedded(html)
-    assert told["head"]["redacted_rows"] > 0
-    assert told["head"]["redacted_queries"] == 1
-    left = before.filter(pl.col("id") != gone).height
-    assert ways(told)["job"]["exposure"]["places"] == left
-    capsys.readouterr()
-
-
-def test_the_command_without_the_store(tmp_path, capsys, monkeypatch):
-    store = make_store(tmp_path / "store", 40, 8)
-    asked = ["--store", str(store), "--output", str(tmp_path / "runs"), "-k", "2"]
-    assert main(["run", "start", *asked, "--as-of", "2026-01-01", "--no-report"]) == 0
-    (run,) = (tmp_path / "runs").glob("*/run.json")
-    store.rename(tmp_path / "elsewhere")
-    assert main(["run", "report", str(run.parent)]) == 0
-    assert "no figures that need the store" in capsys.readouterr().err
-    assert main(["run", "report", str(tmp_path)]) == 2
-    assert "there is no run" in capsys.readouterr().err

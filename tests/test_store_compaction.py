@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import store_fakes as fakes
 from store_crash_cases import applied, run_and_kill
-from store_fakes import contents, frame, record
+from store_fakes import contents, frame, record, stores_in
 
 from matchwright.engine import synthetic
 from matchwright.engine.errors import FailedPrecondition, StoreDamaged, StoreFull
@@ -29,19 +29,8 @@ HERE = Path(__file__).parent
 
 @pytest.fixture
 def open_store(tmp_path):
-    opened = []
-
-    def open_(mode="w", **options):
-        options.setdefault("neighbours", fakes.neighbours())
-        if mode == "w":
-            options = {"retain_s": 0.0, "chunk_rows": 64} | options
-        store = Store.open(tmp_path / "store", mode=mode, create=mode == "w", **options)
-        opened.append(store)
-        return store
-
-    yield open_
-    for store in opened:
-        store.close()
+    with stores_in(tmp_path, retain_s=0.0, chunk_rows=64) as opening:
+        yield opening
 
 
 def segments(store, kind="job"):

@@ -1,4 +1,4 @@
-"""Epochs that stay: retention, leases, opening by number, and rewriting history."""
+"""Epochs that stay: retention, leases, and opening by number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import store_fakes as fakes
-from store_fakes import contents, frame, record
+from store_fakes import contents, frame, record, stores_in, write_history
 
 from matchwright.engine.errors import (
     AlreadyExists,
@@ -23,26 +23,14 @@ from matchwright.engine.errors import (
     StoreFormat,
     StoreReadOnly,
 )
-from matchwright.engine.store import Store, blobs, collect
+from matchwright.engine.store import Store, collect
 from matchwright.engine.store.leases import LeaseFolder
-from matchwright.engine.store.segment_file import SegmentFile
 
 
 @pytest.fixture
 def open_store(tmp_path):
-    opened = []
-
-    def open_(mode="w", **options):
-        options.setdefault("neighbours", fakes.neighbours())
-        if mode == "w":
-            options.setdefault("retain_s", 0.0)
-        store = Store.open(tmp_path / "store", mode=mode, create=mode == "w", **options)
-        opened.append(store)
-        return store
-
-    yield open_
-    for store in opened:
-        store.close()
+    with stores_in(tmp_path, retain_s=0.0) as opening:
+        yield opening
 
 
 def table_sizes(store):
@@ -56,29 +44,6 @@ def table_sizes(store):
 
 def numbers(store):
     return [epoch.number for epoch in store.epochs()]
-
-
-def write_history(store, epochs=30):
-    """{epoch number: contents}; every kind of change."""
-    model, history = {}, {}
-    for n in range(epochs):
-        if n % 10 == 9:
-            store.seal()
-        elif n % 7 == 6:
-            with store.bulk("job") as sink:
-                rows = [record(f"j{(n + m) % 12}", n) for m in range(4)]
-                sink.write(frame(*rows))
-            model = model | {row["id"]: row for row in rows}
-        elif n % 5 == 4:
-            store.delete("job", [f"j{n % 12}", f"j{(n + 3) % 12}"])
-            model = {k: v for k, v in model.items() if k not in (f"j{n % 12}", f"j{(n + 3) % 12}")}
-        elif n == 17:
-            store.refit(seed=n, sample=9, as_of=n)
-        else:
-            store.upsert("job", frame(record(f"j{n % 12}", n)))
-            model = model | {f"j{n % 12}": record(f"j{n % 12}", n)}
-        history[store.snapshot().epoch.number] = model
-    return history
 
 
 def test_every_retained_epoch_opens_also_elsewhere_and_after_a_restart(open_store):
@@ -420,94 +385,3 @@ def test_tombstones_are_joined_but_never_across_a_kept_epoch(open_store):
     for number, expected in kept.items():
         assert contents(open_store("r").snapshot(epoch=number), "job") == expected
     assert contents(open_store("r").snapshot(), "job") == model
-
-
-# ── Rewriting history ─────────────────────────────────────────────────────────────────────────
-
-
-def everywhere(root):
-    return b"".join(
-        path.read_bytes() for path in sorted((root / "segments").iterdir()) if path.is_file()
-    )
-
-
-def keys_everywhere(store):
-    """Keys in every segment file and every live batch."""
-    with store._catalog.look() as connection:
-        live = connection.execute("SELECT rows FROM live").fetchall()
-    arrays = [blobs.unpack_rows(packed, "").encoded.key_n for (packed,) in live]
-    arrays += [SegmentFile(path).array("key") for path in (store.root / "segments").iterdir()]
-    return {key for array in arrays for key in array.tolist()}
-
-
-def test_a_rewrite_takes_rows_out_of_every_epoch(open_store):
-    store = open_store(retain_s=100.0)
-    history = write_history(store)
-    for n in range(3):
-        store.upsert("job", frame(record(f"j{n}", 500)))
-    history[store.snapshot().epoch.number] = contents(store.snapshot(), "job")
-    gone = ["j1", "j4"]
-    keys = store.snapshot().keys(gone)
-    held = store.snapshot()
-    assert keys_everywhere(store) & set(keys.tolist())
-
-    def change(connection, number):
-        assert number == held.epoch.number + 2  # live rows are sealed first
-        for name in gone:
-            connection.execute("DELETE FROM job WHERE id = ?", (name,))
-            connection.execute("DELETE FROM job_old WHERE id = ?", (name,))
-
-    done = store._writing().rewrite({"job": keys}, change)
-    assert done.epoch == store.snapshot().epoch
-    assert done.rows > 4
-    assert done.live
-    assert not any(path.exists() for path in done.removed)
-    assert not keys_everywhere(store) & set(keys.tolist())
-    assert set(held.keys(["j5", "j7"]).tolist()) < keys_everywhere(store)
-    for reader in (store, open_store("r")):
-        assert reader.verify() == []
-        for number, model in history.items():
-            expected = {name: row for name, row in model.items() if name not in gone}
-            snapshot = held if number == held.epoch.number else reader._loader.at(number)
-            if snapshot is not held:
-                assert contents(snapshot, "job") == expected
-        assert set(contents(reader.snapshot(), "job")) == set(model) - set(gone)
-
-
-def test_a_rewrite_catches_what_is_written_meanwhile(open_store):
-    changes = []
-
-    def build_index(*arrays):
-        if changes:
-            changes.pop()()
-        return fakes.build_index(*arrays)
-
-    store = open_store(neighbours=fakes.neighbours(build_index=build_index), retain_s=100.0)
-    store.upsert("job", frame(*(record(f"j{n}") for n in range(9))))
-    store.seal()
-    changes[:] = [lambda: store.upsert("job", frame(record("j3", 5), record("new")))]
-    keys = store.snapshot().keys(["j3"])
-    drop = "DELETE FROM job WHERE id = 'j3'"
-    store._writing().rewrite({"job": keys}, lambda connection, number: connection.execute(drop))
-    assert not changes
-    expected = {f"j{n}": record(f"j{n}") for n in range(9) if n != 3} | {"new": record("new")}
-    assert contents(store.snapshot(), "job") == expected
-    assert contents(open_store("r").snapshot(), "job") == expected
-    assert store.verify() == []
-
-
-def test_a_rewrite_that_fails_changes_nothing(open_store):
-    store = open_store(retain_s=100.0)
-    store.upsert("job", frame(*(record(f"j{n}") for n in range(9))))
-    store.seal()
-    before, epoch = everywhere(store.root), store.snapshot().epoch
-
-    def change(connection, number):
-        connection.execute("DELETE FROM job")
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        store._writing().rewrite({"job": store.snapshot().keys(["j3"])}, change)
-    assert everywhere(store.root) == before
-    assert store.snapshot().epoch == epoch
-    assert store.verify() == []
