@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -81,3 +82,17 @@ def shared_data() -> Path:
 def shared_models() -> Path:
     """Real models, beside the checkout."""
     return _beside_the_checkout("models")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """``code, stdout, stderr = run("match", ...)`` in this process; all words become strings."""
+    from matchwright.engine.cli import main
+
+    def call(*argv: object) -> tuple[int, str, str]:
+        code = main([str(word) for word in argv])
+        told = capsys.readouterr()
+        assert "Traceback" not in told.err
+        return code, told.out, told.err
+
+    return call

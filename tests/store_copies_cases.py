@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import store_copies_child as child
@@ -24,6 +26,30 @@ def whole(folder):
     (version,) = {row["rate_cents"] for row in held.values()}
     assert held == {row["id"]: row for row in child.version(version).to_dicts()}
     return version
+
+
+@contextmanager
+def written_to(root):
+    """A store whose records all go from version to version, with refits, until the end."""
+    stop = threading.Event()
+    with open_store(root, "w", seal_rows=child.ROWS, retain_s=0) as store:
+        store.upsert("job", child.version(0))
+
+        def write():
+            number = 0
+            while not stop.is_set():
+                number += 1
+                store.upsert("job", child.version(number))
+                if number % 5 == 0:
+                    store.refit(seed=number, sample=5, as_of=1)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            writer.join()
 
 
 def run_and_kill(what, folder, rng, most):

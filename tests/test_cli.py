@@ -20,19 +20,6 @@ COMMANDS = (
 )
 
 
-@pytest.fixture
-def run(capsys):
-    """``code, stdout, stderr = run("match", ...)`` in this process."""
-
-    def call(*argv: str) -> tuple[int, str, str]:
-        code = main(list(argv))
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err
-        return code, told.out, told.err
-
-    return call
-
-
 def _process(*argv: str, **options) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *argv], check=False, capture_output=True, text=True, timeout=120, **options

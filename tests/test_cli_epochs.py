@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 import pytest
 
 from matchwright.engine import synthetic
-from matchwright.engine.cli import main
 from matchwright.engine.cli.store_epochs import seconds_of
 from matchwright.engine.errors import InvalidArgument
 from matchwright.engine.store import Store
@@ -36,17 +35,6 @@ def made(tmp_path_factory):
 def shop(made, tmp_path):
     shutil.copytree(made, tmp_path / "shop")
     return tmp_path / "shop"
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*argv):
-        code = main([str(word) for word in argv])
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err
-        return code, told.out, told.err
-
-    return call
 
 
 def answer(run, *argv):

@@ -13,7 +13,6 @@ import polars as pl
 import pytest
 
 from matchwright.engine import synthetic
-from matchwright.engine.cli import main
 from matchwright.engine.store import Store
 
 COMMAND = (sys.executable, "-m", "matchwright.engine.cli")
@@ -25,17 +24,6 @@ id = "number"
 title = "headline"
 skills = { from = "tags", split = "," }
 """
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*argv) -> tuple[int, str, str]:
-        code = main([str(word) for word in argv])
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err
-        return code, told.out, told.err
-
-    return call
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import polars as pl
 import pytest
 
 from matchwright.engine import synthetic
-from matchwright.engine.cli import main
 from matchwright.engine.store import Store
 
 DAY = "2026-01-01"
@@ -36,19 +35,6 @@ def server(shop):
 
     with running(ServerConfig(stores={"default": shop}, port=0)) as address:
         yield address
-
-
-@pytest.fixture
-def run(capsys):
-    """``code, stdout, stderr = run("match", ...)``; ids are strings, all words are."""
-
-    def call(*argv) -> tuple[int, str, str]:
-        code = main([str(word) for word in argv])
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err
-        return code, told.out, told.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

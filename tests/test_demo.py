@@ -15,21 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from matchwright.engine.cli import main
 from matchwright.engine.store import Store
-
-
-@pytest.fixture
-def run(capsys):
-    """``code, stdout, stderr = run("demo", ...)``."""
-
-    def call(*argv):
-        code = main([str(word) for word in argv])
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err
-        return code, told.out, told.err
-
-    return call
 
 
 def commands_with(word):

@@ -18,7 +18,6 @@ from service_cases import AS_OF, assert_same, job_id, person_id
 from matchwright.clients import Client
 from matchwright.engine import device as engine_device
 from matchwright.engine import synthetic
-from matchwright.engine.cli import main
 from matchwright.engine.cli._run import ExecutorOption, How
 from matchwright.engine.cli._source import Device
 from matchwright.engine.config import ServerConfig
@@ -60,16 +59,6 @@ def small_checks(monkeypatch):
     monkeypatch.setattr(engine_device, "SAMPLE_QUERIES", 20)
     monkeypatch.setattr(engine_device, "CHECK_KS", (1, 30))
     monkeypatch.setattr(engine_device, "FEW", (1, 12))
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*argv):
-        code = main([str(word) for word in argv])
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
 
 
 class Wrong(NumpyDevice):

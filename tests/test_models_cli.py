@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from functools import partial
 
 import pytest
 
@@ -15,21 +16,13 @@ pytest.importorskip("onnxruntime", reason="needs ONNX Runtime")
 
 from models_cases import encoder_source, ranker_source
 
-from matchwright.engine.cli import main
 from matchwright.engine.models.repository import Repository
 
 
 @pytest.fixture
-def run(capsys):
-    """``code, stdout, stderr = run("list", ...)`` in this process."""
-
-    def call(*argv) -> tuple[int, str, str]:
-        code = main(["models", *map(str, argv)])
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err
-        return code, told.out, told.err
-
-    return call
+def run(run):
+    """``code, stdout, stderr = run("list", ...)`` of ``matchwright models``."""
+    return partial(run, "models")
 
 
 @pytest.fixture(scope="module")

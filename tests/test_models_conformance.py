@@ -1,5 +1,6 @@
 """``models check --server``: what conforms, and that each thing that does not is found."""
 
+# ruff: noqa: F401, F811 (fixtures come by import)
 from __future__ import annotations
 
 import json
@@ -12,10 +13,10 @@ pytest.importorskip("onnxruntime", reason="needs ONNX Runtime")
 pytest.importorskip("lightgbm", reason="needs LightGBM")
 
 import numpy as np
-from models_cases import build_both, sources_of_both
-from triton_cases import client_of, need_server, served
+from models_cases import build_both
+from models_server_cases import client, repo, run, server, sources
+from triton_cases import client_of
 
-from matchwright.engine.cli import main
 from matchwright.engine.errors import ModelLate, ModelUnavailable
 from matchwright.engine.models import conformance
 from matchwright.engine.models.conformance import Plan
@@ -23,40 +24,6 @@ from matchwright.engine.models.repository import Repository
 
 QUICK = ("--rows", "500", "--repeats", "3", "--batches", "1,200", "--texts", "1,8")
 PLAN = Plan(rows=500, batches=(1, 200), texts=(8,), repeats=3)
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    need_server()
-    return sources_of_both(tmp_path_factory.mktemp("sources"))
-
-
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory, sources):
-    """Two versions of each."""
-    return build_both(tmp_path_factory.mktemp("served") / "repo", sources)
-
-
-@pytest.fixture(scope="module")
-def server(repo):
-    with served(repo, ["encoder", "ranker"]) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with client_of(server) as client:
-        yield client
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*argv) -> tuple[int, str, str]:
-        code = main(["models", *map(str, argv)])
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
 
 
 def test_a_server_that_conforms(run, server, repo):

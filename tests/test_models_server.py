@@ -1,5 +1,6 @@
 """A real Triton server with the Python backends: what it answers is what the models say."""
 
+# ruff: noqa: F401, F811 (fixtures come by import)
 from __future__ import annotations
 
 import contextlib
@@ -16,10 +17,10 @@ pytest.importorskip("lightgbm", reason="needs LightGBM")
 
 import lightgbm
 import numpy as np
-from models_cases import FEATURES, build_both, sources_of_both, trees_of
-from triton_cases import client_of, need_server, served
+from models_cases import FEATURES, build_both, trees_of
+from models_server_cases import client, repo, run, server, sources
+from triton_cases import client_of, served
 
-from matchwright.engine.cli import main
 from matchwright.engine.errors import MatchwrightError, ModelUnavailable, ModelWrong
 from matchwright.engine.models import probes, rolling
 from matchwright.engine.models.refs import ModelRef
@@ -27,40 +28,6 @@ from matchwright.engine.models.repository import add_ranker
 
 ENCODER, RANKER = ModelRef("encoder", 1), ModelRef("ranker", 1)
 QUICK = ("--rows", "500", "--repeats", "3", "--batches", "1,200")
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    need_server()
-    return sources_of_both(tmp_path_factory.mktemp("sources"))
-
-
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory, sources):
-    """Two versions of each."""
-    return build_both(tmp_path_factory.mktemp("served") / "repo", sources)
-
-
-@pytest.fixture(scope="module")
-def server(repo):
-    with served(repo, ["encoder", "ranker"]) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with client_of(server) as client:
-        yield client
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*argv) -> tuple[int, str, str]:
-        code = main(["models", *map(str, argv)])
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
 
 
 def _encode(client, ids, mask=None, ref=ENCODER):

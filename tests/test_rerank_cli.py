@@ -55,15 +55,10 @@ def server(monkeypatch, repo):
 
 
 @pytest.fixture
-def run(capsys, shop, repo):
-    def call(*argv, models=True) -> tuple[int, str, str]:
-        words = [str(word) for word in argv]
-        if models:
-            words += ["--models", str(repo), "--triton", "127.0.0.1:1"]
-        code = main([*words, "--store", str(shop), "--device", "numpy", "--as-of", DAY])
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err
-        return code, told.out, told.err
+def run(run, shop, repo):
+    def call(*argv, models=True):
+        server = ("--models", repo, "--triton", "127.0.0.1:1") if models else ()
+        return run(*argv, *server, "--store", shop, "--device", "numpy", "--as-of", DAY)
 
     return call
 

@@ -1,7 +1,5 @@
 """Reports of runs of every kind, hostile ones too, and the commands that write them."""
 
-# ruff: noqa: F401, F811 (fixtures come by import)
-
 from __future__ import annotations
 
 import dataclasses
@@ -10,7 +8,7 @@ from collections import Counter
 
 import polars as pl
 import pytest
-from report_cases import MEGABYTE, OPS, K, Page, embedded, html, market, parquet, told, ways
+from report_cases import MEGABYTE, OPS, K, Page, embedded, parquet, ways
 from run_cases import POLICY, do, make_store
 
 from matchwright.engine.cli import main

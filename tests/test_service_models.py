@@ -9,7 +9,6 @@ import json
 import subprocess
 import sys
 import time
-from functools import partial
 
 import pytest
 from metrics_cases import value, values

@@ -9,7 +9,6 @@ import random
 import shutil
 import subprocess
 import tarfile
-import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 import store_copies_child as child
 import store_fakes as fakes
-from store_copies_cases import run_and_kill, whole
+from store_copies_cases import run_and_kill, whole, written_to
 from store_fakes import contents, frame, open_store, record
 
 from matchwright.engine.errors import (
@@ -144,28 +143,11 @@ def test_ordinary_tools_check_a_backup(archive, tmp_path):
 
 def test_a_backup_is_of_one_moment(tmp_path):
     root = tmp_path / "store"
-    stop = threading.Event()
-    with open_store(root, "w", seal_rows=child.ROWS, retain_s=0) as store:
-        store.upsert("job", child.version(0))
-
-        def write():
-            number = 0
-            while not stop.is_set():
-                number += 1
-                store.upsert("job", child.version(number))
-                if number % 5 == 0:
-                    store.refit(seed=number, sample=5, as_of=1)
-
-        writer = threading.Thread(target=write)
-        writer.start()
-        try:
-            for n in range(5):
-                backup(root, tmp_path / "b.tar", neighbours=neighbours)
-                restore(tmp_path / "b.tar", tmp_path / f"back-{n}", neighbours=neighbours)
-                assert whole(tmp_path / f"back-{n}") >= 0
-        finally:
-            stop.set()
-            writer.join()
+    with written_to(root):
+        for n in range(5):
+            backup(root, tmp_path / "b.tar", neighbours=neighbours)
+            restore(tmp_path / "b.tar", tmp_path / f"back-{n}", neighbours=neighbours)
+            assert whole(tmp_path / f"back-{n}") >= 0
 
 
 @pytest.mark.parametrize("locked", [True, False], ids=["locked", "read-only"])

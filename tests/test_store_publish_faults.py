@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import sqlite3
-import threading
 from typing import ClassVar
 
 import fsspec
@@ -18,7 +17,7 @@ import pytest
 import store_copies_child as child
 import store_fakes as fakes
 from fsspec.implementations.memory import MemoryFileSystem
-from store_copies_cases import run_and_kill, whole
+from store_copies_cases import run_and_kill, whole, written_to
 from store_fakes import frame, open_store, record
 from store_publish_cases import made, objects, root, seen
 
@@ -260,28 +259,11 @@ def test_parts_of_killed_uploads_go_too(root, tmp_path):
 def test_a_published_epoch_is_one_that_was(tmp_path):
     """A writer goes on while its store is published: every record of an epoch has one version."""
     root, target = tmp_path / "store", tmp_path / "target"
-    stop = threading.Event()
-    with open_store(root, "w", seal_rows=child.ROWS, retain_s=0) as store:
-        store.upsert("job", child.version(0))
-
-        def write():
-            number = 0
-            while not stop.is_set():
-                number += 1
-                store.upsert("job", child.version(number))
-                if number % 5 == 0:
-                    store.refit(seed=number, sample=5, as_of=1)
-
-        writer = threading.Thread(target=write)
-        writer.start()
-        try:
-            for _ in range(8):
-                publish(root, target)
-                pull(target, tmp_path / "replica")
-                assert whole(tmp_path / "replica") >= 0
-        finally:
-            stop.set()
-            writer.join()
+    with written_to(root):
+        for _ in range(8):
+            publish(root, target)
+            pull(target, tmp_path / "replica")
+            assert whole(tmp_path / "replica") >= 0
 
 
 def test_a_killed_publish_leaves_the_epoch_before_or_the_next(tmp_path, count):

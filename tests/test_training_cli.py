@@ -28,19 +28,6 @@ SPLIT = "2024-12-23"
 CORRECTED = (*QUICK[:-1], "randomised", "--split-at", SPLIT)
 
 
-@pytest.fixture
-def run(capsys):
-    """``code, stdout, stderr = run("train", ...)``."""
-
-    def call(*argv):
-        code = main([str(word) for word in argv])
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err
-        return code, told.out, told.err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
     """Decisions with the engine's own features."""

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from matchwright.engine.cli._progress import say
+from matchwright.engine.cli._progress import rate_bar, say
 from matchwright.engine.cli._run_progress import LINE_EVERY_S, Rate
 
 Tell = Callable[[int, int], None]
@@ -20,23 +20,7 @@ def embed_progress() -> Iterator[Tell]:
     if not sys.stderr.isatty():
         yield _lines()
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with rate_bar() as bar:
         task, rate = bar.add_task("encoding", total=None, rate=""), Rate()
 
         def tell(done: int, total: int) -> None:

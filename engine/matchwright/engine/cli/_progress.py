@@ -6,6 +6,10 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 _LINE_EVERY_SECONDS = 5.0
 
@@ -48,6 +52,29 @@ def bytes_progress(what: str) -> Iterator[Callable[[int, int, int], None]]:
             bar.update(task, description=f"{what} {rows:,} rows", completed=done, total=total)
 
         yield tell
+
+
+@contextlib.contextmanager
+def rate_bar() -> Iterator[Bar]:
+    """A bar on a terminal; its tasks have a field ``rate``, and the time that is left."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield bar
 
 
 def say(line: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from matchwright.engine.cli._failures import harmless
-from matchwright.engine.cli._progress import say
+from matchwright.engine.cli._progress import rate_bar, say
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -45,23 +45,7 @@ def run_progress() -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield _Lines()
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with rate_bar() as bar:
         yield _Terminal(bar)
 
 
