@@ -132,6 +132,7 @@ def test_columns_are_those_that_rules_need():
 def test_predicates_read_the_columns_that_their_rule_names(kind):
     """Whatever the values, a rule's predicates read the columns that it names."""
     other = "freelancer" if kind == "job" else "job"
+    read = set()
     for name, pair in EXAMPLES.items():
         for fields in (pair[0 if kind == "job" else 1], {}):
             mine = segment_of(kind, [{**fields, "id": "x"}])
@@ -140,6 +141,8 @@ def test_predicates_read_the_columns_that_their_rule_names(kind):
             for predicate in compile_rules(query, settings, Day(AS_OF, (0,) * 5)).predicates:
                 column = getattr(predicate, "column", None)
                 assert column is None or column in RULE[name].columns(other)
+                read.add(column)
+    assert len(read) > 10
 
 
 def test_fields_of_rules_exist():

@@ -268,10 +268,19 @@ def test_a_backend_of_another_release_is_told(repo, monkeypatch):
 
 
 def test_files_are_compared_once(repo, monkeypatch):
+    read, digest = [], artefacts.file_digest
+
+    def counted(path):
+        read.append(path.name)
+        return digest(path)
+
+    monkeypatch.setattr(artefacts, "file_digest", counted)
     opened = Repository.open(repo)
     opened.encoder()
-    monkeypatch.setattr(artefacts, "file_digest", lambda path: pytest.fail("read again"))
+    once = list(read)
+    assert "model.onnx" in once
     opened.encoder()
+    assert read == once
 
 
 # ── what is not there ─────────────────────────────────────────────────────────────────────────

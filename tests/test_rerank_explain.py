@@ -87,6 +87,7 @@ def test_what_moved_a_pair_is_what_made_the_difference(matcher, market, trees, k
     rows = market.rows_of(OTHER[kind], result.ids)
     parts = trees.contributions(matcher.ranker.features(market, [query], [rows])).astype(float)
     first = result.rerank.first_ranks
+    assert (first != np.arange(1, len(first) + 1)).any()
     for at, match in enumerate(result):
         second = explained(matcher, market, kind, 2, match.id).rerank
         if match.first_rank == match.rank:
@@ -119,6 +120,7 @@ def test_what_moved_a_pair_is_what_made_the_difference(matcher, market, trees, k
 
 def test_values_are_in_words_and_units(matcher, market):
     result = matcher.match(ask(market, "job", 0, k=3))
+    assert result.returned == 3
     query = matcher.prepare_one(market, ask(market, "job", 0))
     for match in result:
         row = market.rows_of("freelancer", [match.id])
@@ -211,7 +213,9 @@ def numbers_in(value, name=""):
 @pytest.mark.parametrize("kind", KINDS)
 def test_people_see_words_and_classes(matcher, market, kind, audience):
     for n in range(3):
-        for match in matcher.match(ask(market, kind, n, k=M)):
+        result = matcher.match(ask(market, kind, n, k=M))
+        assert result.returned
+        for match in result:
             said = explained(matcher, market, kind, n, match.id, audience=audience).rerank
             assert set(numbers_in(said.to_dict())) <= NUMBERS
             assert said.rank_within in (10, 100, 1_000, None)

@@ -112,7 +112,9 @@ def test_every_answer_names_the_version_that_made_it(market, rankers):
 def test_an_explanation_agrees_with_the_served_score(market, rankers):
     matcher = matcher_of(market, rankers)
     own = market.frames["job"]["id"][0]
-    for match in matcher.match(ask(market, "job", k=3)):
+    result = matcher.match(ask(market, "job", k=3))
+    assert result.returned == 3
+    for match in result:
         second = matcher.explain(own, match.id, as_of=AS_OF).rerank
         assert (second.rank, second.score) == (match.rank, match.model_score)
 

@@ -61,20 +61,16 @@ def test_any_change_gives_the_digest_of_a_full_run(tmp_path, count):
     """A chain of incremental runs, each from the one before; most of it is merged, not redone."""
     jobs, people = count(reduced=80, full=700), count(reduced=300, full=3_000)
     with market_of(tmp_path, jobs, people) as market:
-        _chain(market, count(reduced=5, full=50))
-
-
-def _chain(market, steps):
-    rng = np.random.default_rng(7)
-    base, _ = market.run()
-    merged = 0
-    for _ in range(steps):
-        share = float(np.exp(rng.uniform(np.log(0.001), np.log(0.2))))
-        market.change(rng, share)
-        base, summary = market.run(base)
-        _, full = market.run()
-        assert summary["digest"] == full["digest"], share
-        merged += sum(kinds_of(summary)[kind]["merged"] for kind in KINDS)
+        rng = np.random.default_rng(7)
+        base, _ = market.run()
+        merged = 0
+        for _ in range(count(reduced=5, full=50)):
+            share = float(np.exp(rng.uniform(np.log(0.001), np.log(0.2))))
+            market.change(rng, share)
+            base, summary = market.run(base)
+            _, full = market.run()
+            assert summary["digest"] == full["digest"], share
+            merged += sum(kinds_of(summary)[kind]["merged"] for kind in KINDS)
     assert merged
 
 

@@ -137,7 +137,9 @@ def test_explanations_of_both_phases_are_the_same(client, matcher, jobs, audienc
 
 
 def test_an_explanation_has_the_score_and_rank_of_the_answer(client, jobs):
-    for match in client.find_freelancers(jobs[3], as_of=AS_OF, k=4):
+    found = client.find_freelancers(jobs[3], as_of=AS_OF, k=4)
+    assert len(found) == 4
+    for match in found:
         second = client.explain(jobs[3], match.id, audience="operator", as_of=AS_OF).rerank
         assert (second.rank, second.score) == (match.rank, match.model_score)
         assert second.first_rank == match.first_rank
