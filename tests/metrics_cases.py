@@ -14,6 +14,8 @@ from matchwright.engine.service import running
 
 folder = service_cases.folder
 METHODS = ("FindJobs", "FindFreelancers")
+PATIENCE_S = 60.0
+"""For what comes at once; only something that hangs takes so long."""
 
 
 def free_port():
@@ -24,7 +26,7 @@ def free_port():
 
 def get(address, path="/metrics", **headers):
     request = urllib.request.Request(f"http://{address}{path}", headers=headers)
-    with urllib.request.urlopen(request, timeout=10) as reply:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
         return reply.read().decode()
 
 

@@ -8,12 +8,15 @@ import os
 import shlex
 import sys
 import time
+from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 import run_cases as cases
 
 from matchwright.engine import synthetic
 from matchwright.engine.cli import _run_progress, main
+from matchwright.engine.runs.deadline import Deadline
 from matchwright.engine.runs.execute import Event
 from matchwright.engine.runs.folder import Output, Target
 from matchwright.engine.store import Store
@@ -267,17 +270,18 @@ def test_finish_by_stops_in_good_order_and_prints_how_to_go_on(call, shop, tmp_p
 
 
 def test_a_run_that_will_be_late_says_so_early(call, shop, tmp_path, monkeypatch):
-    """A second for every unit is not enough: it is said, and then it stops."""
-    write = Target.write
+    """Half a second for every unit is too much: it is said, and then it stops."""
+    write, now = Target.write, [float(int(time.time()))]
 
     def slowly(self, name, data):
         if "queries" in name:
-            time.sleep(0.5)
+            now[0] += 0.5
         write(self, name, data)
 
     monkeypatch.setattr(Target, "write", slowly)
-    monkeypatch.setattr("matchwright.engine.runs.deadline.SURE_AFTER_S", 0.2)
-    words = asked(shop, tmp_path, "--block", 10, "--finish-by", "3s", "-f", "json")
+    monkeypatch.setattr(Deadline.__init__, "__defaults__", (lambda: now[0],))
+    ends = datetime.fromtimestamp(now[0] + 3, UTC).isoformat()
+    words = asked(shop, tmp_path, "--block", 10, "--finish-by", ends, "-f", "json")
     code, _, err = call("start", *words)
     assert code == 75
     names = [event.get("event") for event in events(err)]
@@ -387,10 +391,8 @@ def test_a_terminal_sees_rate_and_time_left(monkeypatch, capsys):
         begun = {"run": "ab", "url": "/runs/ab", "asking": {"job": 1_000}}
         progress(Event("start", {**begun, "done": 100, "of": 1_000, "units": 9}))
         progress(Event("redo", {"unit": "job unit 3", "why": "x: is damaged"}))
-        time.sleep(0.02)
         progress(Event("unit", {"done": 300}))
         progress(Event("late", {"text": "it will be late"}))
-        time.sleep(0.2)
     shown = capsys.readouterr().err
     assert "job unit 3 is done again: x: is damaged" in shown
     assert "it will be late" in shown
@@ -399,10 +401,9 @@ def test_a_terminal_sees_rate_and_time_left(monkeypatch, capsys):
     assert "300/1000" in shown
 
 
-def test_rates_count_what_this_process_did():
+def test_rates_count_what_this_process_did(monkeypatch):
+    ticks = iter((7.0, 7.5))
+    monkeypatch.setattr(_run_progress, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     rate = _run_progress.Rate()
     assert rate.tell(500, 1_000) == (0.0, None)
-    time.sleep(0.05)
-    speed, left = rate.tell(600, 1_000)
-    assert 0 < speed <= 100 / 0.05
-    assert left == pytest.approx(400 / speed)
+    assert rate.tell(600, 1_000) == (200.0, 2.0)

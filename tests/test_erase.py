@@ -324,7 +324,8 @@ def test_killed_at_any_moment_the_same_again_completes_it(made, tmp_path, count)
     code, seconds = _erase_in_a_child(whole, None)
     assert code == 0
     assert whole.search() == {}
-    shares = np.random.default_rng(7).uniform(0.05, 0.95, count(reduced=3, full=20))
+    turns = count(reduced=3, full=20)  # one in each part of the time that it takes
+    shares = 0.05 + 0.9 * (np.arange(turns) + np.random.default_rng(7).random(turns)) / turns
     ends = Counter()
     for turn, share in enumerate(sorted(shares)):
         shop = copy_of(made, tmp_path / str(turn))

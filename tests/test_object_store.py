@@ -334,10 +334,10 @@ def test_of_many_at_the_same_moment_one_gets_it(place, count):
             try:
                 with folder.lock():
                     got.append("held")
-                    barrier.wait(10)
+                    barrier.wait(60)
             except StoreLocked:
                 got.append("locked")
-                barrier.wait(10)
+                barrier.wait(60)
 
         threads = [threading.Thread(target=take) for _ in range(4)]
         for thread in threads:
@@ -360,10 +360,13 @@ def test_a_heartbeat_outlives_a_target_that_is_away(place, wire):
     held = lock.object_lock(target.fs, target.path("LOCK"), "the run", heartbeat_s=0.05)
     with held:
         before = target.read_json("LOCK")["heartbeat"]
+        until = time.monotonic() + 60
         wire.rule = once("break", method="GET", where="LOCK", times=999)
-        time.sleep(0.5)
+        broken = len(wire.seen)
+        while wire.seen[broken:].count(("GET", wire.seen[-1][1])) < 3:
+            assert time.monotonic() < until
+            time.sleep(0.01)
         wire.mend()
-        until = time.monotonic() + 20
         while target.read_json("LOCK")["heartbeat"] == before:
             assert time.monotonic() < until
             time.sleep(0.05)

@@ -161,10 +161,8 @@ def test_a_signal_ends_it_after_the_step(folder):
         try:
             assert process.stdout.readline().startswith("listening on ")
             assert "copying\n" in iter(process.stderr.readline, "")
-            began = time.monotonic()
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=30) == 0
-            assert time.monotonic() - began < 10
+            assert process.wait(timeout=60) == 0
             assert re.fullmatch("(copying\n)?", process.stderr.read())
         finally:
             process.kill()
@@ -176,8 +174,9 @@ def test_a_signal_ends_it_after_the_step(folder):
 def test_its_retention_is_the_one_that_it_was_told(folder, eager):
     config = ServerConfig(stores={"default": folder}, port=0, compact=True, retain_s=3600)
     with running(config), Store.open(folder) as store:
-        until = time.monotonic() + 30
-        while len(segments(folder)) > 3 and time.monotonic() < until:
+        until = time.monotonic() + 60
+        while len(segments(folder)) > 3:
+            assert time.monotonic() < until
             time.sleep(0.05)
         assert store.epochs()[0].number == 0
     with pytest.raises(InvalidArgument, match="retain_s is -1"):
@@ -193,7 +192,7 @@ def test_a_full_disk_fails_no_call(folder, eager, monkeypatch, caplog):
     config = ServerConfig(stores={"default": folder}, port=0, compact=True)
     with running(config) as address:
         with Load(address) as load:
-            until = time.monotonic() + 30
+            until = time.monotonic() + 60
             while "no space left" not in caplog.text and time.monotonic() < until:
                 time.sleep(0.02)
             monkeypatch.undo()

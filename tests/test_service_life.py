@@ -8,10 +8,13 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import grpc
 import pytest
 import service_cases
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service_cases import AS_OF, job_id, person_id
 
 from matchwright import clients
@@ -22,6 +25,7 @@ from matchwright.engine.errors import DependencyUnavailable, MatchwrightError, N
 from matchwright.engine.matcher import Matcher
 from matchwright.engine.service import running
 
+SERVING = health_pb2.HealthCheckResponse.SERVING
 client = service_cases.client
 folder = service_cases.folder
 server = service_cases.server
@@ -64,6 +68,7 @@ import time
 from matchwright.engine.matcher import Matcher
 quick = Matcher.gather_many
 def slow(self, requests, deadline=None):
+    print("begun", flush=True)
     time.sleep({seconds})
     return quick(self, requests, deadline)
 Matcher.gather_many = slow
@@ -76,6 +81,15 @@ def serving(folder, script):
     )
 
 
+async def takes_no_more(address):
+    """Waits until a server has begun to end."""
+    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(60):
+        check = health_pb2_grpc.HealthStub(channel).Check
+        with suppress(grpc.aio.AioRpcError):
+            while (await check(health_pb2.HealthCheckRequest())).status == SERVING:
+                await asyncio.sleep(0.01)
+
+
 def test_a_call_that_runs_is_answered_while_the_server_ends(folder):
     with serving(folder, SLOW.format(seconds=1.0) + SERVE) as process:
         address = process.stdout.readline().removeprefix("listening on ").strip()
@@ -83,8 +97,9 @@ def test_a_call_that_runs_is_answered_while_the_server_ends(folder):
         async def ask():
             async with AsyncClient(address, timeout_s=30.0, attempts_max=1) as client:
                 running_call = asyncio.create_task(client.find_freelancers(job_id(1), as_of=AS_OF))
-                await asyncio.sleep(0.4)
+                assert await asyncio.to_thread(process.stdout.readline) == "begun\n"
                 process.send_signal(signal.SIGTERM)
+                await takes_no_more(address)
                 return await running_call
 
         assert asyncio.run(ask()).k == 10
@@ -92,21 +107,22 @@ def test_a_call_that_runs_is_answered_while_the_server_ends(folder):
 
 
 def test_a_second_signal_ends_the_server_at_once(folder):
-    with serving(folder, SLOW.format(seconds=60.0) + SERVE) as process:
+    patient = SERVE.replace("port=0", "port=0, shutdown_grace_ms=600_000")
+    with serving(folder, SLOW.format(seconds=90.0) + patient) as process:
         address = process.stdout.readline().removeprefix("listening on ").strip()
 
         async def ask():
             async with AsyncClient(address, timeout_s=30.0, attempts_max=1) as client:
                 running_call = asyncio.create_task(client.find_freelancers(job_id(1), as_of=AS_OF))
-                await asyncio.sleep(0.4)
+                assert await asyncio.to_thread(process.stdout.readline) == "begun\n"
                 process.send_signal(signal.SIGTERM)
-                await asyncio.sleep(0.4)
+                await takes_no_more(address)
                 process.send_signal(signal.SIGTERM)
                 with pytest.raises((clients.Unavailable, clients.Cancelled)):
                     await running_call
 
         asyncio.run(ask())
-        assert process.wait(timeout=6) == 0
+        assert process.wait(timeout=30) == 0
 
 
 def test_too_many_bytes_at_once_are_refused_at_the_door(folder):

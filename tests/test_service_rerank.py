@@ -326,13 +326,13 @@ def test_a_server_starts_without_its_model_and_says_so(
             serving_now = health_pb2.HealthCheckResponse.SERVING
 
             def state(name):
-                return check(health_pb2.HealthCheckRequest(service=name), timeout=10.0).status
+                return check(health_pb2.HealthCheckRequest(service=name), timeout=60.0).status
 
             assert client.find_freelancers(jobs[1], as_of=AS_OF).rerank.degraded == "UNREACHABLE"
             assert state("") == serving_now
             assert state("matchwright.models") != serving_now
             model.mode, model.there = "right", True
-            until = time.monotonic() + 10.0
+            until = time.monotonic() + 60.0
             while state("matchwright.models") != serving_now:
                 assert time.monotonic() < until
                 time.sleep(0.05)

@@ -22,6 +22,7 @@ from matchwright.engine.matcher import Matcher, Request
 from matchwright.engine.models import opened
 from matchwright.engine.policy import Policy
 from matchwright.engine.service import running
+from matchwright.engine.service.together import Together
 from matchwright.engine.store import Store
 from matchwright.kernels.ops import Ops
 
@@ -67,14 +68,19 @@ def policy_file(tmp_path):
 
 
 @pytest.fixture
-def server(shop, repo, encoder, policy_file, monkeypatch):
+def timeout_ms():
+    return 500
+
+
+@pytest.fixture
+def server(shop, repo, encoder, policy_file, monkeypatch, timeout_ms):
     monkeypatch.setattr(opened, "_triton", lambda config, watch: encoder)
     config = ServerConfig(
         stores={"default": shop},
         port=0,
         limits=LIMITS,
         policy=policy_file,
-        models=ModelsConfig(repository=repo, triton="127.0.0.1:1", timeout_ms=500),
+        models=ModelsConfig(repository=repo, triton="127.0.0.1:1", timeout_ms=timeout_ms),
     )
     with running(config) as address:
         yield address
@@ -159,9 +165,18 @@ def test_others_are_answered_while_the_encoder_is_stopped(server, encoder):
     assert {one.degraded for one in waited} == {("ENCODER_LATE",)}
 
 
-def test_texts_of_concurrent_requests_go_together(server, encoder):
-    gate = threading.Event()
-    encoder.before = lambda: gate.wait(10.0)
+@pytest.mark.parametrize("timeout_ms", [20_000])
+def test_texts_of_concurrent_requests_go_together(server, encoder, monkeypatch):
+    gate, came, one = threading.Event(), [], Together.ask
+    encoder.before = lambda: gate.wait(15.0)
+
+    async def counted(self, *given, **more):
+        came.append(given)
+        if len(came) == 24:  # once this one waits as well
+            asyncio.get_running_loop().call_soon(gate.set)
+        return await one(self, *given, **more)
+
+    monkeypatch.setattr(Together, "ask", counted)
 
     async def ask():
         async with AsyncClient(server, timeout_s=30.0) as client:
@@ -169,8 +184,6 @@ def test_texts_of_concurrent_requests_go_together(server, encoder):
                 asyncio.create_task(client.find_freelancers(inline(n), as_of=AS_OF))
                 for n in range(24)
             ]
-            await asyncio.sleep(0.3)
-            gate.set()
             return await asyncio.gather(*tasks)
 
     answers = asyncio.run(ask())

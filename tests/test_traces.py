@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent import futures
 
@@ -125,18 +126,27 @@ def test_what_the_caller_does_not_sample_leaves_no_span(folder, exporter):
 def test_a_batch_of_several_calls_is_one_trace_and_links(folder, exporter, monkeypatch):
     from matchwright.engine.matcher import Matcher
 
-    sound = Matcher.gather_many
+    gather, submit = Matcher.gather_many, Batcher.submit
+    begun, go, came = threading.Event(), threading.Event(), []
 
-    def slower(self, requests, deadline=None):
-        time.sleep(0.3)
-        return sound(self, requests, deadline)
+    def held(self, requests, deadline=None):
+        begun.set()
+        go.wait(60)
+        return gather(self, requests, deadline)
 
-    monkeypatch.setattr(Matcher, "gather_many", slower)
+    async def counted(self, *given, **more):
+        came.append(given)
+        if len(came) == 4:  # once this one waits as well
+            asyncio.get_running_loop().call_soon(go.set)
+        return await submit(self, *given, **more)
+
+    monkeypatch.setattr(Matcher, "gather_many", held)
+    monkeypatch.setattr(Batcher, "submit", counted)
 
     async def many(address):
         async with AsyncClient(address, timeout_s=30.0) as client:
             first = asyncio.create_task(client.find_freelancers(job_id(0), as_of=AS_OF))
-            await asyncio.sleep(0.1)
+            assert await asyncio.to_thread(begun.wait, 60)
             rest = (client.find_freelancers(job_id(n), as_of=AS_OF) for n in range(1, 4))
             await asyncio.gather(first, *rest)
 

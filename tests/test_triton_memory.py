@@ -192,7 +192,7 @@ def test_a_cancelled_call_gives_its_region_back(toy_server):
         )
         time.sleep(0.1)
         future.cancel()
-        until(lambda: not client._aside and len(ours()) == 0, 5)
+        until(lambda: not client._aside and len(ours()) == 0, 30)
         assert ask(client, question()).shape == (3, 4)
 
 
