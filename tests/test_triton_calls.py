@@ -33,6 +33,7 @@ from triton_cases import (
     served,
     toy_server,
     toys,
+    until,
 )
 
 from matchwright.engine.errors import (
@@ -257,7 +258,7 @@ def test_versions_roll_over_without_a_failed_call(tmp_path):
         assert client.versions("toy") == (1, 2)
         later = threading.Thread(target=ask_on, args=(TOY_2,))
         later.start()
-        time.sleep(0.3)
+        until(lambda: failed or {version for version, _ in answered} == {1, 2}, 60)
         stop.set()
         thread.join()
         later.join()
