@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from metrics_cases import free_port, get
+from patience import PATIENCE
 from rerank_service_cases import askers, repository, section
 from service_cases import AS_OF, JOBS, PEOPLE
 from triton_cases import need_server, served
@@ -217,7 +218,7 @@ class Load:
         """Seconds until an answer that comes from now on is as wanted."""
         began, seen = time.monotonic(), len(self.told)
         while not any(true(one.answer) for one in self.told[seen:]):
-            assert time.monotonic() - began < seconds, f"not within {seconds} s"
+            assert time.monotonic() - began < seconds * PATIENCE, f"not within {seconds} s"
             await asyncio.sleep(0.01)
         return time.monotonic() - began
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import PATIENCE
 from triton_cases import (
     SLOW,
     TOY,
@@ -42,7 +43,7 @@ from matchwright.engine.models.refs import ModelRef
 pytest.importorskip("tritonclient")
 
 RECOVERY_S = 2.0
-SLACK_S = 0.25
+SLACK_S = 0.25 * PATIENCE
 """What a busy machine may add to a deadline; the answers are late by far less."""
 
 
@@ -100,7 +101,7 @@ def test_killed_and_started_again_on_the_same_port(server):
     """Sixteen callers at once: each call ends by its deadline, and is told of exactly once."""
     ears = Ears()
     with client_of(server, ears) as client, contextlib.ExitStack() as stack:
-        loads = [stack.enter_context(Load(client)) for _ in range(16)]
+        loads = [stack.enter_context(Load(client, seconds=0.3 * PATIENCE)) for _ in range(16)]
         before, url = time.monotonic(), server.url
         server.kill()
         until(lambda: all(load.last() == "BREAKER_OPEN" for load in loads), 3)
@@ -111,7 +112,7 @@ def test_killed_and_started_again_on_the_same_port(server):
         assert server.url == url
         until(lambda: all(load.last() == "OK" for load in loads), RECOVERY_S)
         since = time.monotonic()
-        assert since - ready < RECOVERY_S
+        assert since - ready < RECOVERY_S * PATIENCE
         time.sleep(0.2)
         assert {word for load in loads for word in load.after(since)} == {"OK"}
         stack.close()
@@ -133,7 +134,7 @@ def test_stopped_and_continued(server):
             time.sleep(1.2)  # two probes: callers do not wait for them
             refused = [end for end in load.ended if end[0] >= opened]
             assert {word for _, word, _ in refused} == {"BREAKER_OPEN"}
-            assert sorted(seconds for *_, seconds in refused)[len(refused) // 2] < 0.01
+            assert sorted(seconds for *_, seconds in refused)[len(refused) // 2] < 0.01 * PATIENCE
             assert {hop.attempts for hop in ears.hops if hop.outcome == "BREAKER_OPEN"} == {0}
         finally:
             server.resume()

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import PATIENCE
 
 from matchwright.engine.config import tritonserver_in
 from matchwright.engine.errors import DependencyUnavailable
@@ -175,9 +176,9 @@ def ask(client, inputs: Mapping[str, np.ndarray], ref: ModelRef = TOY, seconds: 
 
 
 def until(true: Callable[[], bool], seconds: float) -> float:
-    """Seconds until it was true; fails when it does not become so."""
+    """Seconds until it was true; fails when it does not become so, see ``patience``."""
     began = time.monotonic()
     while not true():
-        assert time.monotonic() - began < seconds, f"not within {seconds} s"
+        assert time.monotonic() - began < seconds * PATIENCE, f"not within {seconds} s"
         time.sleep(0.01)
     return time.monotonic() - began
