@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import secrets
 import shutil
 import signal
@@ -32,7 +33,10 @@ HOW_TO_GET_ONE = (
 )
 _INSIDE = "lib/python3*/site-packages/pytriton/tritonserver/bin/tritonserver"
 _ATTEMPTS = 3
-_LOG_TAIL = 2_000
+_LOG_TAIL = 1_000
+_ALL_WELL = re.compile(r"[+|]|I\d{4} ")
+"""Tables of settings, and lines of the level "information"."""
+_PLAIN = re.compile(r"[A-Za-z0-9_./+=@%:,-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,11 @@ class LocalServer:
         """
         if self.running:
             raise InvalidArgument(f"the server at {self.url} runs already")
+        if self.port and not _is_free(self.port):
+            raise DependencyUnavailable(
+                f"port {self.port} of 127.0.0.1 is taken by another program; name another port, or "
+                "0 for any that is free"
+            )
         for attempt in range(_ATTEMPTS):
             port = self.port or _free_port()
             try:
@@ -188,7 +197,7 @@ class LocalServer:
         assert self._folder is not None
         command = [
             str(self.found.binary),
-            f"--model-repository={self.repository.resolve()}",
+            f"--model-repository={self._plain_path()}",
             "--model-control-mode=explicit",
             "--strict-readiness=true",
             "--grpc-address=127.0.0.1",
@@ -203,6 +212,18 @@ class LocalServer:
         if self.found.stub_folders is not None:
             command.append(f"--backend-directory={_backends(self.found, self._folder)}")
         return command
+
+    def _plain_path(self) -> Path:
+        """The repository, by a link where its path is more than plain words: the Python backend
+        has a shell start each model, unquoted, and its interpreter knows no letters but ASCII."""
+        assert self._folder is not None
+        path = self.repository.resolve()
+        if _PLAIN.fullmatch(str(path)):
+            return path
+        link = self._folder / "models"
+        link.unlink(missing_ok=True)
+        link.symlink_to(path, target_is_directory=True)
+        return link
 
     def _wait(self, port: int, until: float) -> None:
         from matchwright.engine.models.triton import Triton, TritonConfig
@@ -226,9 +247,11 @@ class LocalServer:
         return self._folder / "server.log"
 
     def log_tail(self) -> str:
-        """The end of its log, for messages."""
+        """The end of its log, for messages: without what it tells of itself when all is well."""
         with contextlib.suppress(FileNotFoundError):
-            return self.log_file.read_text("utf-8", "replace")[-_LOG_TAIL:].strip()
+            lines = self.log_file.read_text("utf-8", "replace").splitlines()
+            told = [line for line in lines if line.strip() and not _ALL_WELL.match(line)]
+            return "\n".join(told or lines)[-_LOG_TAIL:].strip()
         return "it has written no log"
 
     def kill(self) -> None:
@@ -318,6 +341,17 @@ def _ask(python: Path, script: str) -> str:
         check=True,
     )
     return done.stdout.strip()
+
+
+def _is_free(port: int) -> bool:
+    """Whether nobody listens on it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def _free_port() -> int:
