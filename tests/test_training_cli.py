@@ -117,7 +117,7 @@ def test_refused_rows_go_to_the_quarantine(small, run, tmp_path):
     [
         (("--label", "clicked"), 2, "--label takes graded"),
         (("--position-bias", "magic"), 2, "--position-bias takes auto"),
-        (("--split-at", "yesterday"), 2, "takes a date"),
+        (("--split-at", "yesterday"), 2, "--split-at takes a date"),
         (("--split-at", "2001-01-01"), 3, "leaves nothing on one side"),
         (("--label", "success"), 3, "no outcome that counts"),
         (("--rounds", "0"), 2, "rounds takes 1"),
@@ -134,6 +134,24 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
     assert (got, out) == (code, "")
     assert message in err
     assert not (tmp_path / "r").exists()
+
+
+def test_files_may_be_given_as_a_shell_s_pattern_gives_them(small, run, tmp_path):
+    frame = pl.read_parquet(small)
+    for part in range(3):
+        rows = pl.col("decision_id").hash(0) % 3 == part
+        frame.filter(rows).write_parquet(tmp_path / f"log-{part}.parquet")
+    files = sorted(tmp_path.glob("log-*.parquet"))
+    told = []
+    for words in (files, [files[0], "--decisions", files[1], "--decisions", files[2]]):
+        where = ("-o", tmp_path / f"r{len(told)}", "-f", "json")
+        code, out, err = run(
+            "train", "ranker", "--decisions", *words, *where, *QUICK, "--rounds", 5
+        )
+        assert code == 0, err
+        told.append(json.loads(out))
+    assert told[0]["data"]["rows"] == frame.height
+    assert told[0]["data"] == told[1]["data"]
 
 
 def test_a_folder_that_is_there_is_kept(small, run, tmp_path):
@@ -169,6 +187,7 @@ def test_promote_switch_and_roll_back(trained, log, run, tmp_path):
     assert code == 0, err
     assert json.loads(out)["version"] == 1
     assert "[rerank] version = 1" in err
+    assert "keep version" not in err  # there was none before
     assert Trees.load(repo / "ranker" / "1").content_hash == Trees.load(trained).content_hash
 
     second = tmp_path / "second"
@@ -187,6 +206,7 @@ def test_promote_switch_and_roll_back(trained, log, run, tmp_path):
     code, _, err = run("models", "promote", repo, "--candidate", second, "--force", "--reason",
                        "a drill")  # fmt: skip
     assert code == 0, err
+    assert "keep version 1 loaded" in err
     lines = [json.loads(line) for line in (repo / "promotions.jsonl").read_text().splitlines()]
     assert [(one["version"], one["forced"], one["reason"]) for one in lines] == [
         (1, False, ""), (2, True, "a drill")

@@ -77,8 +77,11 @@ AsOfOption = Annotated[
 ]
 
 
-def day_of(as_of: str | None) -> int:
+def day_of(as_of: str | None, option: str = "--as-of") -> int:
     """Days since 1970-01-01 of a date, or of today in UTC: the only place that reads the clock.
+
+    Args:
+        option: which one it is, for the error.
 
     Raises:
         InvalidArgument: when it is not a date.
@@ -90,7 +93,8 @@ def day_of(as_of: str | None) -> int:
         return (datetime.date.fromisoformat(as_of) - _EPOCH).days
     except ValueError:
         raise InvalidArgument(
-            f"--as-of takes a date such as 2026-01-31, got {as_of!r}", field="as_of"
+            f"{option} takes a date such as 2026-01-31, got {as_of!r}",
+            field=option.lstrip("-").replace("-", "_"),
         ) from None
 
 

@@ -11,6 +11,14 @@ Decisions = Annotated[
     list[Path],
     typer.Option("--decisions", metavar="FILE", help="Logged decisions (Parquet); repeatable."),
 ]
+More = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="FILE...",
+        help="Further files of decisions, as `--decisions log-*.parquet` gives them.",
+        show_default=False,
+    ),
+]
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="DIR", help="New folder; ranker-VERSION else."),

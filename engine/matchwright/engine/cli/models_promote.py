@@ -141,9 +141,10 @@ def _answer(
     with Writer(format_, None) as writer:
         writer.add(_models.table({**told, "record": line}, [told]))
     where = "" if ready is not None else " (load it first: matchwright models load ranker)"
+    keep = f"; keep version {line['before']} loaded until no policy names it"
     say(
-        f"answers change when a policy says [rerank] version = {line['version']}{where}; keep "
-        f"version {line['before']} loaded until no policy names it"
+        f"answers change when a policy says [rerank] version = {line['version']}{where}"
+        f"{'' if line['before'] is None else keep}"
     )
 
 

@@ -36,6 +36,7 @@ def train() -> None:
 @group.command()
 def ranker(
     decisions: options.Decisions,
+    more: options.More = None,
     output: options.Output = None,
     models: options.Models = None,
     store: options.Store = None,
@@ -70,13 +71,13 @@ def ranker(
         correction=method_of(position_bias), weight_max=weight_max,
         excluded=excluded_by(loaded),
     )  # fmt: skip
-    day = None if split_at is None else day_of(split_at)
+    day = None if split_at is None else day_of(split_at, "--split-at")
     version, in_service = _in_service(models)
     folder = output if output is not None else Path(f"ranker-{version}")
     if folder.exists():
         raise AlreadyExists(f"{folder} is there already; name another --output", path=folder)
     try:
-        logged = _read(decisions, store, loaded, quarantine, rows_max)
+        logged = _read([*decisions, *(more or ())], store, loaded, quarantine, rows_max)
         with _telling() as tell:
             made = fit(logged, settings, split_at=day, in_service=in_service, tell=tell)
         _write(folder, made, version)
