@@ -93,6 +93,17 @@ def test_without_models_it_is_refused_and_says_what_to_give(call):
         assert "--no-rerank" in error_of(err)["message"]
 
 
+def test_a_server_that_was_not_named_is_asked_for_before_anything_is_begun(
+    call, repo, tmp_path, server
+):
+    code, told, err = call("start", "--models", str(repo), models=False)
+    assert (code, told) == (2, None)
+    assert "--triton HOST:PORT" in error_of(err)["message"]
+    assert "resume" not in err  # there is nothing to go on with
+    assert not list((tmp_path / "runs").glob("*"))
+    assert server.calls == []
+
+
 def test_no_rerank_runs_the_first_phase_alone(call, server):
     code, told, _ = call("start", "--no-rerank", "--no-report", models=False)
     assert code == 0

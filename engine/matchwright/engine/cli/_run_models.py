@@ -130,6 +130,18 @@ def unserved(served: Served, version: int) -> Ranker:
     return Ranker(nobody, trees, ModelRef(RANKER, version))
 
 
+def need_served(plan: Plan, served: Served) -> None:
+    """Refuse to begin where the plan has a model, and whoever serves it was not named.
+
+    Raises:
+        FailedPrecondition: saying what is missing.
+    """
+    from matchwright.engine.runs.pinned import NEEDED
+
+    if plan.ranker is not None and (served.models is None or served.triton is None):
+        raise FailedPrecondition(f"run {plan.run_id} reranks with {plan.ranker}; {NEEDED}")
+
+
 @contextlib.contextmanager
 def stage_of(plan: Plan, served: Served) -> Iterator[RerankStage | None]:
     """What asks the model of a plan; None where it has none.
@@ -141,11 +153,9 @@ def stage_of(plan: Plan, served: Served) -> Iterator[RerankStage | None]:
         yield None
         return
     from matchwright.engine.rerank.rerank_models import Rankers
-    from matchwright.engine.runs.pinned import NEEDED
     from matchwright.engine.runs.rerank_stage import RerankStage
 
-    if served.models is None or served.triton is None:
-        raise FailedPrecondition(f"run {plan.run_id} reranks with {plan.ranker}; {NEEDED}")
+    need_served(plan, served)
     with opened(served.config) as models:
         assert models is not None, "a repository was named"
         ranker = Rankers(models).ranker(plan.ranker.version)

@@ -291,6 +291,7 @@ def resume(
 
 def _go(ready: _Ready, how: _run.How, format_: Any, report: bool) -> int:
     if ready.folder.summary() is None:
+        _run_models.need_served(ready.plan, how.served)
         _run.note_output(ready.path, ready.folder)
     summary, fresh = _run.do(ready.plan, ready.folder, ready.store, ready.snapshot, how)
     if fresh and report:
