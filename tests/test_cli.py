@@ -162,11 +162,12 @@ def test_a_reader_that_leaves_is_no_complaint():
     assert done.stdout.splitlines()[-1] in {"0", "141"}
 
 
-def test_a_closed_stdout_is_141():
+@pytest.mark.parametrize("words", [[], ["--format", "table"]])
+def test_a_closed_stdout_is_141(words):
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [*COMMAND, "doctor"], check=False, stdout=write, stderr=subprocess.PIPE, timeout=60
+        [*COMMAND, "doctor", *words], check=False, stdout=write, stderr=subprocess.PIPE, timeout=60
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")

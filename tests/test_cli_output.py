@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import json
 from pathlib import Path
 
@@ -15,7 +16,15 @@ import typer
 from matchwright.engine import errors
 from matchwright.engine.cli._failures import Interrupted, describe, harmless, report, shorten
 from matchwright.engine.cli._options import date_of, day_of, ids_of, read_text, weights_of
-from matchwright.engine.cli._output import Format, View, Writer, choose_format, plainly
+from matchwright.engine.cli._output import (
+    Format,
+    View,
+    Writer,
+    choose_format,
+    console,
+    facts,
+    plainly,
+)
 
 
 def _view(name: str, score: float = 0.5) -> View:
@@ -106,6 +115,19 @@ def test_parquet_never_goes_to_a_terminal():
         choose_format(None, Path("matches"))
 
 
+@pytest.mark.parametrize("width", [24, 40, 80])
+def test_what_is_copied_from_a_table_is_whole_in_any_width(width):
+    path, digest = "/var/lib/market place/store/runs/70040c5f5f4488f7", "534e41021356" * 5
+    made = console(file=io.StringIO(), width=width)
+    made.print(facts([("in", path), ("digest", digest), ("rows", 12_345)]))
+    told = made.file.getvalue()
+    assert max(map(len, told.splitlines())) <= width
+    assert "…" not in told
+    assert "12,345" in told
+    joined = "".join(line[6:].strip() for line in told.splitlines())
+    assert (path.replace(" ", "") in joined.replace(" ", ""), digest in joined) == (True, True)
+
+
 def test_values_become_plain():
     value = {"a": np.int32(3), "b": np.arange(2), 3: {Path("x")}, "f": Format.CSV, "n": b"\x01"}
     assert plainly(value) == {"a": 3, "b": [0, 1], "3": ["x"], "f": "CSV", "n": "01"}
@@ -156,6 +178,16 @@ def test_other_errors_have_codes_too(error, code):
     assert told["exit_code"] == code
     assert "\n" not in told["message"]
     assert told["message"]
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("tokenizers", "triton"), ("tritonclient.grpc", "triton"), ("ray", "ray"), ("rich", "engine")],
+)
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(module, extra):
+    told = describe(ModuleNotFoundError(f"No module named {module!r}", name=module))
+    assert told["exit_code"] == 5
+    assert told["message"].endswith(f"pip install 'matchwright[{extra}]'")
 
 
 def test_a_message_cannot_drive_the_terminal():

@@ -171,6 +171,7 @@ def test_a_server_that_is_not_there(run, argv):
     code, out, err = run(*argv, "--server", "127.0.0.1:1", "--timeout", "0.5")
     assert (code, out) == (5, "")
     assert "127.0.0.1:1" in err
+    assert ":0:" not in err  # the server has no version
 
 
 def test_a_version_with_other_content_is_refused(run, repo, tmp_path):

@@ -14,6 +14,12 @@ DEFECT = 1
 INTERRUPTED = 130
 READER_GONE = 141
 
+_EXTRAS = {
+    "tritonclient": "triton", "tokenizers": "triton", "onnx": "triton", "lightgbm": "train",
+    "ray": "ray", "cupy": "gpu",
+}  # fmt: skip
+"""The extra of pyproject.toml that brings a package; all others come with ``engine``."""
+
 _LINE_MAX = 2_000
 _CLEAR_OF_CONTROLS = {
     code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"
@@ -78,7 +84,8 @@ def _describe(error: BaseException) -> tuple[str, int, str, dict[str, str]]:
         return _describe_os_error(error)
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("matchwright"):
         missing = errors.DependencyUnavailable
-        message = f"{error.name!r} is not installed; pip install 'matchwright[engine]'"
+        extra = _EXTRAS.get(str(error.name).partition(".")[0], "engine")
+        message = f"{error.name!r} is not installed; pip install 'matchwright[{extra}]'"
         return missing.reason, missing.exit_code, message, {}
     if isinstance(error, MemoryError):
         return "OUT_OF_MEMORY", errors.Overloaded.exit_code, "out of memory; ask for less", {}

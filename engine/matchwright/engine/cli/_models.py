@@ -32,7 +32,7 @@ RepositoryArgument = Annotated[
 ]
 RepositoryOrNone = Annotated[
     Path | None,
-    typer.Argument(metavar="[REPO]", help="The model repository's folder.", show_default=False),
+    typer.Argument(metavar="REPO", help="The model repository's folder.", show_default=False),
 ]
 ServerOption = Annotated[
     str, typer.Option("--server", metavar="HOST:PORT", help="The Triton server's gRPC port.")
@@ -79,9 +79,19 @@ def table(document: dict[str, Any], rows: Sequence[dict[str, Any]]) -> View:
 
         drawn = Table(box=None, pad_edge=False, header_style="dim")
         for name in rows[0] if rows else ("nothing",):
-            drawn.add_column(name)
+            drawn.add_column(name, overflow="fold")
         for row in rows:
-            drawn.add_row(*("" if v is None else harmless(plainly(v)) for v in row.values()))
+            drawn.add_row(*map(_cell, row.values()))
         console.print(drawn)
 
     return View(document, rows, draw)
+
+
+def _cell(value: Any) -> str:
+    """For people: a list by its items, nothing where there is none."""
+    value = plainly(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(harmless, value))
+    return "" if value is None else harmless(value)

@@ -6,16 +6,18 @@ import csv
 import enum
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from matchwright.engine.cli._failures import harmless
 from matchwright.engine.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 _BY_SUFFIX = {
     ".json": "json",
@@ -51,6 +53,32 @@ class View:
     document: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
     draw: Callable[[Console], None]
+
+
+def console(**options: Any) -> Console:
+    """A terminal, or a file that looks like one. A reader who left is a ``BrokenPipeError``, as for
+    every other format; Rich would end the process by itself, with a defect's exit code."""
+    from rich.console import Console
+
+    class Piped(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Piped(markup=False, highlight=False, emoji=False, **options)
+
+
+def facts(lines: Iterable[tuple[str, Any]]) -> Table:
+    """Names and values side by side, thousands parted. What does not fit is folded, so that a path
+    or a digest is whole in any width."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for name, value in lines:
+        number = isinstance(value, int) and not isinstance(value, bool)
+        table.add_row(name, f"{value:,}" if number else harmless(value))
+    return table
 
 
 def choose_format(asked: Format | None, output: Path | None) -> Format:
@@ -137,13 +165,9 @@ class Writer:
 
     def _terminal(self) -> Console:
         if self._console is None:
-            from rich.console import Console
-
             on_terminal = self._stream is sys.stdout and sys.stdout.isatty()
             width = None if on_terminal else _WIDTH_OF_A_PIPE
-            self._console = Console(
-                file=self._stream, width=width, markup=False, highlight=False, emoji=False
-            )
+            self._console = console(file=self._stream, width=width)
         return self._console
 
     def _add_csv(self, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -18,7 +18,7 @@ import typer
 
 from matchwright.engine.cli import _run_models, _source
 from matchwright.engine.cli._failures import Interrupted, describe, harmless
-from matchwright.engine.cli._output import Format, View, Writer, plainly
+from matchwright.engine.cli._output import Format, View, Writer, facts, plainly
 from matchwright.engine.cli._progress import say
 from matchwright.engine.errors import (
     DependencyUnavailable,
@@ -486,12 +486,7 @@ def _lines(folder: RunFolder, summary: Mapping[str, Any]) -> list[tuple[str, str
 
 
 def _draw(console: Console, lines: Sequence[tuple[str, str]]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in lines:
-        table.add_row(name, harmless(value))
-    console.print(table)
+    console.print(facts(lines))
 
 
 def facts_view(document: Mapping[str, Any], lines: Sequence[tuple[str, str]]) -> View:

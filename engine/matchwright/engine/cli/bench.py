@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from matchwright.engine.cli._failures import harmless
+from matchwright.engine.cli._output import console
 from matchwright.engine.cli._progress import say
 from matchwright.engine.cli._source import Device, DeviceOption, need_device
 from matchwright.engine.errors import DependencyUnavailable, VerificationFailed, unknown_key
@@ -53,19 +54,18 @@ def bench(
 
 
 def _draw(figures: Mapping[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False, highlight=False)
+    to = console()
     for name, value in figures.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             columns = list(dict.fromkeys(key for row in value for key in row))
             table = Table(*columns, title=name, title_justify="left", box=None, pad_edge=False)
             for row in value:
                 table.add_row(*(_number(row.get(key, "")) for key in columns))
-            console.print(table)
+            to.print(table)
         else:
-            console.print(f"{name}: {_number(value)}")
+            to.print(f"{name}: {_number(value)}")
 
 
 def _number(value: Any) -> str:

@@ -16,6 +16,7 @@ from matchwright.engine.cli import _answers, explain
 from matchwright.engine.cli._demo_models import Served, Triton, found_server
 from matchwright.engine.cli._failures import Interrupted, harmless
 from matchwright.engine.cli._options import date_of
+from matchwright.engine.cli._output import console
 from matchwright.engine.cli._source import Device, DeviceOption, need_device, tell_device
 from matchwright.engine.errors import (
     AlreadyExists,
@@ -60,17 +61,15 @@ def demo(
         )
     need_device(device)
     tell_device()
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, emoji=False)
+    screen = console()
     with _folder(keep) as folder:
         try:
-            show = _Show(console, folder, device, triton)
+            show = _Show(screen, folder, device, triton)
             show.run({"freelancer": freelancers, "job": jobs}, seed)
         except KeyboardInterrupt:
             kept = "nothing was kept" if keep is None else f"what was made is in {keep}"
             raise Interrupted(kept) from None
-    _farewell(console, keep, show)
+    _farewell(screen, keep, show)
 
 
 @contextlib.contextmanager

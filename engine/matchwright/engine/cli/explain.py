@@ -139,7 +139,8 @@ def _feature_table(second: Mapping[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     open_ = second["score"] is not None
     for name in ("feature", *(("value", "unit", "score") if open_ else ()), "effect"):
-        table.add_column(name, justify="right" if name in ("value", "score") else "left")
+        right = name in ("value", "score")
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
     for share in second["contributions"]:
         numbers: tuple[str, ...] = ()
         if open_:

@@ -117,7 +117,7 @@ def _draw(console: Console, verdict: Verdict) -> None:
     )
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("model", "check", "", "found"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for one in verdict.findings:
         table.add_row(one.model, one.check, one.outcome, harmless(one.told))
     console.print(table)

@@ -12,7 +12,7 @@ import typer
 
 from matchwright.engine.cli import store_copies, store_epochs, store_erase
 from matchwright.engine.cli._embed_progress import Tell, embed_progress
-from matchwright.engine.cli._failures import Interrupted, harmless
+from matchwright.engine.cli._failures import Interrupted
 from matchwright.engine.cli._models_options import (
     ModelsOption,
     TritonCaOption,
@@ -30,7 +30,7 @@ from matchwright.engine.cli._options import (
     date_of,
     day_of,
 )
-from matchwright.engine.cli._output import View, Writer, plainly
+from matchwright.engine.cli._output import View, Writer, facts, plainly
 from matchwright.engine.cli._progress import say
 from matchwright.engine.errors import InvalidArgument
 
@@ -159,13 +159,7 @@ def view(document: dict[str, Any]) -> View:
     flat = dict(flatten(plainly(document)))
 
     def draw(console: Console) -> None:
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for name, value in flat.items():
-            number = isinstance(value, int) and not isinstance(value, bool)
-            table.add_row(name, f"{value:,}" if number else harmless(value))
-        console.print(table)
+        console.print(facts(flat.items()))
 
     return View(document, [flat], draw)
 

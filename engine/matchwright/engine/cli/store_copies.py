@@ -20,7 +20,7 @@ from matchwright.engine.cli._options import (
     StoreOption,
     WaitOption,
 )
-from matchwright.engine.cli._output import View, Writer, plainly
+from matchwright.engine.cli._output import View, Writer, facts, plainly
 from matchwright.engine.cli._progress import say
 from matchwright.engine.errors import InvalidArgument, StoreError, VerificationFailed
 
@@ -254,13 +254,7 @@ def _answer(document: dict[str, Any], format_: Any, output: Path | None) -> None
     flat = {name: value for name, value in plainly(document).items() if value is not None}
 
     def draw(console: Console) -> None:
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for name, value in flat.items():
-            number = isinstance(value, int) and not isinstance(value, bool)
-            table.add_row(name, f"{value:,}" if number else harmless(value))
-        console.print(table)
+        console.print(facts(flat.items()))
 
     with Writer(format_, output) as writer:
         writer.add(View(document, [flat], draw))

@@ -25,13 +25,13 @@ _NUMBERS = {
 
 @dataclass(frozen=True, slots=True, order=True)
 class ModelRef:
-    """A model and its version; each call names both."""
+    """A model and its version; each call names both. Version 0 is none: the name stands alone."""
 
     name: str
     version: int
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.version}"
+        return f"{self.name}:{self.version}" if self.version else self.name
 
 
 @dataclass(frozen=True, slots=True)
