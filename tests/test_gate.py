@@ -157,6 +157,14 @@ def test_a_refused_ranker_leaves_the_repository_as_it_was(tmp_path, candidates):
     assert promotion.in_service(repo).version == 2
 
 
+def test_a_refused_ranker_makes_no_repository(tmp_path, candidates):
+    worse = evaluation()
+    worse["metrics"]["ndcg@10"] |= figure(0.7, 0.75, -0.09, -0.01, "first_phase")
+    with pytest.raises(gate.GateRefused, match="not better than the first phase"):
+        promoted(tmp_path / "mistyped", candidates(1, worse), backend="python")
+    assert not (tmp_path / "mistyped").exists()
+
+
 @pytest.mark.parametrize(("force", "reason"), [(True, ""), (True, "  "), (False, "because")])
 def test_force_and_reason_go_together(tmp_path, candidates, force, reason):
     with pytest.raises(InvalidArgument, match="go together"):

@@ -218,6 +218,17 @@ def test_promote_switch_and_roll_back(trained, log, run, tmp_path):
     assert sorted(path.name for path in (repo / "ranker").iterdir()) == ["1", "2", "config.pbtxt"]
 
 
+def test_a_promotion_that_no_server_heard_of_says_how_to_go_on(trained, run, tmp_path):
+    pytest.importorskip("tritonclient.grpc", reason="needs the extra [triton]")
+    repo = tmp_path / "models"
+    nobody = ("--triton", "127.0.0.1:1", "--timeout", 0.2)
+    code, out, err = run("models", "promote", repo, "--candidate", trained, *nobody)
+    assert (code, out) == (5, "")
+    assert "version 1 is recorded, but was not loaded" in err
+    assert "matchwright models load ranker --version 1 --server 127.0.0.1:1" in err
+    assert len((repo / "promotions.jsonl").read_text().splitlines()) == 1
+
+
 def test_promote_judges_anew_when_asked(trained, log, run, tmp_path):
     repo = tmp_path / "models"
     run("models", "promote", repo, "--candidate", trained, "--backend", "python")

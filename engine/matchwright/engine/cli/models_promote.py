@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from matchwright.engine.cli._options import FormatOption
 from matchwright.engine.cli._output import Writer
 from matchwright.engine.cli._progress import progress, say
 from matchwright.engine.cli.models_build import BackendOption
-from matchwright.engine.errors import InvalidArgument
+from matchwright.engine.errors import InvalidArgument, MatchwrightError
 
 SEGMENT_LOSS_MAX = 0.02
 
@@ -122,13 +123,7 @@ def _answer(
 ) -> None:
     ready: list[int] | None = None
     if triton is not None:
-        from matchwright.engine.models import rolling
-
-        with _models.connected(triton, tls_ca, timeout) as client:
-            version = line["version"]
-            ready = list(
-                rolling.load(client, "ranker", version, deadline=_models.deadline(timeout))
-            )
+        ready = _loaded(line["version"], triton, tls_ca, timeout)
     told = {
         "version": line["version"],
         "before": line["before"],
@@ -146,6 +141,26 @@ def _answer(
         f"answers change when a policy says [rerank] version = {line['version']}{where}"
         f"{'' if line['before'] is None else keep}"
     )
+
+
+def _loaded(version: int, triton: str, tls_ca: Path | None, timeout: float) -> list[int]:
+    """The versions that the server has ready, this one among them.
+
+    Raises:
+        MatchwrightError: as ``rolling.load``, saying that the repository has the version all the
+            same and how to load it.
+    """
+    from matchwright.engine.models import rolling
+
+    try:
+        with _models.connected(triton, tls_ca, timeout) as client:
+            return list(rolling.load(client, "ranker", version, deadline=_models.deadline(timeout)))
+    except MatchwrightError as error:
+        raise type(error)(
+            f"version {version} is recorded, but was not loaded: {error}; load it later with: "
+            f"matchwright models load ranker --version {version} --server {shlex.quote(triton)}",
+            **error.details,
+        ) from error
 
 
 def register(group: typer.Typer) -> None:

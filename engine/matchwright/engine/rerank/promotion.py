@@ -115,15 +115,16 @@ def promote(
         )
     trees = Trees.load(candidate)
     training = read_description(candidate).get("training", {})
+    evaluation = evaluation or training.get("evaluation")
+    if not (force or repo.exists()):  # a refusal leaves no folder behind
+        gate.refuse(_verdict(evaluation, None, segment_loss_max, force))
     with _locked(repo):
         before = in_service(repo)
         if before is not None and before.content_hash == trees.content_hash:
             raise FailedPrecondition(
                 f"{candidate} is the ranker in service already (version {before.version})"
             )
-        verdict = _verdict(
-            evaluation or training.get("evaluation"), before, segment_loss_max, force
-        )
+        verdict = _verdict(evaluation, before, segment_loss_max, force)
         if not force:
             gate.refuse(verdict)
         version = _added(repo, candidate, trees, backend)
