@@ -39,6 +39,8 @@ def test_embed_without_a_server_ends_with_five_and_says_how_to_go_on(shop, repo,
     code, _, _ = cli(capsys, "store", "refit", "--encoder", "served", *argv, "--wait", "0")
     assert code == 5
     assert generation(shop).served.version == 1
+    code, _, err = cli(capsys, "store", "refit", "--store", shop, "--models", repo)
+    assert (code, "--encoder served goes with" in err) == (2, True)
     code, _, err = cli(capsys, "store", "refit", "--encoder", "served", "--store", shop)
     assert code == 2
     assert "--models" in err

@@ -152,7 +152,7 @@ def test_a_damaged_repository_is_listed_and_does_not_conform(run, repo):
         (["check", "{tmp}", "--batches", "1,x"], 2, "--batches takes numbers"),
         (["check", "{tmp}", "--texts", "0"], 2, "--texts takes numbers"),
         (["load", "encoder"], 2, "--server"),
-        (["load", "reader", "--server", "127.0.0.1:1"], 2, "encoder"),
+        (["load", "reader", "--server", "127.0.0.1:1"], 2, "'MODEL': 'reader' is not one of"),
         (["unload", "encoder", "--server", "http://x/y"], 2, "host:port"),
     ],
 )

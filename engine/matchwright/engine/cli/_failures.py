@@ -78,7 +78,8 @@ def _describe(error: BaseException) -> tuple[str, int, str, dict[str, str]]:
         return "INTERRUPTED", INTERRUPTED, str(error), {}
     if hasattr(error, "format_message"):  # what typer says of a command line
         hint = _where_help_is(error)
-        message = f"{error.format_message()} {hint}".strip()
+        told = error.format_message().replace(": Value error, ", ": ")  # whose error it was
+        message = f"{told} {hint}".strip()
         return "INVALID_ARGUMENT", errors.InvalidArgument.exit_code, message, {}
     if isinstance(error, OSError):
         return _describe_os_error(error)

@@ -337,7 +337,10 @@ def _plan_view(ready: _Ready, how: _run.How) -> View:
         ("in", folder.url),
         ("store", f"{ready.path}, epoch {made.epoch_number}"),
         ("day", date_of(made.options.as_of)),
-        *((f"{kind}s", f"{made.counts[kind]:,} ask in {n:,} units") for kind, n in units.items()),
+        *(
+            (f"{kind}s", f"{made.counts[kind]:,} ask in {n:,} unit{'s'[n == 1 :]}")
+            for kind, n in units.items()
+        ),
         ("left", f"{left:,} of {len(made.units):,} units"),
         ("pairs", f"{guess['pairs']:,}"),
         ("about", f"{guess['seconds']:,.0f} s on {guess['threads']} threads"),

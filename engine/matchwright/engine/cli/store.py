@@ -137,8 +137,9 @@ def refit(
 
 def check_encoder(encoder: EncoderOption, config: ModelsConfig | None) -> None:
     """Refuse a served encoder without the models, and the models without it."""
-    given = config is not None and config.repository is not None and config.triton is not None
-    if (encoder is EncoderOption.SERVED) != given:
+    whole = config is not None and config.repository is not None and config.triton is not None
+    wrong = not whole if encoder is EncoderOption.SERVED else config is not None
+    if wrong:
         raise InvalidArgument(
             "--encoder served goes with --models DIR and --triton HOST:PORT, and they with it"
         )

@@ -105,7 +105,8 @@ def pull(
     from matchwright.engine.store.pull import pull as run
 
     if promote == (source is not None):
-        raise InvalidArgument("give --from URL to pull, or --promote to end that")
+        got = "both" if promote else "neither"
+        raise InvalidArgument(f"give --from URL to pull or --promote to end that; got {got}")
     if source is None:
         replica.promote(store)
         _answer({"store": str(store), "promoted": True}, format_, output)
