@@ -38,11 +38,18 @@ def _utf8(text: str) -> bytes:
 
 def digest(*parts: bytes, person: bytes = _TEXT_PERSON) -> bytes:
     """blake2b-128 of the parts, each preceded by its length, so that no two lists collide."""
-    state = hashlib.blake2b(digest_size=KEY_BYTES, person=person)
+    state = (_TEXT if person == _TEXT_PERSON else _started(person)).copy()
     for part in parts:
-        state.update(len(part).to_bytes(8, "little"))
-        state.update(part)
+        state.update(len(part).to_bytes(8, "little") + part)
     return state.digest()
+
+
+def _started(person: bytes) -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=KEY_BYTES, person=person)
+
+
+_TEXT = _started(_TEXT_PERSON)
+"""A digest to copy, which takes half the time of making one."""
 
 
 def text_digest(text: str) -> bytes:

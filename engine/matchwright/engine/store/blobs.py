@@ -26,6 +26,7 @@ _RAW, _DEFLATED = b"\x00", b"\x01"
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
+_TEXT_KEY = _encode(TEXT_FIELD)
 
 
 def digest(*parts: bytes) -> bytes:
@@ -64,6 +65,22 @@ def unpack_record(body: bytes, expected: bytes, where: str) -> dict[str, Any]:
     if not intact:
         raise StoreDamaged(f"{where}: a stored record does not match its hash", file=where)
     return record
+
+
+def has_hash(packed: bytes, text: object, expected: bytes) -> bool:
+    """Whether a body, inflated, has a hash, told without a look at its other fields.
+
+    Args:
+        text: of the record in it, as it is stored.
+
+    Returns:
+        False also for the body of an intact record that is packed in another way than
+        ``pack_record`` does: then ``unpack_record`` decides.
+    """
+    if isinstance(text, str):
+        head, _, tail = packed.partition(_TEXT_KEY + _encode(text))
+        packed = b"".join((head, _TEXT_KEY, _encode(text_digest(text)), tail))
+    return digest(packed) == expected
 
 
 def without_digest(record: dict[str, Any]) -> dict[str, Any]:

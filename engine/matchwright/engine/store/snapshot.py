@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -19,11 +19,17 @@ from matchwright.engine.prose import TEXT_DIGEST
 from matchwright.engine.store import blobs
 from matchwright.engine.store.catalog import KINDS, Catalog, Kind
 from matchwright.engine.store.encode import Neighbours
+from matchwright.engine.store.read_columns import reader_of
+from matchwright.engine.store.read_columns import stored_record as stored_record  # noqa: PLC0414
 from matchwright.engine.store.sources import RowSource
 from matchwright.kernels.types import Bool, Corpus, Int64, UInt64
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from matchwright.engine.table import ColumnTable
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -202,16 +208,32 @@ class Snapshot:
         """
         return rows_of_schema(self._neighbours, kind, self._stored(kind, ids))
 
+    def table_of(
+        self, kind: Kind, rows: Sequence[int] | Int64, fields: Sequence[str]
+    ) -> ColumnTable:
+        """Some fields of the records of global rows, by column, for hundreds of them.
+
+        Raises:
+            EpochGone: as ``records``.
+        """
+        _, seq_m = self.record_numbers(kind, rows)
+        reader = reader_of(self._neighbours, kind, fields)
+        return reader.table(self._found(kind, seq_m.tolist(), reader.read))
+
     def _stored(self, kind: Kind, ids: Sequence[str]) -> list[dict[str, Any]]:
         rows = self.rows_of(kind, ids)
         if len(rows) and rows.min() < 0:
             missing = ids[int(np.argmin(rows))]
             raise NotFound(f"there is no {kind} with the id {missing!r}", id=missing, kind=kind)
         _, seqs = self.record_numbers(kind, rows)
-        found, number = self._fetch(kind, seqs.tolist())
-        if len(found) < len(set(seqs.tolist())):
+        return self._found(kind, seqs.tolist(), stored_record)
+
+    def _found(self, kind: Kind, seqs: list[int], read: Callable[..., T]) -> list[T]:
+        """What ``read`` makes of the records with some numbers."""
+        found, number = self._fetch(kind, seqs, read)
+        if len(found) < len(set(seqs)):
             raise self._missing(kind, number)
-        return [found[seq] for seq in seqs.tolist()]
+        return [found[seq] for seq in seqs]
 
     def _missing(self, kind: Kind, number: int) -> MatchwrightError:
         if number == self.epoch.number:
@@ -223,30 +245,20 @@ class Snapshot:
             epoch=self.epoch.number,
         )
 
-    def _fetch(self, kind: Kind, seqs: list[int]) -> tuple[dict[int, dict[str, Any]], int]:
+    def _fetch(
+        self, kind: Kind, seqs: list[int], read: Callable[..., T]
+    ) -> tuple[dict[int, T], int]:
         """seq -> record for those that are kept, and the newest epoch's number."""
         where = str(self._catalog.path)
-        found: dict[int, dict[str, Any]] = {}
+        found: dict[int, T] = {}
         with self._catalog.look() as connection:
             number = self._catalog.state(connection).number
             for table in (kind, f"{kind}_old"):
                 left = [seq for seq in dict.fromkeys(seqs) if seq not in found]
                 rows = self._catalog.records_by(connection, table, "seq", left)
                 for seq, name, content, body in rows:
-                    found[seq] = stored_record(name, content, body, where)
+                    found[seq] = read(name, content, body, where)
         return found, number
-
-
-def stored_record(name: str, content: bytes, body: bytes, where: str) -> dict[str, Any]:
-    """A record out of its table row.
-
-    Raises:
-        StoreDamaged: it does not match its hash, or belongs to another id.
-    """
-    record = blobs.unpack_record(body, content, where)
-    if record.get("id") != name:
-        raise StoreDamaged(f"{where}: the record of {name!r} is another's", file=where)
-    return record
 
 
 def frame(neighbours: Neighbours, kind: Kind, records: list[dict[str, Any]]) -> pl.DataFrame:
