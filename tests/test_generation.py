@@ -25,8 +25,8 @@ from matchwright.engine.generation import (
 )
 from matchwright.engine.generation.fitting import take
 from matchwright.engine.generation.fixed import GRID
+from matchwright.engine.generation.plain import PLAIN
 from matchwright.engine.generation.text import (
-    PLAIN,
     HashedEncoder,
     SvdEncoder,
     listed_tokens,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,13 +24,14 @@ from matchwright.engine.generation.quantise import (
     Quantised,
     QueryVectors,
     check_weights,
+    quantise_plainly,
     quantise_queries,
     quantise_rows,
 )
 from matchwright.engine.generation.text import TextEncoder
 from matchwright.engine.records import Kind
 from matchwright.engine.table import Records, as_table
-from matchwright.kernels.types import Bool, Float64, Int8, Int32
+from matchwright.kernels.types import Bool, Float64, Int8, Int16, Int32
 
 CHUNK_ROWS = 4_096
 """Rows that are encoded at once: bounds memory, changes no byte."""
@@ -203,7 +204,8 @@ class Generation:
             else:
                 block = self.parts[b].query(kind, table, policy_facets, as_of)
             known = known_qb[:, b] = block.known_q
-            v_qd[known, start:end] = self._rotations[b](block.raw_qw[known]) / GRID
+            np.divide(self._rotations[b](block.raw_qw), GRID, out=v_qd[:, start:end])
+            v_qd[~known, start:end] = 0.0
             best_qb[known, b] = block.best_q[known]
         return QueryVectors(v_qd, known_qb, best_qb)
 
@@ -218,10 +220,19 @@ class Generation:
         Raises:
             InvalidArgument, UnknownKey: see ``check_weights``.
         """
+        return quantise_queries(v, *self._scales(kind, weights), self.offsets)
+
+    def quantise_plainly(
+        self, v: QueryVectors, kind: Kind, weights: Mapping[str, float]
+    ) -> tuple[Int16, Float64]:
+        """(q_qd, t_q) of ``quantise`` alone, for whoever needs neither resolution nor the most
+        that could be attained."""
+        return quantise_plainly(v, *self._scales(kind, weights), self.offsets)
+
+    def _scales(self, kind: Kind, weights: Mapping[str, float]) -> tuple[Sequence[float], Float64]:
+        """Steps of the corpus that a kind asks, and checked weights."""
         names = [part.name for part in self.parts]
-        return quantise_queries(
-            v, self._steps[OTHER[kind]], check_weights(names, weights), self.offsets
-        )
+        return self._steps[OTHER[kind]], check_weights(names, weights)
 
     @cached_property
     def _spans(self) -> list[tuple[int, int]]:

@@ -96,15 +96,31 @@ def quantise_queries(
         weights_b: float64 (B,).
         offsets: B + 1 boundaries of the facets' blocks.
     """
-    scale_b = weights_b * np.asarray(steps_b)
-    u_qd = queries.v_qd * np.repeat(scale_b, np.diff(offsets))
-    largest_q = np.abs(u_qd).max(axis=1, initial=0.0)
-    t_q = largest_q / Q_ABS_MAX
-    t_q[t_q == 0.0] = 1.0
-    q_qd = np.rint(u_qd / t_q[:, None])
+    u_qd, t_q, q_qd = _on_grid(queries, steps_b, weights_b, offsets)
     # A running sum, so that the order of additions is that of the facets.
     attainable_q = np.cumsum(weights_b * queries.best_qb, axis=1)[:, -1]
     return Quantised(q_qd.astype(np.int16), t_q, _resolution(u_qd, q_qd, offsets), attainable_q)
+
+
+def quantise_plainly(
+    queries: QueryVectors, steps_b: Sequence[float], weights_b: Float64, offsets: Sequence[int]
+) -> tuple[Int16, Float64]:
+    """q and t of ``quantise_queries`` alone: half the time."""
+    _, t_q, q_qd = _on_grid(queries, steps_b, weights_b, offsets)
+    return q_qd.astype(np.int16), t_q
+
+
+def _on_grid(
+    queries: QueryVectors, steps_b: Sequence[float], weights_b: Float64, offsets: Sequence[int]
+) -> tuple[Float64, Float64, Float64]:
+    """u, t, and q as float64."""
+    scale_b = weights_b * np.asarray(steps_b)
+    u_qd = queries.v_qd * np.repeat(scale_b, np.diff(offsets))
+    largest_q = np.maximum(u_qd.max(axis=1, initial=0.0), -u_qd.min(axis=1, initial=0.0))
+    t_q = largest_q / Q_ABS_MAX
+    t_q[t_q == 0.0] = 1.0
+    q_qd = u_qd / t_q[:, None]
+    return u_qd, t_q, np.rint(q_qd, out=q_qd)
 
 
 def _resolution(u_qd: Float64, q_qd: Float64, offsets: Sequence[int]) -> Int32:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias, TypeGuard
@@ -26,15 +25,23 @@ from numpy.typing import NDArray
 
 from matchwright.engine.generation.fixed import unit
 from matchwright.engine.generation.hashing import hash64
+from matchwright.engine.generation.plain import (
+    PLAIN_FROM,
+    TOKEN_CHARS_MAX,
+    all_plain,
+    codes_of_plain,
+    listed_plain,
+    plain_codes,
+    plain_ones,
+)
 from matchwright.engine.prose import Prose
-from matchwright.engine.table import FrameTable, Table
+from matchwright.engine.table import ColumnTable, FrameTable, Table
 from matchwright.kernels.types import Float64, Int16, Int32, Int64
 
 WIDTH = 128
 TOKENS_MAX = 2**15
 """Learnt tokens: 2**15 of them, times 2**9 (tf), 2**12 (idf), 2**15 (projection), stay below
 2**53."""
-TOKEN_CHARS_MAX = 40
 SKILLS_MAX = 30
 TF_UNIT = 64
 TF_TABLE: tuple[int, ...] = (0, *(round(TF_UNIT * (1 + math.log(n))) for n in range(1, 64)))
@@ -43,15 +50,6 @@ IDF_UNIT = 256
 
 _INVISIBLE = r"[\p{Cf}\u{34F}\u{115F}\u{1160}\u{17B4}\u{17B5}\u{2800}\u{3164}\u{FE00}-\u{FE0F}]"
 _TOKEN = r"[\p{L}\p{M}\p{N}]+(?:\+\+|\+|#)?"
-
-PLAIN = frozenset(map(chr, (*range(0x80), *range(0xC0, 0x100)))) | frozenset(
-    "\u00a0\u00a1\u00a7\u00a9\u00ab\u00ae\u00b0\u00b7\u00bb\u00bf"
-    "\u2010\u2013\u2014\u2018\u2019\u201c\u201d\u2022\u2026\u20ac"
-)
-"""Characters of which a text has the same tokens by ``_TOKEN`` after NFKC and by ``_PLAIN_TOKEN``,
-whatever the version of Unicode: each stays what it is or becomes a separator."""
-_PLAIN = re.compile(f"[{re.escape(''.join(sorted(PLAIN)))}]*")
-_PLAIN_TOKEN = re.compile(r"[a-z0-9\xdf-\xf6\xf8-\xff]+(?:\+\+|\+|#)?")
 
 Texts: TypeAlias = pl.Series | list[str]
 
@@ -109,6 +107,8 @@ def encode_table(encoder: TextEncoder, records: Table) -> Float64:
     """float64 (N, width): the unit vectors of records."""
     if is_served(encoder):
         return encoder.encode_prose(records.keyed_prose(SKILLS_MAX))
+    if isinstance(encoder, SvdEncoder) and isinstance(records, ColumnTable):
+        return encoder.encode_columns(records)
     return encoder.encode(records.prose(SKILLS_MAX))
 
 
@@ -150,16 +150,10 @@ def listed_tokens(texts: Texts) -> tuple[Int64, list[str]]:
 
     A list of plain texts is searched where it lies: an operation on a frame costs more than a text.
     """
-    if isinstance(texts, pl.Series) or not all(map(_PLAIN.fullmatch, texts)):
+    if isinstance(texts, pl.Series) or not all_plain(texts):
         found = tokens(texts if isinstance(texts, pl.Series) else pl.Series(texts, dtype=pl.String))
         return found["row"].to_numpy().astype(np.int64), found["token"].to_list()
-    by_row = [_PLAIN_TOKEN.findall(text.lower()) for text in texts]
-    row = np.repeat(np.arange(len(texts)), [len(row) for row in by_row])
-    said = [token for row in by_row for token in row]
-    if max(map(len, said), default=0) > TOKEN_CHARS_MAX:
-        kept = [n for n, token in enumerate(said) if len(token) <= TOKEN_CHARS_MAX]
-        row, said = row[kept], [said[n] for n in kept]
-    return row, said
+    return listed_plain(texts)
 
 
 def counts(row: NDArray[Any], code: Int64, codes: int) -> tuple[Int64, Int64, Int64]:
@@ -169,6 +163,24 @@ def counts(row: NDArray[Any], code: Int64, codes: int) -> tuple[Int64, Int64, In
     first = np.flatnonzero(np.diff(pair, prepend=-1))
     often = np.diff(first, append=len(pair))
     return pair[first] // codes, pair[first] % codes, often.astype(np.int64)
+
+
+def spread(row: Int64, code: Int64, at: Int64, rows: int) -> tuple[Int64, Int64]:
+    """Codes of rows, given to everybody who has one of them.
+
+    Args:
+        row, code: int64 (M,), rows ascending.
+        at: int64 (N,), the row of each.
+        rows: how many there are.
+
+    Returns:
+        (int64 positions in ``at``, codes), one after the other.
+    """
+    start = np.searchsorted(row, np.arange(rows + 1))
+    size = np.diff(start)[at]
+    before = np.cumsum(size) - size
+    place = np.arange(int(size.sum())) - np.repeat(before - start[at], size)
+    return np.repeat(np.arange(at.size), size), code[place]
 
 
 class SvdEncoder:
@@ -222,6 +234,10 @@ class SvdEncoder:
         return {token: code for code, token in enumerate(self.vocabulary)}
 
     @cached_property
+    def _plain_codes(self) -> dict[bytes, int]:
+        return codes_of_plain(self._codes)
+
+    @cached_property
     def _wide(self) -> Float64:
         return self.projection.astype(np.float64)
 
@@ -232,24 +248,56 @@ class SvdEncoder:
 
     def encode(self, texts: Texts) -> Float64:
         """Unit vectors; zeros where no token was learnt."""
+        return self._vectors(len(texts), *self._learnt(texts))
+
+    def encode_columns(self, records: ColumnTable) -> Float64:
+        """``encode`` of the prose of records.
+
+        Where all of it is plain, a title is read once and counted twice, and the name of a skill
+        is read once for all who have it: tokens do not reach across lines or blanks.
+        """
+        titles = [title or "" for title in records.values("title")]
+        texts = [text or "" for text in records.values("text")]
+        items = records.skills(SKILLS_MAX)
+        if not (all_plain(titles) and all_plain(texts) and all_plain(items.different)):
+            return self.encode(records.prose(SKILLS_MAX))
+        title, text, name = (
+            plain_codes(said, self._plain_codes) for said in (titles, texts, items.different)
+        )
+        item, name_code = spread(*name, items.code_m, len(items.different))
+        row = np.concatenate([title[0], title[0], text[0], items.row_m[item]])
+        code = np.concatenate([title[1], title[1], text[1], name_code])
+        return self._vectors(records.height, row, code)
+
+    def _vectors(self, height: int, row: NDArray[Any], code: Int64) -> Float64:
+        """Unit vectors of texts from their tokens."""
         size = len(self.vocabulary)
-        row, code, often = counts(*self._learnt(texts), size)
+        row, code, often = counts(row, code, size)
         weight = self._tf[np.minimum(often, len(self._tf) - 1)] * self.idf[code]
-        if len(texts) == 1:  # a sparse matrix takes longer to make than to multiply
+        if height == 1:  # a sparse matrix takes longer to make than to multiply
             return unit((weight @ self._wide[code])[None, :])
         import scipy.sparse as sp  # a tenth of the start of a process that encodes nothing
 
-        start = np.searchsorted(row, np.arange(len(texts) + 1))
-        return unit(sp.csr_array((weight, code, start), shape=(len(texts), size)) @ self._wide)
+        start = np.searchsorted(row, np.arange(height + 1))
+        return unit(sp.csr_array((weight, code, start), shape=(height, size)) @ self._wide)
 
     def _learnt(self, texts: Texts) -> tuple[NDArray[Any], Int64]:
         """Row and code of every token that was learnt."""
         if isinstance(texts, pl.Series):
             found = _tokens(texts).join(self._table.lazy(), on="token", how="inner").collect()
             return found["row"].to_numpy(), found["code"].to_numpy()
-        row, said = listed_tokens(texts)
-        codes = np.array([self._codes.get(token, -1) for token in said], dtype=np.int64)
-        return row[codes >= 0], codes[codes >= 0]
+        if len(texts) < PLAIN_FROM or not (plain := plain_ones(texts)):
+            row, said = listed_tokens(texts)
+            codes = np.array([self._codes.get(token, -1) for token in said], dtype=np.int64)
+            return row[codes >= 0], codes[codes >= 0]
+        row, code = plain_codes([texts[n] for n in plain], self._plain_codes)
+        row = np.array(plain, dtype=np.int64)[row]
+        if len(plain) < len(texts):
+            others = sorted({*range(len(texts))} - {*plain})
+            row_o, code_o = self._learnt(pl.Series([texts[n] for n in others], dtype=pl.String))
+            row = np.concatenate([row, np.array(others, dtype=np.int64)[row_o]])
+            code = np.concatenate([code, code_o])
+        return row, code
 
 
 class HashedEncoder:

@@ -31,7 +31,6 @@ from matchwright.engine.generation.facets.base import (
     any_row,
     convex_best,
     even,
-    lookup,
 )
 from matchwright.engine.generation.fixed import GRID, ratio
 from matchwright.engine.generation.hashing import bucket
@@ -96,16 +95,13 @@ class Skills(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def _job(self, records: Table) -> Float64:
         items = records.skills(ITEMS_MAX)
-        weight = lookup(items.names, self.weight) * np.where(items.must, MUST_FACTOR, 1)
+        weight = items.lookup(self.weight) * np.where(items.must, MUST_FACTOR, 1)
         # A name that is listed twice counts once, with its larger weight.
-        once: dict[tuple[int, str], int] = {}
-        pairs = zip(items.row_m.tolist(), items.names, strict=True)
-        for pair, own in zip(pairs, weight.tolist(), strict=True):
-            once[pair] = max(own, once.get(pair, 0))
-        cells = [row * WIDTH + self.dim(name) for row, name in once]
-        flat = np.bincount(
-            np.array(cells, dtype=np.int64), list(once.values()), records.height * WIDTH
-        )
+        listed = items.row_m * max(len(items.different), 1) + items.code_m
+        once, first, place = np.unique(listed, return_index=True, return_inverse=True)
+        larger = np.zeros(once.size, dtype=np.int64)
+        np.maximum.at(larger, place, weight)
+        flat = np.bincount(self._cells(items)[first], larger, records.height * WIDTH)
         cell = flat.astype(np.float64).reshape(-1, WIDTH)
         total = cell.sum(axis=1)
         total[total == 0] = 1.0
@@ -123,7 +119,7 @@ class Skills(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def _cells(self, items: SkillItems) -> Int64:
         """Flat positions of items in an (N, 128) array."""
-        return np.asarray(items.row_m * WIDTH + lookup(items.names, self.dim))
+        return np.asarray(items.row_m * WIDTH + items.lookup(self.dim))
 
     def reach(self, kind: Kind) -> float:
         return (1.0 if kind == "job" else 11.0) / float(np.sqrt(np.float64(WIDTH)))
