@@ -22,6 +22,7 @@ from matchwright.engine.rerank.features import (
 )
 from matchwright.engine.rerank.features_points import scaled, write_points
 from matchwright.engine.rerank.features_pool import RowPool
+from matchwright.engine.rerank.features_records import records_of
 from matchwright.engine.rerank.features_rows import Side, side_of_rows
 from matchwright.engine.rerank.features_sides import GROUPS, write_sides
 from matchwright.engine.rerank.reciprocal import (
@@ -30,6 +31,7 @@ from matchwright.engine.rerank.reciprocal import (
     reciprocal_points,
     rows_of_queries,
 )
+from matchwright.engine.table import Records
 from matchwright.kernels.types import Corpus, Float64, Int32, Int64
 
 FACTS_MAX = 1 << 17
@@ -39,6 +41,8 @@ VECTORS_MAX = 1 << 16
 WIDTHS_MAX = 4
 """Widths of which query vectors are kept: more encoders are hardly ever in use at once."""
 CONTEXTS_MAX = 1_024
+_NUMBER_BITS = 64
+"""Of the number of a record, in a key; the context stands above them."""
 _OTHER: Mapping[Kind, Kind] = {"job": "freelancer", "freelancer": "job"}
 
 
@@ -126,14 +130,15 @@ class FeatureMaker:
 
     def keys(
         self, snapshot: SnapshotLike, kind: Kind, rows: Int64, corpus: Corpus, *what: Any
-    ) -> list[tuple[int, int]] | None:
+    ) -> list[int] | None:
         """Keys of rows in a pool; None where a snapshot does not number its records."""
         numbers = getattr(snapshot, "record_numbers", None)
         if numbers is None or corpus is not snapshot.corpus(kind):
             return None
         token, seq_n = numbers(kind, rows)
-        context = self._context((token, kind, snapshot.generation.id, *what))
-        return [(context, seq) for seq in seq_n.tolist()]
+        # One number and not a pair: the collector of garbage has nothing to follow.
+        context = self._context((token, kind, snapshot.generation.id, *what)) << _NUMBER_BITS
+        return [context + seq for seq in seq_n.tolist()]
 
     def _context(self, what: Any) -> int:
         """A small number that stands for what many keys share; none is ever used again."""
@@ -175,7 +180,7 @@ class _Block:
             self.rows, place = np.unique(np.concatenate(rows_per_query), return_inverse=True)
             sizes = np.cumsum([rows.size for rows in rows_per_query])[:-1]
             self.at = np.split(place, sizes)
-        self._records: dict[int, Mapping[str, Any]] = dict(inline.records) if inline else {}
+        self._records = records_of(snapshot, self.other, inline.records if inline else {})
 
     def fill(self, parts: Sequence[Int32]) -> None:
         """Write each query's features into its part, int32 (M, F)."""
@@ -201,15 +206,9 @@ class _Block:
             self.snapshot, self.other, self.corpus, self.rows, self._fetch, self.maker.facts, keys
         )
 
-    def _fetch(self, at: Int64) -> list[Mapping[str, Any]]:
-        """Records of some of the rows; what was read for one purpose serves the next."""
-        rows = self.rows[at]
-        missing = np.array([row for row in rows.tolist() if row not in self._records], np.int64)
-        if missing.size:
-            ids = self.snapshot.ids_of(self.other, missing)
-            found = self.snapshot.rows(self.other, ids)
-            self._records.update(zip(missing.tolist(), found, strict=True))
-        return [self._records[row] for row in rows.tolist()]
+    def _fetch(self, at: Int64) -> Records:
+        """Records of some of the rows."""
+        return self._records(self.rows[at])
 
     # ── Reciprocal fit ────────────────────────────────────────────────────────────────────────
 

@@ -7,6 +7,7 @@ numbers of the most recent rows are kept.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,11 +17,12 @@ import numpy as np
 
 from matchwright.engine.columns import EXPERIENCE, SCALARS, SETS, Rows, name_hash
 from matchwright.engine.generation.facets.skills import MUST_FACTOR
+from matchwright.engine.policy_sections import FACET_FIELDS
 from matchwright.engine.prepare import SnapshotLike
-from matchwright.engine.records import Kind
-from matchwright.engine.rerank.features import SKILLS_MAX
+from matchwright.engine.records import KINDS, Kind
+from matchwright.engine.rerank.features import FEATURES, SKILLS_MAX
 from matchwright.engine.rerank.features_pool import Arrays, RowPool
-from matchwright.engine.table import RowTable
+from matchwright.engine.table import Records, RowTable, Table, as_table
 from matchwright.engine.zones import as_zones
 from matchwright.kernels.rules import Rows as SegmentRows
 from matchwright.kernels.types import UNKNOWN, Bool, Corpus, Int32, Int64, SetColumn, UInt64
@@ -32,9 +34,13 @@ COLUMNS: Mapping[Kind, tuple[str, ...]] = {
                    *_WINDOW),
 }  # fmt: skip
 """Kind -> the rule columns that features read."""
+SET_OF_GROUP: Mapping[Kind, Mapping[str, str]] = {
+    "job": {"skills": "must_skills", "terms": "category"},
+    "freelancer": {"skills": "skills", "terms": "categories"},
+}
+"""Kind -> group of features -> the set column that it compares."""
 SET_COLUMNS: Mapping[Kind, tuple[str, ...]] = {
-    "job": ("must_skills", "category"),
-    "freelancer": ("skills", "categories"),
+    kind: tuple(names.values()) for kind, names in SET_OF_GROUP.items()
 }
 FACTS: Mapping[Kind, tuple[str, ...]] = {
     "job": ("experience", "posted", "client_reviews", "client_rating_milli", "text_known"),
@@ -42,7 +48,7 @@ FACTS: Mapping[Kind, tuple[str, ...]] = {
 }
 """Kind -> numbers that only records hold; int32, ``UNKNOWN`` (of rule columns) where not known."""
 _FACTS_MAX = max(map(len, FACTS.values()))
-_FIELDS: Mapping[str, str] = {"experience": "experience_level"}
+_LISTS = ("name", "level", "weight")
 _LEVELS = {name: n for n, name in enumerate(EXPERIENCE, start=1)}
 _NO_SKILL = 0
 """Stands for a place in a list of skills that is not taken; no name hashes to it."""
@@ -52,19 +58,30 @@ _hash = lru_cache(maxsize=1 << 17)(name_hash)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Skills:
-    """The first 30 skills of U rows, each name once.
+    """The first skills of U rows, each name once; S is the length of the longest list, at most 30.
+
+    Rows lie side by side, so that sums over a list run over all rows at once.
 
     Attributes:
         known_u: bool (U,), whether the list is known.
-        name_us: uint64 (U, 30), hashes of names; 0 beyond the list.
-        level_us: int32 (U, 30), 1..5; 0 where none is stated.
-        weight_us: int32 (U, 30), of jobs: IDF in 1/1,024, twice that for a must-have; 0 beyond.
+        name_su: uint64 (S, U), hashes of names; 0 beyond the list.
+        level_su: int32 (S, U), 1..5; 0 where none is stated.
+        weight_su: int32 (S, U), of jobs: IDF in 1/1,024, twice that for a must-have; 0 beyond.
     """
 
     known_u: Bool
-    name_us: UInt64
-    level_us: Int32
-    weight_us: Int32
+    name_su: UInt64
+    level_su: Int32
+    weight_su: Int32
+
+    def take(self, at: Int64) -> Skills:
+        """Of some rows, in the order of ``at``."""
+        return Skills(
+            self.known_u[at],
+            self.name_su.take(at, axis=1),
+            self.level_su.take(at, axis=1),
+            self.weight_su.take(at, axis=1),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,24 +106,33 @@ class Side:
         return int(self.skills.known_u.size)
 
     def numbered(self, at: Int64) -> Side:
-        """The numbers of some of them, in the order of ``at``; skills and sets stay as they are."""
+        """The numbers of some of them, in the order of ``at``; all else stays as it is."""
         numbers = {name: column[at] for name, column in self.numbers.items()}
         return Side(self.kind, numbers, self.sets, self.skills)
 
-    def named(self, at: Int64) -> Side:
-        """Skills and sets of some of them, in the order of ``at``; numbers stay as they are."""
-        skills = self.skills
-        return Side(
-            self.kind,
-            self.numbers,
-            {name: _take_sets(column, at) for name, column in self.sets.items()},
-            Skills(skills.known_u[at], skills.name_us[at], skills.level_us[at],
-                   skills.weight_us[at]),
-        )  # fmt: skip
+    def skilled(self, at: Int64) -> Side:
+        """The skills of some of them, in the order of ``at``; all else stays as it is."""
+        return Side(self.kind, self.numbers, self.sets, self.skills.take(at))
+
+    def sets_at(self, at: Int64, group: str) -> dict[str, SetColumn]:
+        """The sets that a group of features compares, of some of them."""
+        name = SET_OF_GROUP[self.kind][group]
+        return {name: _take_sets(self.sets[name], at)}
 
 
-RecordsOf = Callable[[Int64], Sequence[Mapping[str, Any]]]
+RecordsOf = Callable[[Int64], Records]
 """Given positions among the rows asked for: their records."""
+READ: Mapping[Kind, tuple[str, ...]] = {
+    kind: tuple(
+        sorted(
+            field.removeprefix(f"{kind}.")
+            for field in {*itertools.chain(*FACET_FIELDS.values(), *(f.reads for f in FEATURES))}
+            if field.startswith(f"{kind}.")
+        )
+    )
+    for kind in KINDS
+}
+"""Kind -> the fields of records that features and the other direction's queries are made of."""
 
 
 def side_of_records(kind: Kind, records: Sequence[Mapping[str, Any]], generation: Any) -> Side:
@@ -174,56 +200,60 @@ def _side(
     kind: Kind, scalars: Mapping[str, Int32], sets: Mapping[str, SetColumn], facts: Arrays
 ) -> Side:
     numbers = {name: facts["facts"][:, n] for n, name in enumerate(FACTS[kind])}
-    skills = Skills(facts["known"], facts["name"], facts["level"], facts["weight"])
-    return Side(kind, {**scalars, **numbers}, sets, skills)
+    longest = int(np.count_nonzero(facts["name"], axis=1).max(initial=0))
+    lists = (np.ascontiguousarray(facts[name][:, :longest].T) for name in _LISTS)
+    return Side(kind, {**scalars, **numbers}, sets, Skills(facts["known"], *lists))
 
 
 # ── Facts ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def facts_of(kind: Kind, records: Sequence[Mapping[str, Any]], generation: Any) -> Arrays:
+def facts_of(kind: Kind, records: Records, generation: Any) -> Arrays:
     """What only records hold, of N of them: ``facts``, ``known``, ``name``, ``level``, ``weight``
     as in ``FACTS`` and ``Skills``."""
-    n = len(records)
-    made: Arrays = {
-        "facts": np.full((n, _FACTS_MAX), UNKNOWN, dtype=np.int32),
-        "known": np.array([record["skills"] is not None for record in records], dtype=np.bool_),
-        "name": np.full((n, SKILLS_MAX), _NO_SKILL, dtype=np.uint64),
-        "level": np.zeros((n, SKILLS_MAX), dtype=np.int32),
-        "weight": np.zeros((n, SKILLS_MAX), dtype=np.int32),
-    }  # fmt: skip
-    for row, record in enumerate(records):
-        made["facts"][row, : len(FACTS[kind])] = [_fact(name, record) for name in FACTS[kind]]
-        listed = _listed(kind, record, generation)
-        made["name"][row, : len(listed)] = [*listed]
-        made["level"][row, : len(listed)] = [level for level, _ in listed.values()]
-        made["weight"][row, : len(listed)] = [weight for _, weight in listed.values()]
-    return made
+    table = as_table(records)
+    facts = np.full((table.height, _FACTS_MAX), UNKNOWN, dtype=np.int32)
+    for n, name in enumerate(FACTS[kind]):
+        facts[:, n] = _fact(name, table)
+    known = np.array([listed is not None for listed in table.values("skills")], dtype=np.bool_)
+    return {"facts": facts, "known": known, **_listed(kind, table, generation)}
 
 
-def _fact(name: str, record: Mapping[str, Any]) -> int:
+def _fact(name: str, table: Table) -> Any:
     if name == "text_known":
-        return int(bool(record["text"]))
-    value = record[_FIELDS.get(name, name)]
+        return [bool(text) for text in table.values("text")]
     if name == "experience":
-        return _LEVELS.get(value, UNKNOWN)
-    return UNKNOWN if value is None else int(value)
+        return [_LEVELS.get(level, UNKNOWN) for level in table.values("experience_level")]
+    values, known = table.integers(name)
+    return np.where(known, values, UNKNOWN)
 
 
-def _listed(kind: Kind, record: Mapping[str, Any], generation: Any) -> dict[int, tuple[int, int]]:
-    """Hash -> (level, weight) of the first 30 skills; what is listed twice counts once, with the
+def _listed(kind: Kind, table: Table, generation: Any) -> Arrays:
+    """The first 30 skills; what is listed twice counts once, where it is listed first, with the
     larger of each."""
-    listed: dict[int, tuple[int, int]] = {}
-    for one in (record["skills"] or ())[:SKILLS_MAX]:
-        if one["name"] is None:
-            continue
-        weight = 0
-        if kind == "job":
-            weight = generation.skill_weight(one["name"]) * (MUST_FACTOR if one["must"] else 1)
-        key = _hash(one["name"]) or 1
-        level, more = listed.get(key, (0, 0))
-        listed[key] = max(level, one["level"] or 0), max(more, weight)
-    return listed
+    items = table.skills(SKILLS_MAX)
+    hashed = items.lookup(lambda name: _hash(name) or 1, np.uint64)
+    weight = np.zeros(hashed.size, dtype=np.int64)
+    if kind == "job":
+        weight = items.lookup(generation.skill_weight) * np.where(items.must, MUST_FACTOR, 1)
+    # Different names may be the same folded: what counts is the hash.
+    _, code = np.unique(hashed, return_inverse=True)
+    pair = items.row_m * max(hashed.size, 1) + code
+    _, first, place = np.unique(pair, return_index=True, return_inverse=True)
+    order = np.argsort(first)  # from the order of hashes to that in which they are listed
+    rank = np.empty_like(order)
+    rank[order] = np.arange(order.size)
+    row, listed = items.row_m[first[order]], rank[place]
+    start = np.searchsorted(row, np.arange(table.height))
+    at = row, np.arange(row.size) - start[row]
+    made: Arrays = {}
+    columns = (hashed, np.uint64), (items.level_m, np.int32), (weight, np.int32)
+    for name, (values, dtype) in zip(_LISTS, columns, strict=True):
+        largest = np.zeros(row.size, dtype=dtype)
+        np.maximum.at(largest, listed, values.astype(dtype))
+        made[name] = np.full((table.height, SKILLS_MAX), _NO_SKILL, dtype=dtype)
+        made[name][at] = largest
+    return made
 
 
 # ── Sets ──────────────────────────────────────────────────────────────────────────────────────

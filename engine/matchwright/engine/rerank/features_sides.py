@@ -1,7 +1,7 @@
 """Features of what both sides say of themselves, for a block of queries of one kind.
 
 What one side alone decides is worked out once for each entity, what is elementwise once for the
-block, and only comparisons of sets query by query.
+block, and only comparisons of skills query by query.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from matchwright.engine.records import Kind
 from matchwright.engine.rerank import features_values as values
 from matchwright.engine.rerank.features import INDEX
 from matchwright.engine.rerank.features_rows import Side, side_of_records
+from matchwright.engine.rerank.features_sets import SetPairs, category_features, must_missing
 from matchwright.engine.rerank.features_values import Pairs
 from matchwright.engine.zones import as_zones, offset_minutes
 from matchwright.kernels.types import Int32, Int64
 
 PAIRS_MAX = 1 << 15
 """Pairs that are worked on together: some 10 MB."""
-SETS = {"skills": values.skill_features, "terms": values.category_features}
+SKILLS = "skills"
+"""The group whose lists of skills are compared query by query."""
+SETS = {SKILLS: must_missing, "terms": category_features}
 NUMBERS = {"terms": values.number_features}
 ONE_SIDED: Mapping[str, Kind] = {"person": "freelancer", "client": "job"}
 """Group -> the side that alone decides it."""
 _ALONE = {"person": values.person_features, "client": values.client_features}
-GROUPS = frozenset({*SETS, *NUMBERS, *ONE_SIDED})
+GROUPS = frozenset({SKILLS, *SETS, *NUMBERS, *ONE_SIDED})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,16 +66,20 @@ class Sides:
         for group in sorted(self.groups & ONE_SIDED.keys()):
             everybody = pairs(self.mine, self.theirs, 0)
             self._write_alone(members, group, _ALONE[group](everybody))
-        for some in self._chunks(members) if self.groups & NUMBERS.keys() else ():
-            mine_at = np.repeat(some, [len(self.parts[n]) for n in some])
+        for some in self._chunks(members) if self.groups & (NUMBERS.keys() | SETS.keys()) else ():
+            size = [len(self.parts[n]) for n in some]
             at = np.concatenate([self.at(n) for n in some])
-            block = pairs(self.mine.numbered(mine_at), self.theirs.numbered(at), at.size)
-            self._write(some, values.number_features(block))
-        for n in members if self.groups & SETS.keys() else ():
-            theirs = self.theirs.named(self.at(n))
-            one = pairs(self.mine.named(np.array([n])), theirs, theirs.n)
+            for group in sorted(self.groups & NUMBERS.keys()):
+                mine = self.mine.numbered(np.repeat(some, size))
+                self._write(some, NUMBERS[group](pairs(mine, self.theirs.numbered(at), at.size)))
             for group in sorted(self.groups & SETS.keys()):
-                self._write([n], SETS[group](one))
+                own = self.mine.sets_at(np.array(some), group)
+                both = SetPairs(self.kind, own, self.theirs.sets_at(at, group), size)
+                self._write(some, SETS[group](both))
+        for n in members if SKILLS in self.groups else ():
+            at = self.at(n)
+            one = pairs(self.mine.skilled(np.array([n])), self.theirs.skilled(at), at.size)
+            self._write([n], values.skill_features(one))
 
     def _write_alone(self, members: Sequence[int], group: str, found: Mapping[str, Int64]) -> None:
         """Features of entities by themselves, given to each of their pairs."""

@@ -14,7 +14,7 @@ import numpy as np
 from matchwright.engine.rerank.features import FEATURES, INDEX, UNKNOWN
 from matchwright.engine.rerank.features_rows import Side
 from matchwright.kernels.rules import overlap_minutes, window_minutes
-from matchwright.kernels.types import NO_LIMIT, Bool, Int32, Int64, SetColumn, UInt64
+from matchwright.kernels.types import NO_LIMIT, Bool, Int32, Int64
 from matchwright.kernels.types import UNKNOWN as NOT_KNOWN
 
 OCTAVE = 16
@@ -66,52 +66,20 @@ def log_scale(count: Any) -> Any:
 
 
 def skill_features(pairs: Pairs) -> dict[str, Int64]:
-    """Coverage and levels of the asked skills, and must-haves that are missing."""
+    """Coverage and levels of the asked skills."""
     job, freelancer = pairs.job.skills, pairs.freelancer.skills
-    asked = _trimmed(job.name_us)
-    has = _trimmed(freelancer.name_us)
-    same_mah = asked[:, :, None] == has[:, None, :]
-    there_ma = same_mah.any(axis=2)
-    weight_ma = job.weight_us[:, : asked.shape[1]].astype(np.int64)
-    total = weight_ma.sum(axis=1)
+    same_ahm = job.name_su[:, None] == freelancer.name_su
+    there_am = same_ahm.any(axis=1)
+    total = job.weight_su.sum(axis=0, dtype=np.int64)
     both = job.known_u & freelancer.known_u & (total > 0)
-    share = (there_ma * weight_ma).sum(axis=1) * 1_000 // np.maximum(total, 1)
-    wanted_ma = job.level_us[:, : asked.shape[1]]
-    level_mah = freelancer.level_us[:, None, : has.shape[1]]
-    level_ma = np.where(same_mah, level_mah, 0).max(axis=2, initial=0)
-    told_ma = there_ma & (wanted_ma > 0) & (level_ma > 0)
-    short = np.where(told_ma, np.maximum(wanted_ma - level_ma, 0), 0).sum(axis=1)
+    share = np.where(there_am, job.weight_su, 0).sum(axis=0, dtype=np.int64) * 1_000
+    level_am = np.where(same_ahm, freelancer.level_su, 0).max(axis=1, initial=0)
+    told_am = there_am & (job.level_su > 0) & (level_am > 0)
+    short = np.where(told_am, np.maximum(job.level_su - level_am, 0), 0).sum(axis=0)
     return {
-        "skill_coverage": known_or(share, both),
-        "skill_must_missing": must_missing(pairs),
-        "skill_level_shortfall": known_or(short, both & told_ma.any(axis=1)),
+        "skill_coverage": known_or(share // np.maximum(total, 1), both),
+        "skill_level_shortfall": known_or(short, both & told_am.any(axis=0)),
     }
-
-
-def _trimmed(name_us: UInt64) -> UInt64:
-    """Names without the columns that no row fills."""
-    return name_us[:, : int((name_us != 0).sum(axis=1).max(initial=0))]
-
-
-def must_missing(pairs: Pairs) -> Int64:
-    """Must-haves of the job that the freelancer does not list, of all names of both."""
-    must, has = pairs.job.sets["must_skills"], pairs.freelancer.sets["skills"]
-    asked = np.diff(must.start_n)
-    if not asked.any():
-        return np.zeros(pairs.m, dtype=np.int64)
-    if asked.size == 1:
-        there = _hits(has, must.value)
-    else:
-        there = _hits(must, has.value)
-    known = has.known_n | (asked == 0)
-    return np.asarray(known_or(clipped("skill_must_missing", asked - there), known))
-
-
-def _hits(column: SetColumn, values: UInt64) -> Int64:
-    """int64 (M,): how many of ``values`` each row's set holds."""
-    inside = np.isin(column.value, values, kind="sort")
-    total = np.concatenate([[0], np.cumsum(inside)]).astype(np.int64)
-    return np.asarray(total[column.start_n[1:]] - total[column.start_n[:-1]])
 
 
 # ── Terms ─────────────────────────────────────────────────────────────────────────────────────
@@ -128,11 +96,6 @@ def number_features(pairs: Pairs) -> dict[str, Int64]:
         "overlap_minutes": _overlap(pairs),
         "experience_gap": _gap("experience_gap", freelancer["experience"], job["experience"]),
     }
-
-
-def category_features(pairs: Pairs) -> dict[str, Int64]:
-    """Whether the field of work is the same."""
-    return {"category_match": _category(pairs)}
 
 
 def _rate_gap(top: Int32, rate: Int32) -> Int64:
@@ -162,15 +125,6 @@ def _window(side: Side, offsets: Int64) -> tuple[Any, Any, Bool]:
     start, end = np.where(known, start, 0), np.where(known, end, 0)
     offset = offsets[np.where(known, zone, 0)] if offsets.size else np.zeros_like(start)
     return start - offset, window_minutes(start, end), known
-
-
-def _category(pairs: Pairs) -> Int64:
-    wanted, offered = pairs.job.sets["category"], pairs.freelancer.sets["categories"]
-    if wanted.known_n.size == 1:
-        same = _hits(offered, wanted.value) > 0
-    else:
-        same = _hits(wanted, offered.value) > 0
-    return np.asarray(known_or(same, wanted.known_n & offered.known_n))
 
 
 # ── The two sides by themselves ───────────────────────────────────────────────────────────────

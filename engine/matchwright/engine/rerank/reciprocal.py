@@ -18,6 +18,7 @@ from matchwright.engine.policy import Policy
 from matchwright.engine.prepare import Prepared, SnapshotLike
 from matchwright.engine.records import Kind
 from matchwright.engine.rerank.features_pool import KEEP, Arrays, RowPool
+from matchwright.engine.table import Records
 from matchwright.kernels.types import Float64, Int8, Int16, Int64
 
 TEXT_NOT_KEPT = "ENCODER_TEXT_NOT_KEPT"
@@ -35,7 +36,7 @@ def query_vectors(
     policy: Policy,
     as_of: int,
     n: int,
-    records: Callable[[Int64], Sequence[Mapping[str, Any]]],
+    records: Callable[[Int64], Records],
     pool: RowPool,
     keys: Sequence[Any] | None,
     deadline: float | None = None,
@@ -55,15 +56,11 @@ def query_vectors(
         generation, rows = snapshot.generation, records(at)
         text = generation.asked_text(rows, deadline)
         vectors = generation.query(kind, rows, policy.facets, as_of, text)
-        made = generation.quantise(vectors, kind, policy.weights)
+        q_nd, t_n = generation.quantise_plainly(vectors, kind, policy.weights)
         final = np.ones(at.size, dtype=np.bool_)
         if text is not None and policy.weights.get("text"):
             final[_unkept(text.missing)] = False
-        return {
-            "q": made.q_qd.astype(np.int16, copy=False),
-            "t": np.asarray(made.t_q, np.float64),
-            KEEP: final,
-        }
+        return {"q": q_nd, "t": t_n, KEEP: final}
 
     rows = pool.take(keys, n, make)
     return rows["q"], rows["t"]
