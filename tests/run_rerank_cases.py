@@ -24,7 +24,8 @@ from matchwright.kernels.ops import Ops
 
 OPS = Ops(threads=1)
 K, M = 6, 15
-POLICY = policy(candidates=M)
+POLICY = policy(candidates=M, timeout_ms=60_000)
+"""Its time is never over, however busy the machine is: what is late is said by a stand-in."""
 
 __all__ = ["AS_OF", "KINDS", "make_store"]
 
