@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,7 @@ class Others:
     Attributes:
         sent: messages, over all lines.
         kill_at: the message after which the first of them is killed; None kills nobody.
+        signal: by which it is.
         killed: who was there then.
         own: units that this process answered itself.
         go: it answers none before this is set, so that the others have a part in every run.
@@ -83,11 +85,12 @@ class Others:
         self.go = threading.Event()
         self.kill_at = None
         self.killed = []
+        self.signal = signal.SIGKILL
 
     def told(self):
         if self.sent == self.kill_at and not self.killed:
             self.killed = children()
-            os.kill(self.killed[0], signal.SIGKILL)
+            os.kill(self.killed[0], self.signal)
 
 
 @pytest.fixture
@@ -167,6 +170,118 @@ def test_a_process_that_is_killed_gives_its_work_to_the_others(
     assert len(said) == 1
     assert "signal 9" in said[0]
     assert others.own
+
+
+def test_a_process_that_hangs_gives_its_work_to_the_others(
+    plan, snapshot, store_folder, expected, tmp_path, others, monkeypatch
+):
+    monkeypatch.setattr(processes, "HUNG_S", 0.0)
+    monkeypatch.setattr(processes, "HUNG_TIMES", 0)
+    others.kill_at, others.signal = 2, signal.SIGSTOP  # when it has got a unit
+    others.go.set()
+    answer = LocalExecutor.answer
+
+    def late(self, unit):
+        while not others.killed:  # so that a unit is left for it
+            time.sleep(0.001)
+        return answer(self, unit)
+
+    monkeypatch.setattr(LocalExecutor, "answer", late)
+    said = []
+    executor = executor_of(plan, snapshot, store_folder, 2, say=said.append)
+    folder = Output(tmp_path).folder(plan.run_id)
+    summary = run(plan, folder, executor, snapshot=snapshot).summary
+    check_same(summary, folder, expected)
+    assert summary["limits"]["processes_lost"] == len(others.killed) == 1
+    assert len(said) == 1
+    assert "gave no answer" in said[0]
+    assert children() == []
+
+
+def test_only_a_unit_that_takes_far_longer_than_others_hangs(plan, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(processes.time, "monotonic", lambda: now[0])
+    work = processes._Work(plan.units, len(plan.units))
+    slow, other = work.take(), work.take()
+    now[0] = 30.0
+    work.put((slow, None))
+    now[0] = 300.0  # ten times as long as the slowest
+    assert not work.hangs(other)
+    assert not work.hangs(slow)
+    assert not work.hangs(None)
+    now[0] = 301.0
+    assert work.hangs(other)
+    work.give_back(other)
+    assert not work.hangs(other)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
+@pytest.mark.parametrize("n", range(3))
+def test_a_thread_that_cannot_be_started_ends_the_others(
+    plan, snapshot, store_folder, monkeypatch, n, error
+):
+    start = threading.Thread.start
+
+    def fails(self):
+        if self.name == f"run-process-{n}":
+            raise error
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    with pytest.raises(type(error)) as caught:
+        list(executor_of(plan, snapshot, store_folder, 3).answers(plan.units))
+    assert caught.value is error
+    assert children() == []
+    assert not [one for one in threading.enumerate() if one.name.startswith("run-process")]
+
+
+def test_what_lies_in_the_folder_of_the_command_is_not_imported(
+    plan, snapshot, store_folder, expected, tmp_path, others, monkeypatch
+):
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("numpy", "polars", "queue", "matchwright"):
+        (here / f"{name}.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(here)
+    folder = Output(tmp_path).folder(plan.run_id)
+    summary = run(plan, folder, executor_of(plan, snapshot, store_folder, 2), snapshot=snapshot)
+    check_same(summary.summary, folder, expected)
+    assert summary.summary["limits"]["processes_lost"] == 0
+
+
+class Unreadable:
+    """Can be pickled, and not be read again."""
+
+    def __reduce__(self):
+        return int, ("no number",)
+
+
+def _raises(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("do", "why"),
+    [
+        (lambda: _raises(MemoryError("of the child")), "MemoryError: of the child"),
+        (lambda: _raises(OSError(24, "Too many open files")), "Too many open files"),
+        (lambda: _raises(KeyboardInterrupt()), "KeyboardInterrupt"),
+        (threading.Lock, "cannot pickle"),
+        (Unreadable, "cannot be read: ValueError"),
+    ],
+)
+def test_whatever_fails_in_a_process_is_said_on_its_line(do, why):
+    ours, theirs = Pipe()
+    with ours, theirs:
+        processes._tell(theirs, do)
+        with pytest.raises(EOFError, match=why):
+            processes._received(ours)
+        processes._tell(theirs, lambda: 5)
+        assert processes._received(ours) == 5
+        processes._tell(theirs, lambda: _raises(NotFound("no store", file="x")))
+        with pytest.raises(NotFound, match="no store") as caught:
+            processes._received(ours)
+        assert caught.value.details == {"file": "x"}
 
 
 def test_a_process_that_cannot_be_started_is_one_that_was_lost(

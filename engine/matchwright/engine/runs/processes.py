@@ -5,7 +5,7 @@
 
 All take from one list of units. Selecting and the rules are thousands of short array calls, and
 between them threads of one process wait for Python's lock; processes share nothing but the mapped
-store. One that is lost gives its unit back to the others.
+store. One that is lost gives its unit back to the others; so does one that hangs.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,10 @@ from matchwright.kernels.ops import Ops
 Answered = tuple[Unit, BlockAnswer]
 PAIRS_MIN = 2_000_000_000
 """Pairs of a run from which other processes pay for their start: some ten seconds of one core."""
+HUNG_S, HUNG_TIMES = 120.0, 10
+"""A process hangs when its unit takes so long, and so many times what the slowest took before."""
 _LOOK_S = 0.2
-"""How often a thread that cannot hand over its answer looks whether the run has ended."""
+"""How often a thread that waits looks whether the run has ended, or a process hangs."""
 
 
 def processes_for(plan: Plan, cores: int) -> int:
@@ -95,7 +99,7 @@ class ProcessExecutor:
         work = _Work(todo, self._processes)
         others = min(self._processes, len(todo)) - 1
         helpers = [_Helper(self._options, self._own.ops.threads) for _ in range(others)]
-        doers = [self._here, *(helper.do for helper in helpers)]
+        doers = [partial(self._here, helpers), *(helper.do for helper in helpers)]
         threads = [
             threading.Thread(target=self._guarded, args=(doer, work), name=f"run-process-{n}")
             for n, doer in enumerate(doers[: len(todo)])
@@ -110,10 +114,16 @@ class ProcessExecutor:
             for helper in helpers:
                 helper.close()
             for thread in threads:
-                thread.join()
+                if thread.ident is not None:  # the system may have had no room for it
+                    thread.join()
 
-    def _here(self, work: _Work) -> None:
-        while (unit := work.take()) is not None:
+    def _here(self, helpers: Sequence[_Helper], work: _Work) -> None:
+        def end_hung() -> None:
+            for helper in helpers:
+                if work.hangs(helper.unit):
+                    helper.end("it gave no answer")
+
+        while (unit := work.take(end_hung)) is not None:
             work.put((unit, self._own.answer(unit)))
 
     def _guarded(self, doer: Callable[[_Work], None], work: _Work) -> None:
@@ -136,22 +146,46 @@ class _Work:
         self._changed = threading.Condition()
         self._ended = False
         self._answers: queue.Queue[Answered | BaseException] = queue.Queue(bound)
+        self._taken: dict[Unit, float] = {}
+        self._slowest = 0.0
 
-    def take(self) -> Unit | None:
-        """The next unit; None when all are answered. Waits while others may give theirs back."""
+    def take(self, idle: Callable[[], None] = lambda: None) -> Unit | None:
+        """The next unit; None when all are answered. Waits while others may give theirs back.
+
+        Args:
+            idle: called again and again while it waits.
+        """
         with self._changed:
             while not self._left and self._open and not self._ended:
-                self._changed.wait()
-            return None if self._ended or not self._left else self._left.popleft()
+                self._changed.wait(_LOOK_S)
+                idle()
+            if self._ended or not self._left:
+                return None
+            unit = self._left.popleft()
+            self._taken[unit] = time.monotonic()
+            return unit
 
     def give_back(self, unit: Unit) -> None:
         """A unit that was taken and will not be answered."""
         with self._changed:
+            self._taken.pop(unit, None)
             self._left.appendleft(unit)
-            self._changed.notify()
+            self._changed.notify_all()
+
+    def hangs(self, unit: Unit | None) -> bool:
+        """Whether whoever took a unit should have answered it long ago."""
+        with self._changed:
+            taken = None if unit is None else self._taken.get(unit)
+            bound = max(HUNG_S, HUNG_TIMES * self._slowest)
+            return taken is not None and time.monotonic() - taken > bound
 
     def put(self, answer: Answered | BaseException) -> None:
         """Hand over; waits while there are many that nobody has read."""
+        with self._changed:
+            if not isinstance(answer, BaseException):
+                taken = self._taken.pop(answer[0], None)
+                if taken is not None:
+                    self._slowest = max(self._slowest, time.monotonic() - taken)
         while not self._ended:
             with contextlib.suppress(queue.Full):
                 self._answers.put(answer, timeout=_LOOK_S)
@@ -184,13 +218,19 @@ class _Helper:
     Args:
         options: what it is made with, see ``Shard``.
         threads: that its libraries may use.
+
+    Attributes:
+        unit: that it was asked for last.
     """
+
+    unit: Unit | None = None
 
     def __init__(self, options: Mapping[str, Any], threads: int) -> None:
         self._options, self._threads = options, threads
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._closed = False
+        self._why = ""
 
     def do(self, work: _Work) -> None:
         """Ask for one unit after the other.
@@ -199,17 +239,20 @@ class _Helper:
             _Lost: the process has gone; its unit was given back.
             MatchwrightError: what it says of the store.
         """
-        unit: Unit | None = None
         try:
             with self._started() as line:
                 line.send(self._options)
                 _received(line)
                 while (unit := work.take()) is not None:
+                    self.unit = unit
                     line.send(unit)
-                    work.put((unit, _received(line)))
+                    answer = _received(line)
+                    self.unit = None
+                    work.put((unit, answer))
         except (EOFError, OSError) as error:
-            if unit is not None:
-                work.give_back(unit)
+            given_back, self.unit = self.unit, None
+            if given_back is not None:
+                work.give_back(given_back)
             if not self._closed:
                 raise _Lost(self._how_it_ended(error)) from None
 
@@ -225,21 +268,37 @@ class _Helper:
             if self._closed:
                 raise EOFError
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __spec__.name, str(theirs.fileno())],
+                # The modules of this process, not what lies in the folder that it happens to be in.
+                [sys.executable, "-P", "-m", __spec__.name, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "POLARS_MAX_THREADS": str(self._threads)},
+                stdout=subprocess.DEVNULL,  # ours is for results
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
+                    "POLARS_MAX_THREADS": str(self._threads),
+                },
+                process_group=0,  # Ctrl-C is for the process that asks, also while this one starts
             )
             return Connection(ours.detach())
 
     def _how_it_ended(self, error: Exception) -> str:
-        if self._process is None:
+        if self._process is None or isinstance(error, _Failed):
             return str(error)
+        if self._why:
+            return self._why
         try:
             code = self._process.wait(5.0)
         except subprocess.TimeoutExpired:
             return str(error)
         return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    def end(self, why: str) -> None:
+        """End a process that is not needed any more before the others."""
+        with self._lock:
+            self._why = why
+            if self._process is not None:
+                self._process.kill()
 
     def close(self) -> None:
         """End the process, whatever it does; it has nothing to lose."""
@@ -250,8 +309,25 @@ class _Helper:
                 self._process.wait()
 
 
+class _Failed(EOFError):
+    """A process can do no more; the message says why."""
+
+
 def _received(line: Connection) -> Any:
-    sound, value = line.recv()
+    """What a process says.
+
+    Raises:
+        MatchwrightError: it says this of the store.
+        EOFError, OSError: it has gone, or can do no more.
+    """
+    try:
+        sound, value = line.recv()
+    except (EOFError, OSError):
+        raise
+    except Exception as error:  # whatever cannot be unpickled
+        raise _Failed(f"its answer cannot be read: {_named(error)}") from None
+    if sound is None:
+        raise _Failed(value)
     if not sound:
         raise value
     return value
@@ -263,18 +339,31 @@ def _serve(line: Connection) -> None:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(EOFError, OSError):
         shard = Shard(**line.recv())
-        line.send(_outcome(shard.open))
+        _tell(line, shard.open)
         while True:
             unit = line.recv()
-            line.send(_outcome(shard.answer, unit))
+            _tell(line, shard.answer, unit)
 
 
-def _outcome(do: Callable[..., Any], *arguments: Any) -> tuple[bool, Any]:
-    """(True, what it gives) or (False, the error)."""
+def _tell(line: Connection, do: Callable[..., Any], *arguments: Any) -> None:
+    """(True, what it gives), (False, what it says of the store) or (None, why it failed)."""
+    told: tuple[bool | None, Any]
     try:
-        return True, do(*arguments)
+        told = True, do(*arguments)
     except MatchwrightError as error:
-        return False, error
+        told = False, error
+    except BaseException as error:  # no memory is left, a panic inside Polars, a defect
+        told = None, _named(error)
+    try:
+        line.send(told)
+    except OSError:
+        raise
+    except Exception as error:  # it cannot be pickled; then nothing was sent
+        line.send((None, _named(error)))
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":
