@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import resource
 import threading
 
 import pytest
@@ -101,9 +102,25 @@ def test_an_evaluation_against_another_model_is_not_taken():
     ):
         with pytest.raises(InvalidData, match="evaluate again with --decisions"):
             gate.judge(found, serving)
-    for broken in ({}, None, {"k": 10}):
-        with pytest.raises(InvalidData, match="holds no evaluation"):
-            gate.judge(broken, None)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {},
+        None,
+        {"k": 10},
+        evaluation(metrics={"ndcg@10": []}),
+        evaluation(metrics={"ndcg@10": {"vs_first_phase": {"low": "much"}}}),
+        evaluation(metrics={"ndcg@10": {"vs_first_phase": {"low": -1}}}),
+        evaluation(segments=[]),
+        evaluation(segments={"newcomer": []}),
+        evaluation(segments={"newcomer": {"newcomer": {"vs_first_phase": {"difference": -1}}}}),
+    ],
+)
+def test_an_evaluation_that_is_none_is_not_taken(broken):
+    with pytest.raises(InvalidData, match="holds no evaluation"):
+        gate.judge(broken, None)
 
 
 @pytest.fixture
@@ -226,6 +243,52 @@ def test_a_damaged_record_is_named(tmp_path, candidates):
         file.write('{"action": "promote", "ver')
     with pytest.raises(StoreDamaged, match=r"promotions\.jsonl, line 2"):
         promotion.in_service(repo)
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"[" * 100_000, b"[]", b"7"])
+def test_a_line_of_anything_is_named(tmp_path, candidates, line):
+    repo = tmp_path / "models"
+    promoted(repo, candidates(1, evaluation()), backend="python")
+    with (repo / promotion.RECORD).open("ab") as file:
+        file.write(line)
+    with pytest.raises(StoreDamaged, match=r"promotions\.jsonl, line 2"):
+        promotion.in_service(repo)
+
+
+@pytest.mark.parametrize("reason", ["one\u2028two\x85three\x1cfour", "\udcff is no UTF-8"])
+def test_a_reason_of_any_characters_is_read_again(tmp_path, candidates, reason):
+    repo = tmp_path / "models"
+    line = promoted(repo, candidates(1, None), force=True, reason=reason, backend="python")
+    back = promotion.rollback(repo, now=NOW, to=1, reason=reason)
+    assert [line["reason"], back["reason"]] == [reason, reason]
+    assert promotion.record(repo) == [line, back]
+
+
+def test_a_record_without_its_last_newline_goes_on(tmp_path, candidates):
+    repo = tmp_path / "models"
+    first = promoted(repo, candidates(1, evaluation()), backend="python")
+    path = repo / promotion.RECORD
+    path.write_bytes(path.read_bytes().rstrip())
+    second = promotion.rollback(repo, now=NOW, to=1)
+    assert promotion.record(repo) == [first, second]
+
+
+@pytest.mark.parametrize("room", [0, 1, 40])
+def test_a_disk_that_is_full_leaves_the_record_as_it_was(tmp_path, candidates, room):
+    repo = tmp_path / "models"
+    first = promoted(repo, candidates(1, evaluation()), backend="python")
+    path = repo / promotion.RECORD
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + room, hard))
+    try:
+        with pytest.raises(OSError, match=promotion.RECORD):
+            promotion.rollback(repo, now=NOW, to=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    second = promotion.rollback(repo, now=NOW, to=1)
+    assert promotion.record(repo) == [first, second]
 
 
 def test_two_promotions_at_once_are_two_versions_or_one_refusal(tmp_path, candidates):

@@ -350,15 +350,15 @@ def test_what_a_killed_build_left_is_no_version(repo, sources):
 
 def test_two_builders_of_one_version(repo, sources, monkeypatch):
     """Whoever comes second is told; the first one's version stays."""
-    real = repository._sync
+    real = repository.sync
 
     def meanwhile(folder):
         if folder.name.endswith(".part"):
-            monkeypatch.setattr(repository, "_sync", real)
+            monkeypatch.setattr(repository, "sync", real)
             add_ranker(repo, sources / "ranker_1", backend="python", version=2)
         real(folder)
 
-    monkeypatch.setattr(repository, "_sync", meanwhile)
+    monkeypatch.setattr(repository, "sync", meanwhile)
     ids = iter(range(1, 99))
     monkeypatch.setattr(repository.os, "getpid", lambda: next(ids))
     with pytest.raises(AlreadyExists, match="at the same time"):

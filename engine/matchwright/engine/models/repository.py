@@ -42,7 +42,7 @@ from matchwright.engine.models.artefacts import (
 )
 from matchwright.engine.models.description import ENCODER, RANKER, ModelSpec, Variant
 
-__all__ = ["EncoderArtefact", "RankerArtefact", "Repository", "add_encoder", "add_ranker"]
+__all__ = ["EncoderArtefact", "RankerArtefact", "Repository", "add_encoder", "add_ranker", "sync"]
 
 CONFIG = "config.pbtxt"
 MAX_TOKENS = 256
@@ -315,9 +315,9 @@ def _place(
             raise InvalidData("the source changed while it was read; build again")
         told["files"] = written
         _write(part / DESCRIPTIONS[name], json.dumps(told, indent=2).encode() + b"\n")
-        _sync(part)
+        sync(part)
         part.rename(folder / str(at))
-        _sync(folder)
+        sync(folder)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
             raise _taken(folder / str(at))
@@ -341,7 +341,8 @@ def _write(path: Path, content: Path | bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """Makes names that were created or renamed in a folder durable."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -73,13 +73,19 @@ def judge(
         InvalidData: the evaluation is none, or compares with another model than that in service.
     """
     try:
-        figure_name = f"ndcg@{evaluation['k']}"
-        overall, compared = evaluation["metrics"][figure_name], evaluation["in_service"]
-        segments = evaluation["segments"]
-    except (KeyError, TypeError):
+        return _judged(evaluation, in_service, segment_loss_max)
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise InvalidData(
             "the training record holds no evaluation; train the ranker anew"
         ) from None
+
+
+def _judged(
+    evaluation: Mapping[str, Any], in_service: str | None, segment_loss_max: float
+) -> Verdict:
+    figure_name = f"ndcg@{evaluation['k']}"
+    overall, compared = evaluation["metrics"][figure_name], evaluation["in_service"]
+    segments = evaluation["segments"]
     if compared != in_service:
         raise InvalidData(
             f"the evaluation compares with the model {compared or 'none'}, in service is "

@@ -23,7 +23,7 @@ from matchwright.engine.errors import (
     NotFound,
     StoreDamaged,
 )
-from matchwright.engine.models.repository import RankerArtefact, Repository, add_ranker
+from matchwright.engine.models.repository import RankerArtefact, Repository, add_ranker, sync
 from matchwright.engine.rerank import gate
 from matchwright.engine.rerank.trees import Trees, read_description
 
@@ -56,11 +56,12 @@ def record(repo: Path) -> list[dict[str, Any]]:
         StoreDamaged: a line is not what was written.
     """
     try:
-        text = (repo / RECORD).read_text("utf-8")
+        raw = (repo / RECORD).read_bytes()
     except FileNotFoundError:
         return []
     lines = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # Reasons may hold what str.splitlines takes for the end of a line.
+    for number, line in enumerate(raw.removesuffix(b"\n").split(b"\n") if raw else (), 1):
         try:
             told = json.loads(line)
             if not isinstance(told["version"], int) or told["action"] not in (
@@ -68,7 +69,7 @@ def record(repo: Path) -> list[dict[str, Any]]:
                 "rollback",
             ):
                 raise ValueError
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise StoreDamaged(
                 f"{repo / RECORD}, line {number}: is no record of a promotion; put back the line, "
                 "or take it out when it was cut off",
@@ -218,10 +219,25 @@ def _locked(repo: Path) -> Iterator[None]:
 
 
 def _append(repo: Path, line: Mapping[str, Any]) -> None:
-    raw = (json.dumps(line, ensure_ascii=False) + "\n").encode()
-    fd = os.open(repo / RECORD, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(fd, raw)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    """Adds a line, durable when this returns; the record is as before when it cannot be.
+
+    Raises:
+        OSError: naming the file.
+    """
+    # Half a surrogate, of an argument that is no UTF-8, stays as JSON's escape.
+    raw = json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    path = repo / RECORD
+    with path.open("a+b", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            if before:
+                file.seek(-1, os.SEEK_END)
+                raw = raw if file.read(1) == b"\n" else b"\n" + raw
+            while raw:  # a disk that gets full takes a part
+                raw = raw[file.write(raw) or 0 :]
+            os.fsync(file.fileno())
+            if not before:
+                sync(repo)
+        except OSError as error:
+            file.truncate(before)
+            raise OSError(error.errno, error.strerror, str(path)) from None
