@@ -35,11 +35,16 @@ def note(root: Path, what: What, where: str | os.PathLike[str]) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"what": what, "where": place}) + "\n")
+            file.write(_new_line(path) + json.dumps({"what": what, "where": place}) + "\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise StoreError(f"{path}: cannot remember {place}: {error}", file=path) from None
+
+
+def _new_line(path: Path) -> str:
+    """What ends a line that a crash or a full disk cut short."""
+    return "" if path.read_bytes()[-1:] in (b"", b"\n") else "\n"
 
 
 def known(root: Path, what: What) -> list[str]:
@@ -53,6 +58,6 @@ def known(root: Path, what: What) -> list[str]:
             entry = json.loads(line)
             if entry["what"] == what:
                 found[str(entry["where"])] = None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # a line that a crash cut short; its place was not used
     return list(found)
