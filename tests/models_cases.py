@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,32 @@ def changed_model(folder: Path, change) -> Path:
     change(model)
     path.write_bytes(model.SerializeToString())
     return folder
+
+
+def changed_tokenizer(folder: Path, change) -> Path:
+    """The encoder in a folder with another ``tokenizer.json``; ``change(its JSON)``."""
+    path = folder / "tokenizer.json"
+    told = json.loads(path.read_text())
+    change(told)
+    path.write_text(json.dumps(told))
+    return folder
+
+
+def no_tokens(told):
+    """All of a text lies between two words."""
+    told["post_processor"] = None
+    told["pre_tokenizer"]["pattern"] = {"Regex": r"[\s\S]*"}
+    told["pre_tokenizer"]["invert"] = False
+
+
+def panics(told):
+    """A pattern that the library gives up on, by a panic."""
+    told["pre_tokenizer"]["pattern"] = {"Regex": "(([a-z ]+)+)+$"}
+
+
+def no_unknown(told):
+    """A word that is not known has no token."""
+    told["model"]["unk_token"] = "[NOT THERE]"
 
 
 def sources_of_both(folder: Path) -> Path:

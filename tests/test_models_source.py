@@ -8,14 +8,26 @@ pytest.importorskip("onnx", reason="needs the extra [triton]")
 pytest.importorskip("tokenizers", reason="needs the extra [triton]")
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime")
 
+import time
+
 import numpy as np
 import onnx
-from models_cases import DIMENSIONS, changed_model, encoder_source
+from encoder_cases import FakeTriton
+from models_cases import (
+    DIMENSIONS,
+    changed_model,
+    changed_tokenizer,
+    encoder_source,
+    no_tokens,
+    no_unknown,
+    panics,
+)
 from onnx import TensorProto, helper
 
-from matchwright.engine.errors import InvalidData, NotFound
+from matchwright.engine.errors import InvalidData, ModelWrong, NotFound
 from matchwright.engine.models import encoder_source as source
 from matchwright.engine.models import probes
+from matchwright.engine.models.embedding import EncoderModel
 from matchwright.engine.models.repository import add_encoder
 
 
@@ -183,7 +195,59 @@ def test_a_model_that_cannot_take_the_tokens(folder, tmp_path):
     assert made.max_tokens == 16
 
 
-@pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b'{"embeddings": "??"}'])
+def _answering(rows):
+    """Changes a model into one that answers the same rows, whatever it is asked."""
+
+    def change(model):
+        constant = onnx.numpy_helper.from_array(rows, "rows")
+        model.graph.initializer.append(constant)
+        model.graph.node[-1].CopyFrom(helper.make_node("Identity", ["rows"], ["embedding"]))
+
+    return change
+
+
+def _unit_rows(rows, width):
+    return np.full((rows, width), width**-0.5, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (_unit_rows(1, DIMENSIONS), "for 2 texts"),
+        (_unit_rows(2, DIMENSIONS), "texts; expected"),
+        (_unit_rows(1, DIMENSIONS - 1), f"{DIMENSIONS}"),
+    ],
+)
+def test_a_model_that_answers_another_shape_than_it_says(folder, tmp_path, rows, told):
+    changed_model(folder, _answering(rows))
+    with pytest.raises(InvalidData, match=told):
+        add_encoder(tmp_path / "repo", folder, backend="python")
+    assert not (tmp_path / "repo").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [(no_tokens, "makes no token"), (panics, "fails at"), (no_unknown, "fails at")],
+)
+def test_a_tokenizer_that_makes_nothing_of_texts(folder, tmp_path, change, told):
+    changed_tokenizer(folder, change)
+    with pytest.raises(InvalidData, match=f"tokenizer.json: {told}"):
+        add_encoder(tmp_path / "repo", folder, backend="python")
+    assert not (tmp_path / "repo").exists()
+
+
+@pytest.mark.parametrize("change", [panics, no_unknown])
+def test_a_text_that_the_tokenizer_fails_at_is_a_wrong_answer(folder, tmp_path, change):
+    artefact = add_encoder(tmp_path / "repo", folder, backend="python")
+    changed_tokenizer(artefact.path, change)
+    client = FakeTriton(DIMENSIONS)
+    model = EncoderModel(artefact, lambda: client)
+    with pytest.raises(ModelWrong, match="encoder:1: its tokenizer failed"):
+        model.embed(["移动 " + "a word and another one " * 4 + "!"], time.monotonic() + 60)
+    assert client.calls == []
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b'{"embeddings": "??"}', b"[" * 100_000])
 def test_probes_that_are_none(tmp_path, raw):
     (tmp_path / "probes.json").write_bytes(raw)
     with pytest.raises(InvalidData, match="no probes"):

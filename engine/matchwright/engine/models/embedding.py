@@ -135,7 +135,7 @@ class EncoderModel:
 
     def batches(self, texts: Sequence[str], base: int) -> list[Batch]:
         """Texts of like length together; positions count from ``base``."""
-        tokens = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        tokens = self._tokens(texts)
         length_n = np.fromiter(map(len, tokens), dtype=np.int64, count=len(tokens))
         order = np.argsort(length_n, kind="stable")
         made = []
@@ -149,6 +149,15 @@ class EncoderModel:
             made.append(_padded(tokens, order[low:high], base))
             low = high
         return made
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        tokenizer = self._tokenizer
+        try:
+            return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # where the library's Rust panics, that is no Exception
+            raise self._wrong(f"its tokenizer failed at a text: {error}") from None
 
     def _ask(self, batch: Batch, deadline: float | None) -> Int32:
         answer = self._client().infer_blocking(

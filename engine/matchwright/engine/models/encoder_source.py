@@ -49,7 +49,9 @@ def _check_tokenizer(path: Path) -> None:
 
     try:
         tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # plain Exception, or what the library's Rust panics with
         raise InvalidData(
             f"{path}: the tokenizers library cannot read it: {error}", file=path
         ) from None

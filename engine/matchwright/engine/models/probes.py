@@ -88,22 +88,32 @@ def one_by_one(run: Runs, ids: Sequence[Int64]) -> Float32:
     return np.concatenate([run(one[None], np.ones_like(one)[None]) for one in ids])
 
 
-def record(folder: Path, max_tokens: int) -> bytes:
+def record(folder: Path, max_tokens: int, dimensions: int) -> bytes:
     """``probes.json`` of the model in a folder.
 
     Raises:
-        InvalidData: the model cannot be run on a text of ``max_tokens``, or answers what is no
-            embedding of length 1.
+        InvalidData: a text cannot be cut into tokens, or none has any; the model cannot be run on a
+            text of ``max_tokens``, or answers what is no embedding of these dimensions and length 1
+            for each text.
     """
-    ids = tokens(folder, TEXTS, max_tokens)
+    ids = _some_tokens(folder, max_tokens)
     try:
-        rows = one_by_one(session(folder), ids)
+        run = session(folder)
+        rows = one_by_one(run, ids)
+        two = run(np.stack([ids[0]] * 2), np.ones((2, len(ids[0])), dtype=np.int64))
     except Exception as error:  # whatever ONNX Runtime's C++ says
         raise InvalidData(
             f"{folder / MODEL} cannot be run on texts of up to {max(map(len, ids))} tokens: "
             f"{error}; give a smaller --max-tokens, or another model",
             file=folder / MODEL,
         ) from None
+    for got, wanted in ((rows, len(ids)), (two, 2)):
+        if got.shape != (wanted, dimensions):
+            raise InvalidData(
+                f"{folder / MODEL}: answers {got.shape} for {wanted} texts; expected "
+                f"{(wanted, dimensions)}: one embedding of its dimensions for each",
+                file=folder / MODEL,
+            )
     lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
     if not np.allclose(lengths, 1.0, atol=LENGTH_TOLERANCE):
         worst = lengths[np.argmax(abs(lengths - 1))]
@@ -121,6 +131,19 @@ def record(folder: Path, max_tokens: int) -> bytes:
     return json.dumps(told).encode() + b"\n"
 
 
+def _some_tokens(folder: Path, max_tokens: int) -> tuple[Int64, ...]:
+    path = folder / TOKENIZER
+    try:
+        ids = tokens(folder, TEXTS, max_tokens)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # where the library's Rust panics, that is no Exception
+        raise InvalidData(f"{path}: fails at a text: {error}", file=path) from None
+    if not ids:
+        raise InvalidData(f"{path}: makes no token of any text", file=path)
+    return ids
+
+
 def read(path: Path) -> Probes:
     """The probes in a file.
 
@@ -132,7 +155,7 @@ def read(path: Path) -> Probes:
         raw = base64.b64decode(told["embeddings"], validate=True)
         rows = np.frombuffer(raw, dtype="<f4").reshape(-1, told["dimensions"])
         ids = tuple(np.array(one, dtype=np.int64) for one in told["ids"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidData(f"{path}: no probes: {error}; build the version again", file=path)
     if told.get("format") != FORMAT or len(ids) != len(rows):
         raise InvalidData(f"{path}: no probes of format {FORMAT}", file=path)

@@ -198,7 +198,7 @@ def add_encoder(
     if importlib.util.find_spec("onnxruntime"):
         from matchwright.engine.models import probes
 
-        files[PROBES] = probes.record(source, max_tokens)
+        files[PROBES] = probes.record(source, max_tokens, dimensions)
     at = _add(repo, spec, backend, version, told, files)
     return Repository.open(repo).encoder(at)
 
