@@ -223,6 +223,14 @@ def test_a_damaged_file_is_named(repo, name, file, how):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_bottomless_description_is_named(repo, name):
+    path = repo / name / "1" / f"{name}.json"
+    path.write_text('{"format":' + "[" * 100_000)
+    with pytest.raises(StoreDamaged, match=f"{name}.json"):
+        _artefact(repo, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_another_format_is_refused(repo, name):
     path = repo / name / "1" / f"{name}.json"
     told = json.loads(path.read_text())

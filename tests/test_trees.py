@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tree_cases import FEATURES, booster_of, rows_of, strange_rows, walk_down
 from matchwright.engine.errors import InvalidArgument, InvalidData
 from matchwright.engine.rerank import trees as trees_module
 from matchwright.engine.rerank import trees_text
-from matchwright.engine.rerank.export import export_booster
+from matchwright.engine.rerank.export import export_booster, write_ranker
 from matchwright.engine.rerank.trees import Trees
 from matchwright.engine.rerank.trees_walk import BitWalk, StepWalk, walk_of
 
@@ -125,6 +126,10 @@ def _first(new):
     return lambda old: " ".join([new, *old.split()[1:]])
 
 
+def _plus(more):
+    return lambda old: _first(str(int(old.split()[0]) + more))(old)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -153,6 +158,14 @@ def _first(new):
         (_set("left_child", _first("0")), "make a tree"),
         (_set("right_child", _first("99")), "make a tree"),
         (_set("leaf_count", lambda _: "1"), "leaf_count"),
+        (_set("num_leaves", lambda _: "131073"), "at most 131,072"),
+        # Each of these is an int32 that would be right, and 2**32 more.
+        (
+            _set("split_feature", lambda old: _first(str(int(old.split()[0]) + 2**32))(old)),
+            "beyond",
+        ),
+        (_set("left_child", lambda old: _first(str(int(old.split()[0]) + 2**32))(old)), "beyond"),
+        (_set("right_child", lambda old: _first(str(int(old.split()[0]) - 2**32))(old)), "beyond"),
     ],
 )
 def test_a_text_that_is_no_exported_model_is_refused(change, message):
@@ -197,3 +210,19 @@ def test_a_grid_beyond_reason_is_refused():
     text, _ = exported(6, rounds=1)
     with pytest.raises(InvalidData, match="grid_bits"):
         Trees.parse(text, features=FEATURES, grid_bits=99, features_version=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[" * 100_000, "not JSON"), (b"\xff", "not JSON"), ({"training": []}, "'training'")],
+)
+def test_a_description_of_anything_is_refused(tmp_path, text, message):
+    exported_text, trees = exported(6, rounds=1)
+    write_ranker(tmp_path / "ranker", exported_text, features=FEATURES, grid_bits=trees.grid_bits,
+                 features_version=1, version=1, training={})  # fmt: skip
+    path = tmp_path / "ranker" / trees_module.DESCRIPTION
+    if isinstance(text, dict):
+        text = json.dumps(json.loads(path.read_text()) | text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InvalidData, match=message):
+        Trees.load(tmp_path / "ranker")

@@ -110,7 +110,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise missing(path) from None
     try:
         told = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreDamaged(f"{path}: not JSON: {error}", file=path) from None
     if not isinstance(told, dict) or len(raw) > _DESCRIPTION_BYTES_MAX:
         raise StoreDamaged(f"{path}: not the description of a model", file=path)

@@ -205,7 +205,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     try:
         told = json.loads(_read(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidData(f"{path}: not JSON: {error}", file=path) from None
     if not isinstance(told, dict) or told.get("format") != FORMAT:
         raise InvalidData(f"{path}: not a ranker's description of format {FORMAT}", file=path)
@@ -216,6 +216,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     for name, kind in kinds.items():
         if not isinstance(told.get(name), kind) or isinstance(told[name], bool):
             raise InvalidData(f"{path}: {name!r} is missing or no {kind.__name__}", file=path)
+    if not isinstance(told.get("training", {}), dict):
+        raise InvalidData(f"{path}: 'training' is no dict", file=path)
     if not all(isinstance(name, str) for name in told["features"]):
         raise InvalidData(f"{path}: 'features' holds what is no name", file=path)
     return told

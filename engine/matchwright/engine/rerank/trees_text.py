@@ -26,6 +26,8 @@ from matchwright.engine.errors import InvalidData
 from matchwright.kernels.types import Float64, Int32, Int64
 
 TEXT_BYTES_MAX = 256 << 20
+LEAVES_MAX = 1 << 17
+"""Leaves of one tree, as many as LightGBM makes; a walk down it has no more levels."""
 DECISION = 2
 """``decision_type`` of an exported split: numerical, no missing values, default to the left."""
 _CATEGORICAL, _MISSING = 1, 12
@@ -135,10 +137,12 @@ def _tree(pairs: Mapping[str, str], at: int, features: int) -> TreeText:
         numbers = {name: _floats(pairs, name) for name in ("threshold", "internal_value")}
         whole = {name: _ints(pairs, name) for name in ("split_feature", "left_child")}
         whole |= {name: _ints(pairs, name) for name in ("right_child", "decision_type")}
+        if splits >= LEAVES_MAX:
+            raise ValueError(f"num_leaves is {splits + 1:,}; at most {LEAVES_MAX:,}")
         tree = TreeText(
-            feature=whole["split_feature"].astype(np.int32),
-            left=whole["left_child"].astype(np.int32),
-            right=whole["right_child"].astype(np.int32),
+            feature=_small(whole["split_feature"]),
+            left=_small(whole["left_child"]),
+            right=_small(whole["right_child"]),
             threshold=numbers["threshold"],
             value=numbers["internal_value"],
             leaf=_floats(pairs, "leaf_value"),
@@ -162,6 +166,13 @@ def _floats(pairs: Mapping[str, str], name: str) -> Float64:
 
 def _ints(pairs: Mapping[str, str], name: str) -> Int64:
     return np.array(pairs[name].split(), dtype=np.int64)
+
+
+def _small(values: Int64) -> Int32:
+    """The same numbers; none of them becomes another one."""
+    if ((values > LEAVES_MAX) | (values < -LEAVES_MAX)).any():
+        raise ValueError(f"it names a feature or a child beyond {LEAVES_MAX:,}")
+    return values.astype(np.int32)
 
 
 def _check_decisions(decision_type: Int64, what: str) -> None:

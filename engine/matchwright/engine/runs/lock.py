@@ -161,7 +161,7 @@ def _read(fs: Any, path: str) -> dict[str, Any]:
 def _who(data: bytes) -> dict[str, Any]:
     try:
         found = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -239,7 +239,7 @@ class Plan:
                     file=where,
                 )
             plan = cls._of(document, where)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreDamaged(
                 f"{where}: is no plan of a run ({type(error).__name__}: {error}); "
                 "start the run again",

@@ -201,7 +201,7 @@ class LeaseFolder:
             note = LeaseNote(**document)
             intact = note.name == path.name.removesuffix(SUFFIX) and isinstance(note.epoch, int)
             intact &= note.expires is None or isinstance(note.expires, (int, float))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             intact = False
         if not intact:
             raise StoreDamaged(

@@ -143,7 +143,7 @@ class Target:
         where = self.url_of(name)
         try:
             return json.loads(self.read(name))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreDamaged(f"{where}: is not JSON: {error}", file=where)
 
     def read(self, name: str) -> bytes:
