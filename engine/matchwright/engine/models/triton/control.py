@@ -50,15 +50,15 @@ class Control(ABC):
 
     def index(self, *, deadline: float | None = None) -> list[ModelState]:
         """Every model of the server's repository, and what became of its versions."""
-        told = self._control(
-            SERVER,
-            lambda client, left: client.get_model_repository_index(client_timeout=left),
-            deadline,
-        )
-        return [
-            ModelState(each.name, int(each.version or 0), each.state, each.reason)
-            for each in told.models
-        ]
+
+        async def ask(client: Any, left: float) -> list[ModelState]:
+            told = await client.get_model_repository_index(client_timeout=left)
+            return [
+                ModelState(each.name, int(each.version or 0), each.state, each.reason)
+                for each in told.models
+            ]
+
+        return self._control(SERVER, ask, deadline)
 
     def versions(self, name: str, *, deadline: float | None = None) -> tuple[int, ...]:
         """The versions of a model that are ready, ascending."""
@@ -92,25 +92,23 @@ class Control(ABC):
 
     def config_of(self, ref: ModelRef, *, deadline: float | None = None) -> dict[str, Any]:
         """The configuration that the server uses, as Triton's ``ModelConfig``."""
-        told = self._control(
-            ref,
-            lambda client, left: client.get_model_config(
-                ref.name, str(ref.version), client_timeout=left
-            ),
-            deadline,
-        )
-        return plain(told.config)
+
+        async def ask(client: Any, left: float) -> dict[str, Any]:
+            told = await client.get_model_config(ref.name, str(ref.version), client_timeout=left)
+            return plain(told.config)
+
+        return self._control(ref, ask, deadline)
 
     def statistics(self, ref: ModelRef, *, deadline: float | None = None) -> dict[str, Any]:
         """Triton's ``ModelStatistics``: counts, and nanoseconds in queue and in compute."""
-        told = self._control(
-            ref,
-            lambda client, left: client.get_inference_statistics(
+
+        async def ask(client: Any, left: float) -> dict[str, Any]:
+            told = await client.get_inference_statistics(
                 ref.name, str(ref.version), client_timeout=left
-            ),
-            deadline,
-        )
-        return plain(told.model_stats[0])
+            )
+            return plain(told.model_stats[0])
+
+        return self._control(ref, ask, deadline)
 
 
 async def _bool(answer: Awaitable[Any]) -> bool:

@@ -114,3 +114,13 @@ def breaker_open(ref: ModelRef, url: str) -> ModelUnavailable:
 def wrongly(ref: ModelRef, message: str) -> ModelWrong:
     """The server refused the call, or the model failed at it."""
     return ModelWrong(f"{ref} failed: {message}; the server's log says more", model=ref)
+
+
+def unreadable(ref: ModelRef, why: str) -> Failure:
+    """The server answered what is no answer."""
+    error = ModelWrong(
+        f"{ref}: the server's answer cannot be read ({why}); is it a Triton server, and its gRPC "
+        "port?",
+        model=ref,
+    )
+    return Failure(error, "WRONG_OUTPUT", "answered")

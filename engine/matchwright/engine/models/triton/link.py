@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from matchwright.engine.errors import DependencyUnavailable
 from matchwright.engine.models.refs import ModelRef, TritonConfig
 from matchwright.engine.models.triton.calls import Call
-from matchwright.engine.models.triton.failures import failure_of
+from matchwright.engine.models.triton.failures import failure_of, unreadable
 from matchwright.engine.models.triton.regions import Region
 from matchwright.engine.models.triton.tensors import DATATYPES, Array, Declared
 
@@ -74,6 +74,8 @@ class Link:
             if told.sign == "answered":
                 self.heard = time.monotonic()
             raise told from None
+        except Exception as error:  # at what cannot be read: damaged messages are None
+            raise unreadable(ref, f"{type(error).__name__}: {error}") from None
         finally:
             self._calls -= 1
             if self._retired and not self._calls:
@@ -96,9 +98,9 @@ class Link:
         ref, left = call.ref, max(_LEAST_S, call.left_s - min(_MARGIN_S, call.left_s / 10))
         inputs = [_input(name, array, region) for name, array in call.inputs.items()]
         outputs = [_output(name, region) for name in call.outputs]
-        result = await self.ask(
-            ref,
-            lambda client: client.infer(
+
+        async def response(client: Any) -> Any:
+            result = await client.infer(
                 ref.name,
                 inputs,
                 model_version=str(ref.version),
@@ -106,20 +108,20 @@ class Link:
                 timeout=int(left * 1e6),  # for models whose queue heeds it
                 client_timeout=left,
                 headers=dict(call.mark.headers),
-            ),
-        )
-        return result.get_response()
+            )
+            return _there(result.get_response())
+
+        return await self.ask(ref, response)
 
     async def outputs_of(self, call: Call) -> dict[str, Declared]:
         """All outputs of the call's model, as the server declares them."""
         ref, left = call.ref, max(_LEAST_S, call.left_s)
-        told = await self.ask(
-            ref,
-            lambda client: client.get_model_metadata(
-                ref.name, str(ref.version), client_timeout=left
-            ),
-        )
-        return {each.name: Declared(each.datatype, tuple(each.shape)) for each in told.outputs}
+
+        async def outputs(client: Any) -> dict[str, Declared]:
+            told = await client.get_model_metadata(ref.name, str(ref.version), client_timeout=left)
+            return {each.name: Declared(each.datatype, tuple(each.shape)) for each in told.outputs}
+
+        return await self.ask(ref, outputs)
 
     async def is_ready(self, ref: ModelRef, seconds: float) -> bool:
         """Whether that version answers."""
@@ -167,3 +169,9 @@ def _output(name: str, region: Region | None) -> Any:
         offset, nbytes = region.placed[f"out:{name}"]
         made.set_shared_memory(region.name, nbytes, offset)
     return made
+
+
+def _there(response: Any) -> Any:
+    if response is None:
+        raise ValueError("the message is damaged")
+    return response

@@ -119,7 +119,7 @@ def from_bytes(
     """Bytes of a message as an array; a view of them.
 
     Raises:
-        ModelWrong: a type that is not known, or bytes that do not fill the shape.
+        ModelWrong: a type that is not known, bytes that do not fill the shape, or no shape.
     """
     dtype = DTYPES.get(datatype)
     if dtype is None:
@@ -127,7 +127,10 @@ def from_bytes(
     want = dtype.itemsize * math.prod(shape)
     if len(data) != want or any(size < 0 for size in shape):
         raise wrong(model, f"{name} has {len(data):,} bytes; {datatype}{list(shape)} has {want:,}")
-    return np.frombuffer(data, dtype).reshape(tuple(shape))
+    try:
+        return np.frombuffer(data, dtype).reshape(tuple(shape))
+    except ValueError as error:  # more dimensions than NumPy takes
+        raise wrong(model, f"{name} has a shape that cannot be: {error}") from None
 
 
 def received(
@@ -147,11 +150,13 @@ def received(
         shared: (name, bytes) -> the output's bytes in shared memory, None when it is not there.
 
     Raises:
-        ModelWrong: one is missing, or not as declared, or not finite.
+        ModelWrong: one is missing or there twice, or not as declared, or not finite.
     """
     arrays: dict[str, Array] = {}
     nbytes = 0
     for index, output in enumerate(response.outputs):
+        if output.name in arrays:
+            raise wrong(model, f"it gave {output.name} twice")
         shape = tuple(output.shape)
         size = Declared(output.datatype, shape).nbytes(shape[0]) if shape else 0
         data = shared(output.name, size or 0)
