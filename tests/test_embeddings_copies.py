@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import sqlite3
 import threading
+import time
 from contextlib import closing
 
 import encoder_cases as cases
@@ -20,6 +22,7 @@ from matchwright.engine.matcher import Matcher, Request
 from matchwright.engine.policy import Policy
 from matchwright.engine.prose import prose
 from matchwright.engine.store import Store, embeddings
+from matchwright.engine.store import embeddings_ahead as ahead
 from matchwright.engine.store.embeddings_sweep import check_file, opened, sweep
 from matchwright.kernels.ops import Ops
 
@@ -258,6 +261,104 @@ def test_the_erased_leave_no_embedding(peopled):
         assert store.erase("freelancer", ["other"]).embeddings == 1
     assert found(shop, keys, values, words) == {"stays"}
     check_file(path)
+
+
+def test_who_is_erased_while_their_text_is_encoded_leaves_no_embedding(
+    peopled, repo, client, monkeypatch
+):
+    """Another process has read the text, and stores what is made of it when it has that."""
+    shop, keys = peopled
+    reached, erased = threading.Event(), []
+    held = embeddings.held
+
+    def seen(root, *, alone):
+        if alone:
+            reached.set()
+        return held(root, alone=alone)
+
+    monkeypatch.setattr(embeddings, "held", seen)
+
+    def erase():
+        with Store.open(shop, mode="w") as store:
+            erased.append(store.erase("freelancer", ["victim"]))
+
+    thread = threading.Thread(target=erase)
+
+    def before():
+        client.before = lambda: None
+        thread.start()
+        assert reached.wait(120)
+        thread.join(0.2)
+        assert thread.is_alive()
+
+    client.before = before
+    made = ahead.embed(shop, cases.models(repo, client), 2)
+    thread.join()
+    assert made.sent
+    assert not erased[0].incomplete
+    for path in embeddings.paths(shop):
+        assert keys["victim"] not in keys_in(path)
+        assert keys["stays"] in keys_in(path)
+
+
+def test_a_file_that_is_counted_on_just_now_does_not_go(shop, repo, client, monkeypatch):
+    """Another process begins to encode ahead while a writer tidies up."""
+    ahead.embed(shop, cases.models(repo, client), 2)
+    path = embeddings.path_of(shop, cases.models(repo).encoder(2).content_hash)
+    with opened(path, write=True) as file:
+        file.set_ahead(ahead=False)
+    before, counted_on = keys_in(path), ahead._counted_on
+
+    def just_now(path):
+        answer = counted_on(path)
+        with opened(path, write=True) as file:
+            file.set_ahead(ahead=True)
+        return answer
+
+    monkeypatch.setattr(ahead, "_counted_on", just_now)
+    with Store.open(shop, mode="w"):
+        pass
+    assert keys_in(path) == before
+
+
+def test_who_waits_to_take_out_goes_before_who_comes_later(shop):
+    """However many hold the files one after the other, each for a while."""
+    order, waits = [], threading.Event()
+
+    def alone():
+        waits.set()
+        with embeddings.held(shop, alone=True):
+            order.append("alone")
+
+    thread = threading.Thread(target=alone)
+    with embeddings.held(shop, alone=False):
+        thread.start()
+        assert waits.wait(60)
+        while _free(shop / "embeddings" / ".turn"):
+            time.sleep(0.001)
+    with embeddings.held(shop, alone=False):
+        order.append("later")
+    thread.join()
+    assert order == ["alone", "later"]
+
+
+def test_where_nobody_can_wait_in_turn_the_lock_holds_all_the_same(shop):
+    (shop / "embeddings" / ".turn").unlink(missing_ok=True)
+    (shop / "embeddings" / ".turn").mkdir()
+    with embeddings.held(shop, alone=True):
+        assert not _free(shop / "embeddings" / ".lock")
+    with embeddings.held(shop, alone=False):
+        assert not _free(shop / "embeddings" / ".lock")
+
+
+def _free(path):
+    """Whether nobody has locked a file."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
 
 def test_kept_epochs_keep_the_texts_that_they_show(shop, repo, client):

@@ -75,7 +75,9 @@ def held(root: Path, *, alone: bool) -> Iterator[None]:
     """Nothing is taken out of the files, and no file goes, but by who holds them alone.
 
     A copy of a store holds them with others while it copies catalog and embeddings, so that the
-    one has all that the other names.
+    one has all that the other names. So does another process that encodes records ahead, from
+    reading them until what was made of them is stored: who takes out what no record has, finds it.
+    Whoever asks first is first, see ``_first``.
     """
     folder = root / FOLDER
     if not folder.is_dir():
@@ -89,11 +91,28 @@ def held(root: Path, *, alone: bool) -> Iterator[None]:
         fd = -1  # nobody takes anything out of a folder that is read-only
     try:
         if fd >= 0:
-            fcntl.flock(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            with _first(folder):
+                fcntl.flock(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         yield
     finally:
         if fd >= 0:
             os.close(fd)
+
+
+@contextmanager
+def _first(folder: Path) -> Iterator[None]:
+    """While somebody waits for the files, others wait behind: many who share them one after the
+    other would keep them from who wants them alone."""
+    try:
+        fd = os.open(folder / ".turn", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError:  # without it they exclude each other all the same
+        yield
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 class _Text(msgspec.Struct):

@@ -164,7 +164,8 @@ class Embeddings:
         for path in there:
             if embeddings.content_hash_of(path) not in needed and not _counted_on(path):
                 with embeddings.held(self.root, alone=True):
-                    self._drop(path)
+                    if not _counted_on(path):  # since a moment ago
+                        self._drop(path)
 
     def _drop(self, path: Path) -> None:
         with self._lock:
@@ -224,15 +225,22 @@ def embed_all(
         ModelUnavailable, ModelLate: no answer for as long as a write waits.
         ModelWrong: an answer that cannot be used.
     """
-    texts.file(encoder).set_ahead(ahead=True)
+    with embeddings.held(texts.root, alone=False):  # else it might go before it is counted on
+        texts.file(encoder).set_ahead(ahead=True)
     with catalog.look() as connection:
         counted = [connection.execute(f"SELECT count(*) FROM {kind}").fetchone() for kind in KINDS]
     total, done, sent = sum(int(n) for (n,) in counted), 0, 0
     tell(done, total)
     for kind in KINDS:
-        for rows in stored_rows(catalog, neighbours, kind, ROWS_AT_ONCE):
-            part = partial(_part, tell, done, len(rows), total)
-            said = encoder.ensure(neighbours.prose(rows), wait_s=texts.wait_s, tell=part)
+        blocks = stored_rows(catalog, neighbours, kind, ROWS_AT_ONCE)
+        while True:
+            # Who is erased meanwhile goes when their texts are stored, or before they are read.
+            with embeddings.held(texts.root, alone=False):
+                rows = next(blocks, None)
+                if rows is None:
+                    break
+                part = partial(_part, tell, done, len(rows), total)
+                said = encoder.ensure(neighbours.prose(rows), wait_s=texts.wait_s, tell=part)
             done, sent = done + len(rows), sent + said.texts
             tell(min(done, total), total)
     return done, sent
