@@ -216,6 +216,15 @@ def test_an_attempt_that_died_before_its_record_is_taken_up(tmp_path, candidates
     assert Repository.open(repo).versions("ranker") == (1, 2)
 
 
+def test_a_first_attempt_that_died_before_its_record_is_taken_up(tmp_path, candidates):
+    repo, folder = tmp_path / "models", candidates(1, evaluation())
+    line = promoted(repo, folder, backend="python")
+    (repo / promotion.RECORD).unlink()
+    assert promoted(repo, folder) == line
+    assert promotion.record(repo) == [line]
+    assert Repository.open(repo).versions("ranker") == (1,)
+
+
 def test_rolling_back_names_the_version_before_and_removes_nothing(tmp_path, candidates):
     repo = tmp_path / "models"
     for seed in (1, 2, 3):

@@ -121,6 +121,8 @@ def promote(
         gate.refuse(_verdict(evaluation, None, segment_loss_max, force))
     with _locked(repo):
         before = in_service(repo)
+        if before is not None and _left_by_the_first(repo, before, trees):
+            before = None
         if before is not None and before.content_hash == trees.content_hash:
             raise FailedPrecondition(
                 f"{candidate} is the ranker in service already (version {before.version})"
@@ -184,6 +186,12 @@ def _previous(repo: Path, current: RankerArtefact | None) -> int | None:
             return None if before is None else int(before)
     older = [v for v in Repository.open(repo).versions(_MODEL) if v < current.version]
     return older[-1] if older else None
+
+
+def _left_by_the_first(repo: Path, serving: RankerArtefact, trees: Trees) -> bool:
+    """Whether a first promotion of these trees died before it was recorded."""
+    alone = Repository.open(repo).versions(_MODEL) == (serving.version,)
+    return alone and serving.content_hash == trees.content_hash and not record(repo)
 
 
 def _verdict(
