@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from matchwright.clients import AsyncClient, Client, Query
 from matchwright.engine.config import ModelsConfig, ServerConfig
 from matchwright.engine.models import opened
 from matchwright.engine.policy import Policy
+from matchwright.engine.service import server as service
 from matchwright.engine.service.server import Server
 
 
@@ -332,3 +334,59 @@ def test_sighup_has_the_policy_read_again(folder, tmp_path, jobs):
                 process.kill()
     assert "is in force" in path_said
     assert "stays in force" in path_said
+
+
+class Slow:
+    """A server that takes its time to start and to read its policy."""
+
+    metrics_address = None
+
+    def __init__(self, config):
+        os.kill(os.getpid(), signal.SIGHUP)
+        self.reading, self.read, self.may = 0, 0, asyncio.Event()
+
+    async def start(self):
+        return "127.0.0.1:1"
+
+    async def reload(self):
+        self.reading += 1
+        await self.may.wait()
+        self.reading, self.read = self.reading - 1, self.read + 1
+
+    async def stop(self, grace_s=None):
+        pass
+
+
+def test_signals_that_come_together_have_the_policy_read_once_more(monkeypatch):
+    """Also while the server starts."""
+    made = []
+    monkeypatch.setattr(service, "Server", lambda config: made.append(Slow(config)) or made[0])
+
+    async def ask():
+        slow = made[0]
+        while not slow.reading:
+            await asyncio.sleep(0)
+        for _ in range(50):
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.sleep(0.001)
+        assert slow.reading == 2
+        slow.may.set()
+        while slow.read < 2:
+            await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGHUP)
+        while slow.read < 3:
+            await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = []
+
+    async def serve():
+        await service._serve(None, lambda address: asking.append(asyncio.ensure_future(ask())))
+        await asking[0]
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        asyncio.run(asyncio.wait_for(serve(), 60))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert made[0].read == 3

@@ -393,23 +393,25 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None] = _say) -> int:
 
 
 async def _serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
-    server = Server(config)
     asked, again = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+    reloads: set[asyncio.Task[bool]] = set()
+
+    def reload() -> None:
+        if asked.is_set() or len(reloads) > 1:  # one that waits reads what the file says then
+            return
+        task = loop.create_task(server.reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)  # it must not end a server that is starting
+    server = Server(config)
 
     def signalled() -> None:
         (again if asked.is_set() else asked).set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
-    reloads: set[asyncio.Task[bool]] = set()
-
-    def reload() -> None:
-        task = loop.create_task(server.reload())
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
-    loop.add_signal_handler(signal.SIGHUP, reload)
     try:
         on_ready(await server.start())
         if server.metrics_address is not None:
