@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import errno
+import resource
+import tempfile
 
 import numpy as np
 import polars as pl
@@ -248,6 +251,69 @@ def test_what_is_no_parquet_is_named(tmp_path):
 def test_no_good_row_is_an_error_that_says_why(tmp_path):
     with pytest.raises(InvalidData, match=r"no row of 2 can be used \(out_of_range 2\)"):
         read([written(tmp_path, [row("a", 0), row("b", 0)])])
+
+
+_FAR = 2**64 - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "dtype"),
+    [
+        ("f.a", _FAR, pl.UInt64),
+        ("f.a", -(2**100), pl.Int128),
+        ("position", _FAR, pl.UInt64),
+        ("position", 2**100, pl.Int128),
+        ("decided_at", 2**62, pl.Datetime("us", "UTC")),
+        ("decided_at", -(2**62), pl.Datetime("us", "UTC")),
+        ("decided_at", 2**62, pl.Datetime("ms", "UTC")),
+        ("decided_at", -(2**62), pl.Datetime("ms")),
+    ],
+)
+def test_what_no_column_of_ours_could_hold_is_out_of_range(tmp_path, name, value, dtype):
+    path = written(tmp_path, [row("a", 1), row("b", 1)])
+    there = pl.read_parquet(path).with_row_index("n")
+    kept = pl.col(name)
+    if isinstance(dtype, pl.Datetime):
+        kept = kept.dt.replace_time_zone(dtype.time_zone)
+    far = pl.when(pl.col("n") == 0).then(pl.lit(value).cast(dtype)).otherwise(kept.cast(dtype))
+    there.with_columns(far.alias(name)).drop("n").write_parquet(path)
+    refused = tmp_path / "refused.parquet"
+    logged = read([path], quarantine=refused)
+    assert logged.refused == {"out_of_range": 1}
+    assert logged.day_d.size == 1
+    (told,) = pl.read_parquet(refused).iter_rows(named=True)
+    assert (told["row"], told["field"], told["reason"]) == (1, name, "out_of_range")
+    assert int(told["value"])
+
+
+def test_far_numbers_that_decide_nothing_are_no_matter(tmp_path):
+    path = written(tmp_path, [row("a", 1)])
+    wide = pl.lit(_FAR, pl.UInt64)
+    later = pl.lit(2**62).cast(pl.Datetime("ms", "UTC"))
+    there = pl.read_parquet(path).with_columns(epoch=wide, ranker_version=wide, viewed_at=later)
+    there.write_parquet(path)
+    assert read([path]).refused == {}
+    there.with_columns(features_version=wide).write_parquet(path)
+    with pytest.raises(InvalidData, match=r"features_version is 18,446,744,073,709,551,615"):
+        read([path])
+
+
+@pytest.mark.parametrize("room", [0, 600])
+def test_a_disk_without_room_for_refused_rows_is_said(tmp_path, monkeypatch, room):
+    path = written(tmp_path, [row("a", 1), row("b", 0)])
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(OSError, match="refused") as caught:
+            read([path], quarantine=tmp_path / "refused.parquet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert list(temporary.iterdir()) == []
+    assert not [one for one in tmp_path.iterdir() if "refused" in one.name]
 
 
 def test_more_rows_than_asked_for_are_refused(tmp_path):

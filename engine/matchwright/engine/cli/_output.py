@@ -191,8 +191,11 @@ class Writer:
         if self.format is Format.PARQUET and self.part is not None:
             import polars as pl
 
+            from matchwright.engine.parquet import writing
+
             whole = pl.concat(self._frames, how="vertical_relaxed") if self._frames else None
-            (pl.DataFrame() if whole is None else whole).write_parquet(self.part)
+            with writing(self.part):
+                (pl.DataFrame() if whole is None else whole).write_parquet(self.part)
         self._stream.flush()
 
 

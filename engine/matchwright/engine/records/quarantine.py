@@ -15,6 +15,7 @@ from typing import Self
 import polars as pl
 
 from matchwright.engine.errors import NotFound, StoreDamaged
+from matchwright.engine.parquet import writing
 from matchwright.engine.records.rows import Refused
 
 QUARANTINE_SCHEMA = pl.Schema(
@@ -96,7 +97,8 @@ class Quarantine:
             if len(self._parts) == 1:
                 shutil.copyfile(self._parts[0], new)
             else:
-                pl.scan_parquet(self._parts, glob=False).sink_parquet(new)
+                with writing(new):
+                    pl.scan_parquet(self._parts, glob=False).sink_parquet(new)
             new.replace(path)
         finally:
             with contextlib.suppress(OSError):
@@ -106,7 +108,8 @@ class Quarantine:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="matchwright-quarantine-"))
         part = self._folder / f"{len(self._parts):06}.parquet"
-        _frame(self._pending).write_parquet(part)
+        with writing(part):
+            _frame(self._pending).write_parquet(part)
         self._parts.append(part)
         self._pending = []
 
@@ -187,7 +190,8 @@ def _names(texts: pl.Series, ids: Collection[str]) -> pl.Series:
 def _replace(path: Path, frame: pl.DataFrame) -> None:
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        frame.write_parquet(new)
+        with writing(new):
+            frame.write_parquet(new)
         with new.open("rb") as file:
             os.fsync(file.fileno())
         new.replace(path)

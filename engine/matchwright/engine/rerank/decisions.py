@@ -7,6 +7,7 @@ ones; reading whole files is ``rerank/decisions_read.py``.
 
 from __future__ import annotations
 
+import datetime
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ FEATURE_LIMIT = 1 << 24
 ASKING = ("job", "freelancer")
 SEGMENTS = ("newcomer", "category", "country")
 _TIME = pl.Datetime("us", "UTC")
+_WIDE = (pl.UInt64(), pl.Int128())
+_FAR = 1 << 62
+_FIRST = datetime.datetime(1, 1, 1, tzinfo=datetime.UTC)
+_LAST = datetime.datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=datetime.UTC)
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ WRONG_TEXT: Mapping[Wrong, str] = MappingProxyType(
         Wrong.MISSING: "a required value is not there",
         Wrong.ID_TOO_LONG: "an id of more than 128 bytes",
         Wrong.VALUE_UNKNOWN: "`asking` is neither job nor freelancer",
-        Wrong.OUT_OF_RANGE: "a number outside its range",
+        Wrong.OUT_OF_RANGE: "a number outside its range, or a decision outside the years 1 to 9999",
         Wrong.BEFORE_DECISION: "an outcome earlier than the decision",
         Wrong.NOT_SHOWN: "an outcome of a match that was not shown",
         Wrong.HALF_KNOWN: "`explored` without `propensity`, or the other way round",
@@ -180,12 +185,32 @@ def normalised(frame: pl.DataFrame, features: Sequence[str]) -> pl.DataFrame:
             absent = pl.col("decided_at") if name == "shown_at" else pl.lit(None)
             wanted.append(absent.cast(dtype).alias(name))
         elif isinstance(dtype, pl.Datetime) and frame.schema[name] != pl.Null():
-            utc = pl.col(name).dt.replace_time_zone("UTC")
-            wanted.append(utc.dt.cast_time_unit("us"))
+            wanted.append(_microseconds(name, frame.schema[name]))
+        elif dtype == pl.Int64():
+            wanted.append(_int64(name, frame.schema[name]))
         else:
             wanted.append(pl.col(name).cast(dtype))
-    wanted += [pl.col(FEATURE + name).cast(pl.Int64) for name in features]
+    wanted += [_int64(FEATURE + name, frame.schema[FEATURE + name]) for name in features]
     return frame.select(wanted)
+
+
+def _int64(name: str, dtype: pl.DataType) -> pl.Expr:
+    """As int64; what is beyond it stays out of range."""
+    column = pl.col(name)
+    if dtype in _WIDE:
+        column = pl.min_horizontal(column, pl.lit(_FAR, dtype))
+        if dtype.is_signed_integer():
+            column = pl.max_horizontal(column, pl.lit(-_FAR, dtype))
+        column = pl.when(pl.col(name).is_not_null()).then(column)
+    return column.cast(pl.Int64).alias(name)
+
+
+def _microseconds(name: str, dtype: pl.DataType) -> pl.Expr:
+    """A time in UTC and microseconds; one that these cannot tell stays out of range."""
+    if isinstance(dtype, pl.Datetime) and dtype.time_unit == "ms":
+        since = pl.col(name).cast(pl.Int64).clip(-_FAR // 1_000, _FAR // 1_000) * 1_000
+        return since.cast(_TIME).alias(name)
+    return pl.col(name).dt.replace_time_zone("UTC").dt.cast_time_unit("us")
 
 
 def check(
@@ -210,12 +235,22 @@ def check(
             "row",
             pl.col("decision_id").fill_null("").str.slice(0, 200).alias("id"),
             pl.lit(field).alias("field"),
-            pl.col(field).cast(pl.String).fill_null("").str.slice(0, 200).alias("value"),
+            _as_text(field, marked.schema[field]).str.slice(0, 200).alias("value"),
             pl.lit(str(reason)).alias("reason"),
         )
         for at, (field, reason, _) in enumerate(tests)
     ]
     return good, pl.concat(refused).sort("row")
+
+
+def _as_text(field: str, dtype: pl.DataType) -> pl.Expr:
+    """A value; of a time out of range its microseconds since 1970."""
+    column = pl.col(field)
+    if not isinstance(dtype, pl.Datetime):
+        return column.cast(pl.String).fill_null("")
+    told = column.is_between(_FIRST, _LAST)
+    text = pl.when(told).then(column).cast(pl.String)
+    return pl.coalesce(text, column.dt.epoch("us").cast(pl.String), pl.lit(""))
 
 
 def _tests(
@@ -226,7 +261,9 @@ def _tests(
     for name in ("decision_id", "query_id", "candidate_id"):
         size = pl.col(name).str.len_bytes()
         tests += [(name, Wrong.MISSING, size == 0), (name, Wrong.ID_TOO_LONG, size > ID_BYTES_MAX)]
-    tests.append(("decided_at", Wrong.MISSING, pl.col("decided_at").is_null()))
+    decided = pl.col("decided_at")
+    tests.append(("decided_at", Wrong.MISSING, decided.is_null()))
+    tests.append(("decided_at", Wrong.OUT_OF_RANGE, ~decided.is_between(_FIRST, _LAST)))
     tests.append(("asking", Wrong.VALUE_UNKNOWN, ~pl.col("asking").is_in(list(ASKING))))
     tests.append(("position", Wrong.OUT_OF_RANGE, ~pl.col("position").is_between(1, POSITION_MAX)))
     tests.append(("first_rank", Wrong.OUT_OF_RANGE, ~pl.col("first_rank").is_between(1, 2**31 - 1)))

@@ -7,6 +7,7 @@ reason, also when that shows only when a whole decision is looked at.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -23,6 +24,7 @@ import numpy as np
 import polars as pl
 
 from matchwright.engine.errors import InvalidArgument, InvalidData
+from matchwright.engine.parquet import writing
 from matchwright.engine.rerank.decisions import (
     COLUMNS,
     FEATURE,
@@ -165,13 +167,21 @@ class Refusals:
     ) -> None:
         try:
             if kind is None and self.path is not None and self._parts:
-                new = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                pl.scan_parquet(self._parts, glob=False).sink_parquet(new)
-                new.replace(self.path)
+                self._join_parts(self.path)
         finally:
             if self._folder is not None:
                 self._folder.cleanup()
+
+    def _join_parts(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f".{path.name}.{os.getpid()}.new")
+        try:
+            with writing(new):
+                pl.scan_parquet(self._parts, glob=False).sink_parquet(new)
+            new.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
 
     def add(self, file: str, refused: pl.DataFrame) -> None:
         """Takes (row, id, field, value, reason) of a file."""
@@ -184,7 +194,8 @@ class Refusals:
             self._folder = tempfile.TemporaryDirectory(prefix="matchwright-refused-")
         part = Path(self._folder.name) / f"{len(self._parts):06}.parquet"
         whole = refused.with_columns(file=pl.lit(file), row=pl.col("row").cast(pl.Int64))
-        whole.select(list(REFUSED_SCHEMA)).write_parquet(part)
+        with writing(part):
+            whole.select(list(REFUSED_SCHEMA)).write_parquet(part)
         self._parts.append(part)
 
 
@@ -287,6 +298,8 @@ class _Reader:
         if self._version is None:
             versions = batch["features_version"].drop_nulls()
             self._version = int(versions[0]) if len(versions) else None
+        if self._version is not None and not 0 <= self._version < 1 << 31:
+            raise InvalidData(f"{file}: its features_version is {self._version:,}; of 32 bits here")
 
     def finish(self, refusals: Refusals) -> Logged:
         kept = pl.concat(self._kept) if self._kept else None
