@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import resource
 import shutil
 import sqlite3
 import threading
@@ -17,7 +18,7 @@ import polars as pl
 import pytest
 from encoder_cases import REFIT, client, made, repo, shop
 
-from matchwright.engine.errors import StoreDamaged
+from matchwright.engine.errors import StoreDamaged, StoreError, StoreFull
 from matchwright.engine.matcher import Matcher, Request
 from matchwright.engine.policy import Policy
 from matchwright.engine.prose import prose
@@ -359,6 +360,50 @@ def _free(path):
         except BlockingIOError:
             return False
         return True
+
+
+def _refused(monkeypatch):
+    monkeypatch.setattr(embeddings, "_TABLES", (*embeddings._TABLES, "CREATE TABLE again"))
+    return StoreError
+
+
+def _no_room(monkeypatch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, hard))
+    monkeypatch.callback = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    return StoreFull
+
+
+@pytest.mark.parametrize("trouble", [_refused, _no_room])
+def test_a_file_that_could_not_be_made_is_not_there(peopled, repo, client, trouble, monkeypatch):
+    shop, keys = peopled
+    there = sorted(path.name for path in (shop / "embeddings").iterdir())
+    with monkeypatch.context() as patched:
+        patched.callback = lambda: None
+        error = trouble(patched)
+        try:
+            with pytest.raises(error):
+                ahead.embed(shop, cases.models(repo, client), 2)
+        finally:
+            patched.callback()
+    left = {path.name for path in (shop / "embeddings").iterdir()} - set(there)
+    assert left <= {".lock", ".turn"}
+    with Store.open(shop, mode="w") as store:
+        assert store.verify() == []
+        assert not store.erase("freelancer", ["victim"]).incomplete
+    assert ahead.embed(shop, cases.models(repo, client), 2).sent
+    assert keys["victim"] not in keys_in(embeddings.paths(shop)[1])
+
+
+def test_a_kept_copy_of_a_file_that_was_being_made_is_no_file(shop, repo, client):
+    """A process was killed while it made one."""
+    path = embeddings.path_of(shop, cases.models(repo).encoder(2).content_hash)
+    path.with_name(f".{path.name}.new").write_bytes(b"half")
+    with Store.open(shop, mode="w") as store:
+        assert store.verify() == []
+    ahead.embed(shop, cases.models(repo, client), 2)
+    check_file(path)
+    assert not path.with_name(f".{path.name}.new").exists()
 
 
 def test_kept_epochs_keep_the_texts_that_they_show(shop, repo, client):

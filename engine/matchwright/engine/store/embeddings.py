@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sqlite3
 import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,25 +154,11 @@ class EmbeddingFile(Connections):
         self.dimensions = dimensions
 
     def prepare(self) -> None:
-        """Makes the tables, unless they are there; puts the file in write-ahead mode."""
+        """Makes the file, whole or not at all, unless it is there; puts it in write-ahead mode."""
+        if not self.path.exists():
+            _make(self.path, self.dimensions)
         with self.guard(), self.lend() as connection:
-            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             connection.execute("PRAGMA journal_mode = WAL")
-        with self.change() as connection:
-            if self._tables(connection):
-                return
-            for statement in _TABLES:
-                connection.execute(statement)
-            connection.execute(
-                "INSERT INTO about VALUES (1, ?, ?, NULL)",
-                (content_hash_of(self.path), self.dimensions),
-            )
-            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {FORMAT}")
-
-    @staticmethod
-    def _tables(connection: sqlite3.Connection) -> int:
-        return int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
 
     def check(self) -> None:
         """Refuses what is not such a file, or another encoder's.
@@ -250,6 +235,33 @@ class EmbeddingFile(Connections):
         """How many embeddings there are."""
         with self.look() as connection:
             return int(connection.execute("SELECT count(*) FROM embedding").fetchone()[0])
+
+
+def _make(path: Path, dimensions: int) -> None:
+    """A file without embeddings, under its name when it is whole: nobody finds one that a full disk
+    or a kill left without its tables."""
+    new = path.with_name(f".{path.name}.new")
+    with _first(path.parent), files.naming(path), closing(Connections(new, write=True)) as made:
+        new.unlink(missing_ok=True)
+        if path.exists():  # another process was quicker
+            return
+        try:
+            with made.guard(), made.lend() as connection:
+                connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+                connection.execute("PRAGMA journal_mode = MEMORY")  # a file that fails goes
+            with made.change() as connection:
+                for statement in _TABLES:
+                    connection.execute(statement)
+                about = content_hash_of(path), dimensions
+                connection.execute("INSERT INTO about VALUES (1, ?, ?, NULL)", about)
+                connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {FORMAT}")
+            made.close()
+            new.rename(path)
+            files.sync_folder(path.parent)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
 
 
 class EmbeddingCache:
