@@ -120,6 +120,7 @@ def test_forms_that_operators_write(text, wanted):
         ("name 'a'", 1),
         ("\n§", 2),
         ('"name": "a"', 1),
+        ("\nmax_batch_size: " + "9" * 5_000, 2),
     ],
 )
 def test_what_is_no_text_format_names_the_line(text, line):

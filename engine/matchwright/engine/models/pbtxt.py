@@ -183,7 +183,11 @@ class _Reader:
             self._next("{", "<")
         if kind == "string":
             return self._string()
-        return _plain(self._next("number", "word"))
+        text, line = self._next("number", "word"), self._tokens[self._at - 1][2]
+        try:
+            return _plain(text)
+        except ValueError:  # more digits than Python takes
+            raise self._wrong(text[:20], line) from None
 
     def _string(self) -> str:
         raw = b""
