@@ -11,6 +11,7 @@ import subprocess
 import tarfile
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,23 @@ def test_what_an_epoch_names_stays_while_it_is_opened(root, tmp_path, monkeypatc
     assert gone
     assert damages(tmp_path / "back", neighbours) == []
     assert seen(tmp_path / "back")[2][-1] == seen(root)[2][-1]
+
+
+def test_a_generation_that_goes_while_a_backup_is_made_is_in_it(root, tmp_path):
+    """A writer removes it when its last epoch was closed; its files were open by then."""
+    wanted, loaded = sorted(names(root / "generations")), []
+
+    def load(folder):
+        if folder.parent.parent == root:
+            loaded.append(folder.name)
+            shutil.rmtree(folder)
+        return neighbours.load(folder)
+
+    backup(root, tmp_path / "b.tar", neighbours=replace(neighbours, load=load))
+    assert sorted(loaded) == wanted
+    restore(tmp_path / "b.tar", tmp_path / "back", neighbours=neighbours)
+    assert sorted(names(tmp_path / "back" / "generations")) == wanted
+    assert damages(tmp_path / "back", neighbours) == []
 
 
 def test_the_target_of_a_backup_is_said(root, tmp_path):

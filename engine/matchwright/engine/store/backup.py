@@ -27,7 +27,7 @@ from typing import IO
 
 import msgspec
 
-from matchwright.engine.errors import InvalidArgument, StoreDamaged, StoreError
+from matchwright.engine.errors import InvalidArgument, NotFound, StoreDamaged, StoreError
 from matchwright.engine.store import files, segment_file
 from matchwright.engine.store.catalog import FILE, Catalog
 from matchwright.engine.store.embeddings_sweep import check_file
@@ -119,7 +119,7 @@ def backup(
         scratch_folder(parent, "backup") as folder,
         hold(root, folder, progress=progress) as held,
     ):
-        _check(root, held, neighbours or default_neighbours())
+        _check(root, held, neighbours or default_neighbours(), folder)
         name = name or f"{held.state.uuid}-{held.state.number:012d}.tar"
         where = target.url_of(name) if target is not None else STDOUT
         with _opened(target, name, stdout) as out:
@@ -150,7 +150,7 @@ def _opened(target: Target | None, name: str, stdout: IO[bytes] | None) -> Itera
         stdout.flush()
 
 
-def _check(root: Path, held: Held, neighbours: Neighbours) -> None:
+def _check(root: Path, held: Held, neighbours: Neighbours, scratch: Path) -> None:
     """Everything that is copied is sound, as far as that can be seen without reading records."""
     for row in held.manifest:
         name = f"{SEGMENTS}/{row.file}"
@@ -158,8 +158,13 @@ def _check(root: Path, held: Held, neighbours: Neighbours) -> None:
     folders = {name.split("/")[1] for name in held.files if name.startswith(f"{GENERATIONS}/")}
     for folder in sorted(folders):
         path = root / GENERATIONS / folder
-        with files.naming(path, "read"):
-            neighbours.load(path)
+        try:
+            with files.naming(path, "read"):
+                neighbours.load(path)
+        except (NotFound, StoreError):
+            if path.is_dir():
+                raise
+            neighbours.load(_still_open(held, folder, scratch))
     for name in held.embeddings:
         check_file(root / name)
     with closing(Catalog(held.catalog, write=False)) as copied, copied.look() as connection:
@@ -169,6 +174,15 @@ def _check(root: Path, held: Held, neighbours: Neighbours) -> None:
             f"{root / FILE}: is damaged: {problems[0][0]}; restore it from a backup",
             file=root / FILE,
         )
+
+
+def _still_open(held: Held, folder: str, scratch: Path) -> Path:
+    """A generation that a writer has removed since it was held, by way of its open files."""
+    for name, file in held.files.items():
+        if name.startswith(f"{GENERATIONS}/{folder}/"):
+            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+            (scratch / name).symlink_to(f"/proc/self/fd/{file.fileno()}")
+    return scratch / GENERATIONS / folder
 
 
 @dataclass(frozen=True)
