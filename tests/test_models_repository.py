@@ -262,6 +262,19 @@ def test_an_edited_description_is_found(repo, name, field, value):
         _artefact(repo, name)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("max_tokens", -1), ("max_tokens", 7), ("max_tokens", 2**70), ("dimensions", 10**12)],
+)
+def test_a_description_that_was_made_to_fit_has_bounds(repo, field, value):
+    path = repo / "encoder" / "1" / "encoder.json"
+    told = json.loads(path.read_text()) | {field: value}
+    told["content_hash"] = artefacts.hash_of("encoder", told)
+    path.write_text(json.dumps(told))
+    with pytest.raises(StoreDamaged, match=f"{field!r} is {value}; expected"):
+        _artefact(repo, "encoder")
+
+
 def test_dimensions_that_are_not_the_models_are_found(repo):
     path = repo / "encoder" / "1" / "encoder.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dimensions": 31}))

@@ -18,6 +18,8 @@ FORMAT = 1
 DESCRIPTIONS = {ENCODER: "encoder.json", RANKER: "ranker.json"}
 WEIGHTS = {ENCODER: "model.onnx", RANKER: "model.txt"}
 TOKENIZER, PROBES, BACKEND = "tokenizer.json", "probes.json", "model.py"
+BOUNDS = {"dimensions": (1, 8_192), "max_tokens": (8, 8_192)}
+"""Of an encoder's description."""
 _DESCRIPTION_BYTES_MAX = 16 << 20
 
 
@@ -122,6 +124,16 @@ def _check_fields(path: Path, told: dict[str, Any], fields: dict[str, type]) -> 
         value = told.get(name)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise StoreDamaged(f"{path}: {name!r} is missing or no {kind.__name__}", file=path)
+        if name in BOUNDS:
+            _check_bounds(path, name, told[name])
+
+
+def _check_bounds(path: Path, name: str, value: int) -> None:
+    least, most = BOUNDS[name]
+    if not least <= value <= most:
+        raise StoreDamaged(
+            f"{path}: {name!r} is {value}; expected {least:,} to {most:,}", file=path
+        )
 
 
 def _compare(path: Path, digest: str) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matchwright.engine.errors import InvalidData, NotFound
+from matchwright.engine.models.artefacts import BOUNDS
 from matchwright.engine.models.description import ATTENTION_MASK, EMBEDDING, INPUT_IDS
 
 if TYPE_CHECKING:
     import onnx
 
 MODEL, TOKENIZER = "model.onnx", "tokenizer.json"
-DIMENSIONS_MAX = 8_192
+DIMENSIONS_MAX = BOUNDS["dimensions"][1]
 EXPECTED = (
     f"inputs {INPUT_IDS} and {ATTENTION_MASK} (int64 [batch, tokens]) and one output {EMBEDDING} "
     "(float32 [batch, dimensions], pooled and at length 1)"

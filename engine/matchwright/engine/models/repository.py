@@ -46,7 +46,7 @@ __all__ = ["EncoderArtefact", "RankerArtefact", "Repository", "add_encoder", "ad
 
 CONFIG = "config.pbtxt"
 MAX_TOKENS = 256
-MAX_TOKENS_LEAST, MAX_TOKENS_MOST = 8, 8_192
+MAX_TOKENS_LEAST, MAX_TOKENS_MOST = artefacts.BOUNDS["max_tokens"]
 VERSION_MAX = 2**31 - 1
 _BUILD = "make one with `matchwright models build`"
 
