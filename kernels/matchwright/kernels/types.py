@@ -207,6 +207,10 @@ class HoursOverlap:
     veto: str
     unknown_passes: bool = True
 
+    def __hash__(self) -> int:
+        """Without the offsets: hundreds of them, and all who ask on one day have the same."""
+        return hash((self.start_utc, self.end_utc, self.required_minutes, self.veto))
+
 
 @dataclass(frozen=True, slots=True)
 class KeyIn:
