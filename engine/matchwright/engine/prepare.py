@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from matchwright.engine.columns import columns
-from matchwright.engine.eligibility import Compiled, compile_rules, narrowed
+from matchwright.engine.eligibility import Compiled, compile_enabled, enabled, narrowed
 from matchwright.engine.errors import (
     EpochGone,
     EpochNotReached,
@@ -311,13 +311,20 @@ def _compiled(
     """The rules of each draft, from the columns that it would be stored with."""
     zones = as_zones(snapshot.generation)
     joined = [tightened(row, draft.policy.limits) for draft, row in zip(drafts, rows, strict=True)]
-    scalars, sets = columns(kind, joined, snapshot.salt, zones)
+    made, sets = columns(kind, joined, snapshot.salt, zones)
+    scalars = {name: column.tolist() for name, column in made.items()}
+    days = {day: Day(day, offset_minutes(zones, day)) for day in set(map(_day, drafts))}
+    asked = {id(draft.policy): tuple(enabled(draft.policy.rules)) for draft in _policies(drafts)}
     compiled = []
     for n, draft in enumerate(drafts):
-        day = Day(_day(draft), offset_minutes(zones, _day(draft)))
         query = QueryRow(kind, scalars, sets, n, own[n] if draft.identity is not None else None)
-        compiled.append(compile_rules(query, draft.policy.rules, day))
+        compiled.append(compile_enabled(query, asked[id(draft.policy)], days[_day(draft)]))
     return compiled
+
+
+def _policies(drafts: Sequence[_Draft]) -> list[_Draft]:
+    """One draft for each policy."""
+    return list({id(draft.policy): draft for draft in drafts}.values())
 
 
 def _day(draft: _Draft) -> int:

@@ -15,10 +15,11 @@ row passes unverified).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from matchwright.engine.records import Kind
+from matchwright.engine.shared_predicates import shared, shared_list
 from matchwright.kernels.types import (
     NO_LIMIT,
     UNKNOWN,
@@ -53,7 +54,7 @@ class QueryRow:
     """
 
     kind: Kind
-    scalars: Mapping[str, Int32]
+    scalars: Mapping[str, Int32 | Sequence[int]]
     sets: Mapping[str, SetColumn]
     row: int
     key: int | None
@@ -81,6 +82,13 @@ class Day:
 
     as_of: int
     offsets: tuple[int, ...]
+    _asked: dict[Any, HoursOverlap] = field(default_factory=dict, compare=False, repr=False)
+
+    def overlap(self, *asked: Any) -> HoursOverlap:
+        """``HoursOverlap`` on this day: one object for all who ask the same."""
+        if asked not in self._asked:
+            self._asked[asked] = HoursOverlap(self.offsets, *asked)
+        return self._asked[asked]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +142,9 @@ def asks_column(demand: str) -> str:
     return f"asks_{demand}"
 
 
-def _when_unknown(demand: str, veto: str, setting: Setting) -> InRange:
-    return InRange(asks_column(demand), 0, 0, veto, setting.unknown_passes)
+def _when_unknown(demand: str, veto: str, setting: Setting) -> Outcome:
+    asked: Outcome = shared(InRange, asks_column(demand), 0, 0, veto, setting.unknown_passes)
+    return asked
 
 
 def _whole_query_unknown(setting: Setting) -> Outcome:
@@ -165,13 +174,13 @@ class Ceiling:
             limit = query.scalar(self.limit)
             if limit != NO_LIMIT:
                 top = min(limit * whole // PERMILLE, NO_LIMIT)
-                yield InRange(self.value, 0, top, veto, setting.unknown_passes)
+                yield shared(InRange, self.value, 0, top, veto, setting.unknown_passes)
             return
         value = query.scalar(self.value)
         if value == UNKNOWN:
             yield _when_unknown(self.limit, veto, setting)
         else:
-            yield InRange(self.limit, -(-value * PERMILLE // whole), NO_LIMIT, veto)
+            yield shared(InRange, self.limit, -(-value * PERMILLE // whole), NO_LIMIT, veto)
 
     def columns(self, kind: Kind) -> tuple[str, ...]:
         return _with_value(self.owner, kind, self.limit, self.value)
@@ -192,13 +201,13 @@ class Floor:
         if query.kind == self.owner:
             limit = query.scalar(self.limit)
             if limit > 0:
-                yield InRange(self.value, limit, NO_LIMIT, veto, setting.unknown_passes)
+                yield shared(InRange, self.value, limit, NO_LIMIT, veto, setting.unknown_passes)
             return
         value = query.scalar(self.value)
         if value == UNKNOWN:
             yield _when_unknown(self.limit, veto, setting)
         elif value != NO_LIMIT:
-            yield InRange(self.limit, 0, value, veto)
+            yield shared(InRange, self.limit, 0, value, veto)
 
     def columns(self, kind: Kind) -> tuple[str, ...]:
         return _with_value(self.owner, kind, self.limit, self.value)
@@ -217,9 +226,9 @@ class NotMoreThan:
         if mine == UNKNOWN:
             yield _whole_query_unknown(setting)
         elif query.kind == self.owner:
-            yield InRange(self.large, mine, NO_LIMIT, veto, setting.unknown_passes)
+            yield shared(InRange, self.large, mine, NO_LIMIT, veto, setting.unknown_passes)
         else:
-            yield InRange(self.small, 0, mine, veto, setting.unknown_passes)
+            yield shared(InRange, self.small, 0, mine, veto, setting.unknown_passes)
 
     def columns(self, kind: Kind) -> tuple[str, ...]:
         return (self.small,) if kind == self.owner else (self.large,)
@@ -240,7 +249,7 @@ class State:
     def ask(self, query: QueryRow, veto: str, setting: Setting, day: Day) -> Iterator[Outcome]:
         accepted = tuple(sorted(self.codes.index(name) for name in setting.option("accept")))
         if query.kind != self.owner:
-            yield OneOf(self.column, accepted, veto, setting.unknown_passes)
+            yield shared_list(OneOf, self.column, accepted, veto, setting.unknown_passes)
             return
         mine = query.scalar(self.column)
         if mine == UNKNOWN:
@@ -261,7 +270,7 @@ class NotOver:
 
     def ask(self, query: QueryRow, veto: str, setting: Setting, day: Day) -> Iterator[Outcome]:
         if query.kind != self.owner:
-            yield InRange(self.column, day.as_of, NO_LIMIT, veto)
+            yield shared(InRange, self.column, day.as_of, NO_LIMIT, veto)
         elif query.scalar(self.column) < day.as_of:
             yield Never()
 
@@ -291,13 +300,13 @@ class HoldsAll:
         if query.kind == self.owner:
             demand = query.values(self.demand)
             if demand:
-                yield HasAll(held, demand, veto, setting.unknown_passes)
+                yield shared_list(HasAll, held, demand, veto, setting.unknown_passes)
             return
         mine = query.values(held)
         if mine is None:
             yield _when_unknown(self.demand, veto, setting)
         else:
-            yield SubsetOf(self.demand, mine, veto)
+            yield shared_list(SubsetOf, self.demand, mine, veto)
 
     def columns(self, kind: Kind) -> tuple[str, ...]:
         if kind == self.owner:
@@ -317,13 +326,13 @@ class HoldsNone:
         if query.kind == self.owner:
             refused = query.values(self.refused)
             if refused:
-                yield HasNone(self.held, refused, veto, setting.unknown_passes)
+                yield shared_list(HasNone, self.held, refused, veto, setting.unknown_passes)
             return
         mine = query.values(self.held)
         if mine is None:
             yield _when_unknown(self.refused, veto, setting)
         else:
-            yield HasNone(self.refused, mine, veto)
+            yield shared_list(HasNone, self.refused, mine, veto)
 
     def columns(self, kind: Kind) -> tuple[str, ...]:
         return _with_value(self.owner, kind, self.refused, self.held)
@@ -342,15 +351,17 @@ class Places:
         if query.kind == self.owner:
             listed = query.values(self.listed)
             if listed:
-                yield OneOf(self.place, listed, veto, setting.unknown_passes, self.negate)
+                yield shared_list(
+                    OneOf, self.place, listed, veto, setting.unknown_passes, self.negate
+                )
             return
         mine = query.scalar(self.place)
         if mine == UNKNOWN:
             yield _when_unknown(self.listed, veto, setting)
         elif self.negate:
-            yield HasNone(self.listed, (mine,), veto)
+            yield shared_list(HasNone, self.listed, (mine,), veto)
         else:
-            yield EmptyOrHasAny(self.listed, (mine,), veto)
+            yield shared_list(EmptyOrHasAny, self.listed, (mine,), veto)
 
     def columns(self, kind: Kind) -> tuple[str, ...]:
         return _with_value(self.owner, kind, self.listed, self.place)
@@ -371,7 +382,7 @@ class ExcludesKey:
         elif query.key is None:
             yield _when_unknown(self.excluded, veto, setting)
         else:
-            yield HasNone(self.excluded, (query.key,), veto)
+            yield HasNone(self.excluded, (query.key,), veto)  # nobody else asks it
 
     def columns(self, kind: Kind) -> tuple[str, ...]:
         return (self.excluded, asks_column(self.excluded)) if kind == self.owner else ()
@@ -390,9 +401,9 @@ class SameValue:
         if mine is None:
             yield _whole_query_unknown(setting)
         elif query.kind == self.owner:
-            yield HasAll(self.values, mine, veto, setting.unknown_passes)
+            yield shared_list(HasAll, self.values, mine, veto, setting.unknown_passes)
         else:
-            yield SubsetOf(self.value, mine, veto, setting.unknown_passes)
+            yield shared_list(SubsetOf, self.value, mine, veto, setting.unknown_passes)
 
     def columns(self, kind: Kind) -> tuple[str, ...]:
         return (self.value,) if kind == self.owner else (self.values,)
@@ -420,22 +431,24 @@ class Languages:
         if mine is None:
             yield _when_unknown(self.required, veto, setting)
         else:
-            yield SubsetOf(self.required, tuple(sorted(_widened(mine, unstated))), veto)
+            yield shared_list(
+                SubsetOf, self.required, tuple(sorted(_widened(mine, unstated))), veto
+            )
 
     def _of_speakers(
         self, required: Sequence[int], veto: str, setting: Setting, unstated: int
     ) -> Iterator[Outcome]:
         firm = tuple(code for code in required if not 1 <= code % 8 <= unstated)
         if firm:
-            yield HasAll(self.spoken, firm, veto, setting.unknown_passes)
+            yield shared_list(HasAll, self.spoken, firm, veto, setting.unknown_passes)
         for code in required:
             if code not in firm:
                 # Somebody who lists no language at all holds no code; `EmptyOrHasAny` alone would
                 # let them pass, so the language must be listed as well.
                 base = code - code % 8
                 either = (code, base + LEVEL_UNSTATED)
-                yield HasAll(self.spoken, (base,), veto, setting.unknown_passes)
-                yield EmptyOrHasAny(self.spoken, either, veto, setting.unknown_passes)
+                yield shared_list(HasAll, self.spoken, (base,), veto, setting.unknown_passes)
+                yield shared_list(EmptyOrHasAny, self.spoken, either, veto, setting.unknown_passes)
 
     def columns(self, kind: Kind) -> tuple[str, ...]:
         return _with_value(self.owner, kind, self.required, self.spoken)
@@ -467,7 +480,7 @@ class Overlap:
         if required == 0:
             return
         start, end = _window_utc(query, day)
-        yield HoursOverlap(day.offsets, start, end, required, veto, setting.unknown_passes)
+        yield day.overlap(start, end, required, veto, setting.unknown_passes)
 
     def columns(self, kind: Kind) -> tuple[str, ...]:
         window = ("hours_start", "hours_end", "zone")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from matchwright.engine.eligibility import Compiled, compile_rules
+from matchwright.engine.eligibility import Compiled, compile_enabled, enabled
 from matchwright.engine.errors import MatchwrightError, NotFound
 from matchwright.engine.policy import Policy
 from matchwright.engine.prepare import SnapshotLike
@@ -174,6 +174,7 @@ def _compiled(
     day = Day(as_of, offset_minutes(as_zones(snapshot.generation), as_of))
     part_q = np.searchsorted(corpus.base, row_q, side="right") - 1
     local_q = row_q - corpus.base[np.maximum(part_q, 0)]
+    asked = tuple(enabled(policy.rules))
     compiled = []
     same: dict[Predicate, Predicate] = {}
     for part, local, key in zip(part_q.tolist(), local_q.tolist(), key_q.tolist(), strict=True):
@@ -182,7 +183,7 @@ def _compiled(
             continue
         segment = corpus.parts[part][0]
         query = QueryRow(kind, segment.scalars, segment.sets, local, key)
-        one = compile_rules(query, policy.rules, day)
+        one = compile_enabled(query, asked, day)
         shared = tuple(same.setdefault(predicate, predicate) for predicate in one.predicates)
         compiled.append(Compiled(shared, one.never, one.unsure))
     return compiled
