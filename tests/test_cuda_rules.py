@@ -13,12 +13,12 @@ import test_cuda_host
 from cupy_cases import NO_DEVICE, a_corpus
 from test_cuda_host import GXX, build, copied, sieved
 
-from matchwright.kernels import cuda_scan, rules
+from matchwright.kernels import cuda_scan, cuda_search, rules
 from matchwright.kernels.cuda_device import CudaDevice
 from matchwright.kernels.cuda_gates import RuleBits, RuleSurvivors
 from matchwright.kernels.cupy_ops import CupyOps
 from matchwright.kernels.device import NOTHING, DeviceColumns, LaunchRefused, RowRuns, TileRules
-from matchwright.kernels.device_planner import FORCED
+from matchwright.kernels.device_planner import FORCED, DeviceCosts
 from matchwright.kernels.numpy_device import NumpyDevice, pack_bits
 from matchwright.kernels.ops import Ops
 from matchwright.kernels.resident import Resident
@@ -377,6 +377,24 @@ def test_every_way_on_the_kernels_themselves(host, monkeypatch, way, count):
         assert_same(got, Ops().topk(corpus, queries, 7, count=False))
         assert {"rule_bits", "select_best"} <= set(host.launches)
         assert way in got.telemetry["rules"].split("+")
+
+
+@needs_gxx
+def test_several_ways_on_the_kernels_from_one_program(host, monkeypatch):
+    """Some groups of a program alone: their rules are moved, their values stay where they are."""
+    monkeypatch.setattr(host, "tensor", True)
+    rng = np.random.default_rng(12)
+    corpus, queries = ruled(rng, (150, 260), 9, 5, 12)
+    ways = ["gather", "survivors", "bits"]
+
+    def choose(costs, loads, rows, k, d, *, count):
+        return [ways[g % 3] for g in range(loads.rate.size)]
+
+    monkeypatch.setattr(cuda_search, "choose", choose)
+    ops = CupyOps(device=host, memory_bytes=1 << 18, device_costs=DeviceCosts(), verify=False)
+    got = ops.topk(corpus, queries, 7, count=False)
+    assert got.telemetry["rules"] == "bits+gather+survivors"
+    assert_same(got, Ops().topk(corpus, queries, 7, count=False))
 
 
 @pytest.mark.parametrize("pass_rate", [0.5, 0.05, 0.002])

@@ -118,6 +118,13 @@ class RuleBits:
         gate._tables = self._tables
         return gate
 
+    def narrowed(self, some: Int32 | Int64, row_q: Int32) -> RuleBits:
+        """Some of the groups alone, ``row_q`` counting among them; counted anew."""
+        program = self.device.some_groups(self.program, some)
+        gate = RuleBits(self.device, program, self.columns, self.alive, row_q)
+        gate._tables = self._tables
+        return gate
+
     def tile(self, part: int, begin: int, end: int) -> tuple[Array, Int32 | None]:
         return self._bits(part, RowRuns.all(begin, end), self._counts_2g), None
 

@@ -11,8 +11,9 @@
 
 Bounds, lists and counters live on the device: all ranges are queued before the host waits, so that
 a scan costs one wait, however many ranges it has. (At most ``RANGES_MAX``; then counters are read
-and begin anew.) Nothing is lost by going on after an overflow: its bound is one that k eligible
-rows are known to reach, and later ranges only raise it.
+and begin anew.) What the host has to do for the next block of queries it does before that wait.
+Nothing is lost by going on after an overflow: its bound is one that k eligible rows are known to
+reach, and later ranges only raise it.
 
 The sieve multiplies on tensor cores and tests in registers. Where there are none, and as a
 yardstick, a library product writes first limbs to a tile, float32 (Q, N), and ``threshold`` tests
@@ -176,12 +177,14 @@ class Scan:
         device: where the arrays live.
         sizes: from ``fit``.
         k: entries to be kept.
+        meanwhile: called when everything is queued, before the host waits.
     """
 
     device: KernelDevice
     sizes: Sizes
     k: int
     tally: Tally = field(default_factory=Tally)
+    meanwhile: Callable[[], None] = lambda: None
 
     def run(
         self,
@@ -218,9 +221,11 @@ class Scan:
                 self._queue(board.at(len(asked)), tile, active_a, (0, end - begin))
                 asked.append(one)
             if len(asked) == RANGES_MAX:
+                self.meanwhile()
                 self._settle(board, self.device.download(board.count_rq), asked, segments, gate)
                 board.count_rq.fill(0)
                 asked = []
+        self.meanwhile()
         top, have, count = board.read()
         if self._settle(board, count, asked, segments, gate):
             top, have, _ = board.read()

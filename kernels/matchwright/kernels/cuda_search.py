@@ -1,16 +1,25 @@
-"""One call of ``topk`` on a device: blocks of queries, the way each group is asked, the scans."""
+"""One call of ``topk`` on a device: blocks of queries, the way each group is asked, the scans.
+
+Rules are planned a block ahead: what the host has to do for a block it does while the device scans
+the one before::
+
+    host     plan 1 | queue 1 | plan 2 | wait 1 | queue 2 | plan 3 | wait 2 | ...
+    device            scan 1 ------------------>  scan 2 ----------------->
+"""
 
 from __future__ import annotations
 
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from matchwright.kernels.ahead import Ahead
 from matchwright.kernels.checks import empty_topk
 from matchwright.kernels.compile import limit
 from matchwright.kernels.cuda_gates import Gate, HostBits, RuleBits, RuleSurvivors
@@ -18,7 +27,7 @@ from matchwright.kernels.cuda_scan import Scan, Sizes, Tally, rows_and_points
 from matchwright.kernels.device import WORD, DeviceColumns, DeviceSegment
 from matchwright.kernels.device_planner import (
     DeviceCosts,
-    DeviceLoad,
+    Loads,
     Way,
     calibrated,
     choose,
@@ -47,6 +56,23 @@ SAMPLE_CHUNKS, SAMPLE_ROWS = 16, 1_024
 """Rows from which a group's pass rate is guessed: so many stretches of so many rows."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Block:
+    """Queries that are asked together, as far as the host can say without the device.
+
+    Attributes:
+        picked: which of the call's queries, ordered by group.
+        groups: their distinct groups.
+        row_q: int32 (Q,), each query's place among these.
+        program: their rules; None where bitmaps are asked, whose bits come from the host.
+    """
+
+    picked: Picked
+    groups: NDArray[np.int32]
+    row_q: Int32
+    program: Program | None
+
+
 class DeviceSearch:
     """The best rows of any number of queries.
 
@@ -68,13 +94,18 @@ class DeviceSearch:
         self.result = empty_topk(queries.q, k, Counted.EXACT if count else Counted.NOT_COUNTED)
         group_q = queries.group_q
         self.group_q = np.zeros(queries.q, np.int32) if group_q is None else group_q
+        self.next: Ahead[_Block] | None = None
 
     def run(self) -> TopK:
         """The answer."""
         started = time.perf_counter()
-        for picked, ruled in self._blocks():
-            if not (ruled and self._by_rules(picked)):
-                self._by_bits(picked)
+        plans = (Ahead(partial(self._plan, *one)) for one in self._blocks())
+        plan = next(plans, None)
+        while plan is not None:
+            block = plan.outcome()
+            plan = self.next = next(plans, None)
+            if block.program is None or not self._by_rules(block, block.program):
+                self._by_bits(block)
         return replace(self.result, telemetry=self._telemetry(time.perf_counter() - started))
 
     def _blocks(self) -> Iterator[tuple[Picked, bool]]:
@@ -87,11 +118,23 @@ class DeviceSearch:
             for at in range(0, same.size, self.sizes.queries):
                 yield same[at : at + self.sizes.queries], not bits
 
+    def _plan(self, picked: Picked, ruled: bool) -> _Block:
+        """What can be done for a block before its turn."""
+        groups, row_q = np.unique(self.group_q[picked], return_inverse=True)
+        rules = [self.queries.groups[g] for g in groups.tolist()] if ruled else []
+        program = compile_program([group for group in rules if not isinstance(group, Bitmap)])
+        return _Block(picked, groups, row_q.astype(np.int32), program if ruled else None)
+
+    def _meanwhile(self) -> None:
+        """The host is about to wait: it plans the next block first."""
+        if self.next is not None:
+            self.next.start()
+
     # ── Bits from the host ────────────────────────────────────────────────────────────────────
 
-    def _by_bits(self, picked: Picked) -> None:
-        groups, row_q = self._groups(picked)
-        eligible = [self._eligible(int(g)) for g in groups]
+    def _by_bits(self, block: _Block) -> None:
+        picked, row_q = block.picked, block.row_q
+        eligible = [self._eligible(g) for g in block.groups.tolist()]
         if self.count:
             self.result.eligible_q[picked] = np.array([e for _, e, _ in eligible])[row_q]
             self.result.unverified_q[picked] = np.array([u for _, _, u in eligible])[row_q]
@@ -105,30 +148,24 @@ class DeviceSearch:
 
     # ── Rules on the device ───────────────────────────────────────────────────────────────────
 
-    def _by_rules(self, picked: Picked) -> bool:
+    def _by_rules(self, block: _Block, program: Program) -> bool:
         """Ask each group in its best way; False where the rules or columns do not fit."""
-        groups, row_q = self._groups(picked)
-        program = self._program(groups)
+        picked, row_q = block.picked, block.row_q
         ready = rules_ready(self.ops, self.corpus, program)
         if ready is None:
             return False
         gate = RuleBits(self.device, self.device.program(program), *ready, row_q)
-        ways = np.array(self._ways(gate, np.bincount(row_q, minlength=groups.size)))
+        way_q = np.array(self._ways(gate, np.bincount(row_q, minlength=block.groups.size)))[row_q]
         for way in ("bits", "survivors"):
-            some = picked[ways[row_q] == way]
-            if some.size:
-                same = gate.asked_by(row_q) if some.size == picked.size else self._gate(some)
-                self._scan_rules(some, same, way)
-                self._note(way, some.size)
-        for g in np.flatnonzero(ways == "gather"):
+            at = np.flatnonzero(way_q == way)
+            if at.size:
+                self._scan_rules(picked[at], _gate_of(gate, row_q[at], way), way)
+                self._note(way, at.size)
+        for g in np.unique(row_q[way_q == "gather"]):
             some = picked[row_q == g]
-            self._gather(some)
+            self._gather(some, gate.narrowed(np.array([g]), np.zeros(some.size, np.int32)))
             self._note("gather", some.size)
         return True
-
-    def _program(self, groups: NDArray[np.int32]) -> Program:
-        rules = [self.queries.groups[int(g)] for g in groups]
-        return compile_program([group for group in rules if not isinstance(group, Bitmap)])
 
     def _ways(self, gate: RuleBits, queries_g: NDArray[np.intp]) -> list[Way]:
         """How each group is asked, from what a sample says of its pass rate."""
@@ -140,21 +177,11 @@ class DeviceSearch:
             if segment.n:
                 gate.sample(part, SAMPLE_ROWS // WORD, sample_step(self.corpus.n) // WORD)
         share_g = rates(gate.counts()[0], seen)
-        loads = [
-            DeviceLoad(int(queries), len(group), float(share))
-            for queries, group, share in zip(queries_g, program.groups, share_g, strict=True)
-        ]
+        rules_g = np.diff(program.start_g).astype(np.float64)
+        loads = Loads(queries_g.astype(np.float64), rules_g, share_g)
         d = self.queries.q_qd.shape[1]
         costs = device_costs(self.ops, d)
         return choose(costs, loads, self.corpus.n, self.k, d, count=self.count)
-
-    def _gate(self, picked: Picked) -> RuleBits:
-        """The rules of some queries alone."""
-        groups, row_q = self._groups(picked)
-        program = self._program(groups)
-        ready = rules_ready(self.ops, self.corpus, program)
-        assert ready is not None, "a part of what was ready"
-        return RuleBits(self.device, self.device.program(program), *ready, row_q)
 
     def _scan_rules(self, picked: Picked, gate: RuleBits, way: str) -> None:
         if way == "survivors":
@@ -169,9 +196,8 @@ class DeviceSearch:
             self.result.eligible_q[picked] = eligible_g[row_q]
             self.result.unverified_q[picked] = unverified_g[row_q]
 
-    def _gather(self, picked: Picked) -> None:
+    def _gather(self, picked: Picked, gate: RuleBits) -> None:
         """Scan a copy of the rows of one group, whose queries these are."""
-        gate = self._gate(picked)
         pieces: list[DeviceSegment] = []
         rows: list[Int64] = [np.empty(0, np.int64)]
         for part, begin, end in self._stretches():
@@ -203,15 +229,10 @@ class DeviceSearch:
         self, picked: Picked, gate: Gate, copies: Sequence[DeviceSegment] | None = None
     ) -> None:
         copies = self.copies if copies is None else copies
-        scan = Scan(self.device, self.sizes, self.k, self.tally)
+        scan = Scan(self.device, self.sizes, self.k, self.tally, self._meanwhile)
         top, have = scan.find(copies, pick(self.queries, picked), gate)
         self.result.row_qk[picked], self.result.points_qk[picked] = rows_and_points(top, have)
         self.result.returned_q[picked] = have
-
-    def _groups(self, picked: Picked) -> tuple[NDArray[np.int32], Int32]:
-        """(the distinct groups of some queries, each query's place among them)."""
-        groups, row_q = np.unique(self.group_q[picked], return_inverse=True)
-        return groups, row_q.astype(np.int32)
 
     def _note(self, way: str, queries: int) -> None:
         self.asked[way] = self.asked.get(way, 0) + queries
@@ -230,6 +251,14 @@ class DeviceSearch:
             "overflows": self.tally.overflows,
             "seconds": seconds,
         }
+
+
+def _gate_of(gate: RuleBits, row_q: Int32, way: str) -> RuleBits:
+    """A gate for some of its queries. Bits are made of each group: of theirs alone, then."""
+    some, own_q = np.unique(row_q, return_inverse=True)
+    if way == "survivors" or some.size == len(gate.program.program.groups):
+        return gate.asked_by(row_q)
+    return gate.narrowed(some, own_q.astype(np.int32))
 
 
 def device_costs(ops: CupyOps, d: int) -> DeviceCosts:

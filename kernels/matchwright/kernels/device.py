@@ -292,6 +292,12 @@ class KernelDevice:
         arrays = self.upload_together([program.rule_m8, program.start_g, program.pool])
         return DeviceProgram(program, *arrays)
 
+    def some_groups(self, program: DeviceProgram, some: NDArray[Any]) -> DeviceProgram:
+        """Some of a program's groups; values and slots stay where they are."""
+        part = program.program.take(some)
+        rule_m8, start_g = self.upload_together([part.rule_m8, part.start_g])
+        return DeviceProgram(part, rule_m8, start_g, program.pool)
+
     def column_table(self, program: Program, columns: DeviceColumns) -> Array:
         """uint64 (3 * slots,): where the program's columns lie; 0 for those that it never reads."""
         table = np.zeros(3 * max(1, len(program.slots)), np.uint64)

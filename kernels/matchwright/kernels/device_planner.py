@@ -158,11 +158,11 @@ def work(near: Amount, rules: Amount, rate: Amount) -> Amount:
 
 def seconds(costs: DeviceCosts, way: Way, load: DeviceLoad, rows: int, k: int, d: int) -> float:
     """What a group costs in a way, the shared reading left out."""
-    return float(_seconds(costs, way, _Loads.of([load]), rows, k, d)[0])
+    return float(_seconds(costs, way, Loads.of([load]), rows, k, d)[0])
 
 
 @dataclass(frozen=True, slots=True)
-class _Loads:
+class Loads:
     """``DeviceLoad`` of several groups, float64 (G,) each."""
 
     queries: Float64
@@ -170,12 +170,12 @@ class _Loads:
     rate: Float64
 
     @classmethod
-    def of(cls, loads: Sequence[DeviceLoad]) -> _Loads:
+    def of(cls, loads: Sequence[DeviceLoad]) -> Loads:
         rows = [(one.queries, one.rules, one.rate) for one in loads]
         return cls(*np.array(rows, np.float64).reshape(-1, 3).T)
 
 
-def _seconds(costs: DeviceCosts, way: Way, load: _Loads, rows: int, k: int, d: int) -> Float64:
+def _seconds(costs: DeviceCosts, way: Way, load: Loads, rows: int, k: int, d: int) -> Float64:
     scale, q = d / costs.d, load.queries
     pairs: Float64 = q * rows * costs.scan_pair * scale
     if way == "survivors":
@@ -193,11 +193,18 @@ def _seconds(costs: DeviceCosts, way: Way, load: _Loads, rows: int, k: int, d: i
 
 
 def choose(
-    costs: DeviceCosts, loads: Sequence[DeviceLoad], rows: int, k: int, d: int, *, count: bool
+    costs: DeviceCosts,
+    loads: Sequence[DeviceLoad] | Loads,
+    rows: int,
+    k: int,
+    d: int,
+    *,
+    count: bool,
 ) -> list[Way]:
     """How each group is asked.
 
     Args:
+        loads: the groups, one by one or as columns.
         rows: of the corpus.
         count: exact counts are wanted, so that rules are evaluated for every row anyway.
     """
@@ -212,10 +219,16 @@ def planned_seconds(
 
 
 def _plan(
-    costs: DeviceCosts, loads: Sequence[DeviceLoad], rows: int, k: int, d: int, *, count: bool
+    costs: DeviceCosts,
+    loads: Sequence[DeviceLoad] | Loads,
+    rows: int,
+    k: int,
+    d: int,
+    *,
+    count: bool,
 ) -> tuple[list[Way], float]:
     ways: tuple[Way, ...] = ("bits",) if count else ("survivors", "bits")
-    load = _Loads.of(loads)
+    load = loads if isinstance(loads, Loads) else Loads.of(loads)
     each = np.stack([_seconds(costs, way, load, rows, k, d) for way in ways])
     in_scan = each.min(axis=0, initial=math.inf)
     alone = _seconds(costs, "gather", load, rows, k, d)
