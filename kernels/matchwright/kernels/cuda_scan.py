@@ -252,7 +252,12 @@ class Scan:
         everybody = np.arange(q, dtype=np.int32)
         high, low, key, group, bound, everybody_a = device.upload_together(
             [
-                *(high_qd.astype(high_dtype), low_qd, queries.key_q, row_q.astype(np.int32)),
+                *(
+                    high_qd.astype(high_dtype, copy=False),
+                    low_qd,
+                    queries.key_q,
+                    row_q.astype(np.int32),
+                ),
                 *(first_bounds(queries), everybody),
             ]
         )

@@ -21,10 +21,13 @@ X_MAX = 127
 
 
 def limbs(q_qd: Int16) -> tuple[Int8, Int8]:
-    """(high, low) int8 limbs with q = 128 high + low, |high| <= 127, -64 <= low <= 63."""
-    wide = q_qd.astype(np.int32)
-    high = (wide + 64) >> 7
-    return high.astype(np.int8), (wide - (high << 7)).astype(np.int8)
+    """(high, low) int8 limbs with q = 128 high + low, |high| <= 127, -64 <= low <= 63.
+
+    |q| <= 127 * 128 - 1 leaves room for 64 more in int16.
+    """
+    q_qd = q_qd.astype(np.int16, copy=False)
+    high = (q_qd + 64) >> 7
+    return high.astype(np.int8), (q_qd - (high << 7)).astype(np.int8)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
