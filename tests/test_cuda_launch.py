@@ -141,6 +141,9 @@ def test_launches_are_checked_against_the_headers():
         device.select(a_launch(k=40, capacity=32)[0], one)
     with pytest.raises(LaunchRefused, match="k is 1001"):
         device.select(a_launch(k=1_001, capacity=1_024)[0], one)
+    for test in (device.threshold, device.sieve):
+        with pytest.raises(LaunchRefused, match="width is 0, the kernel takes 16"):
+            test(*a_launch(width=0), one, 0, 64)
     with pytest.raises(LaunchRefused, match="aligned"):
         device.norms(np.zeros((4, 17), np.int8))
     with pytest.raises(LaunchRefused, match="width"):
@@ -160,6 +163,22 @@ def test_launch_arguments_are_sized():
     assert grids == [("threshold", (40, 2)), ("select_best", (2, 1)), ("norms", (4_096, 1))]
     for _, _, args in device.launched:
         assert all(isinstance(one, (np.ndarray, np.generic)) for one in args)
+
+
+def test_a_range_wider_than_a_grid_takes_several_launches(monkeypatch):
+    """65,535 tiles of 128 rows are 8.4 M, and a range for few queries is up to 16.8 M."""
+    monkeypatch.setattr(
+        kernel_device, "limit", lambda name: {"TILES_MAX": 3}.get(name, limit(name))
+    )
+    device = Recorded()
+    device.few = False
+    block, tile = a_launch(n=1_000)
+    device.sieve(block, tile, np.zeros(130, np.int32), 32, 1_000)
+    launched = [(grid, int(args[13]), int(args[14])) for _, grid, args in device.launched]
+    assert launched == [((2, 3), 32, 416), ((2, 3), 416, 800), ((2, 2), 800, 1_000)]
+    device.launched.clear()
+    device.sieve(block, tile, np.zeros(2, np.int32), 64, 64)
+    assert device.launched == []
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import test_cuda_host
 from cupy_cases import a_corpus, some_queries
-from test_cuda_host import GXX
+from test_cuda_host import GXX, copied, sieved
 from test_cupy_ops import assert_same
 
 from matchwright.kernels import cuda_scan
+from matchwright.kernels import device as kernel_device
+from matchwright.kernels.compile import limit
 from matchwright.kernels.cuda_scan import RANGES_MAX, Scan, Sizes, fit
 from matchwright.kernels.cupy_ops import CupyOps
 from matchwright.kernels.device import DeviceSegment
@@ -304,3 +306,22 @@ def test_topk_on_the_kernels_is_the_reference(host, monkeypatch, n, q, d, k, spr
     np.testing.assert_array_equal(got.points_qk, expected.points_qk)
     np.testing.assert_array_equal(got.returned_q, expected.returned_q)
     np.testing.assert_array_equal(got.eligible_q, expected.eligible_q)
+
+
+@needs_gxx
+def test_a_range_in_several_launches_finds_the_same(host, monkeypatch):
+    """Where a range has more tiles than a grid takes; each launch appends to what is there."""
+    block, tile = sieved(q=7, n=640, d=16, capacity=640)
+    expected, active = copied(block), np.arange(7, dtype=np.int32)
+    NumpyDevice().sieve(expected, tile, active, 32, 600)
+    one_tile = {"TILES_MAX": 1}
+    monkeypatch.setattr(kernel_device, "limit", lambda name: one_tile.get(name) or limit(name))
+    monkeypatch.setattr(host, "few", False)
+    host.launches.clear()
+    host.sieve(block, tile, active, 32, 600)
+    assert host.launches == ["sieve"] * 5
+    assert block.count_q.tolist() == expected.count_q.tolist()
+    assert expected.count_q.all()
+    for i, many in enumerate(expected.count_q):
+        got, want = (sorted(map(tuple, b.found_qc4[i, :many])) for b in (block, expected))
+        assert got == want

@@ -237,35 +237,20 @@ class KernelDevice:
         if self.few and active_a.shape[0] <= limit("FEW_MAX"):
             self._few(block, tile, active_a, begin, end, width)
             return
-        rows = -(-(end - begin) // limit("TILE"))
-        _check(tiles=(rows, 0, limit("TILES_MAX")))
-        args = (
-            *(active_a, np.int32(active_a.shape[0]), block.high_qd, block.low_qd),
-            *(block.low_norm_q, block.key_q, block.group_q, block.bound_q4),
-            *(tile.rows.x_nd, tile.rows.norm_n, tile.rows.key_n, np.int32(width)),
-            *(np.int32(tile.row0), np.int32(begin), np.int32(end)),
-            *(tile.bits_gw, np.int64(tile.bits_gw.strides[0] // 4)),
-            *(block.found_qc4, np.int32(block.capacity), block.count_q, *_rule_arguments(tile)),
-        )
-        if rows:
-            self.launch("sieve", (-(-active_a.shape[0] // limit("TILE")), rows), args)
+        most = limit("TILES_MAX") * limit("TILE")
+        for first in range(begin, end, most):  # ranges for few queries are wider than one launch
+            last = min(end, first + most)
+            grid = -(-active_a.shape[0] // limit("TILE")), -(-(last - first) // limit("TILE"))
+            self.launch("sieve", grid, _sieve_arguments(block, tile, active_a, first, last, width))
 
     def _few(
         self, block: QueryBlock, tile: Tile, active_a: Array, begin: int, end: int, width: int
     ) -> None:
         """The sieve for a few queries, which reads every row once and stages nothing."""
-        queries = active_a.shape[0]
-        args = (
-            *(active_a, np.int32(queries), block.high_qd, block.low_qd),
-            *(block.low_norm_q, block.key_q, block.group_q, block.bound_q4),
-            *(tile.rows.x_nd, tile.rows.norm_n, tile.rows.key_n, np.int32(width)),
-            *(np.int32(tile.row0), np.int32(begin), np.int32(end)),
-            *(tile.bits_gw, np.int64(tile.bits_gw.strides[0] // 4)),
-            *(block.found_qc4, np.int32(block.capacity), block.count_q, *_rule_arguments(tile)),
-        )
         strips = -(-(end - begin) // (limit("FEW_ROWS") * _warps()))
         if strips:
-            size = next(size for size in _FEW_SIZES if queries <= size)
+            args = _sieve_arguments(block, tile, active_a, begin, end, width)
+            size = next(size for size in _FEW_SIZES if active_a.shape[0] <= size)
             self.launch(f"few_{size}", (min(_FEW_BLOCKS, strips), 1), args)
 
     def select(self, block: QueryBlock, active_a: Array) -> None:
@@ -349,6 +334,20 @@ class KernelDevice:
         return bits_gw
 
 
+def _sieve_arguments(
+    block: QueryBlock, tile: Tile, active_a: Array, begin: int, end: int, width: int
+) -> tuple[Any, ...]:
+    """What ``sieve.cu`` and ``few.cu`` take."""
+    return (
+        *(active_a, np.int32(active_a.shape[0]), block.high_qd, block.low_qd),
+        *(block.low_norm_q, block.key_q, block.group_q, block.bound_q4),
+        *(tile.rows.x_nd, tile.rows.norm_n, tile.rows.key_n, np.int32(width)),
+        *(np.int32(tile.row0), np.int32(begin), np.int32(end)),
+        *(tile.bits_gw, np.int64(tile.bits_gw.strides[0] // 4)),
+        *(block.found_qc4, np.int32(block.capacity), block.count_q, *_rule_arguments(tile)),
+    )
+
+
 def _rule_arguments(tile: Tile) -> tuple[Any, ...]:
     """What the scans take at their end."""
     rules = tile.rules
@@ -370,7 +369,7 @@ def _check_range(tile: Tile, active_a: Array, begin: int, end: int) -> int:
     """Refuse columns that kernels cannot take; the rows' width."""
     columns, width = tile.rows.x_nd.shape
     _check(
-        width=(width, 0, _width_max()),
+        width=(width, limit("ALIGN"), _width_max()),  # the sieve's barriers are those of stages
         aligned=(width % limit("ALIGN"), 0, 0),
         begin=(begin, 0, end),
         begin_in_word=(begin % WORD, 0, 0),

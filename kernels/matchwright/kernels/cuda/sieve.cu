@@ -20,7 +20,7 @@
 // count_q[q] > capacity is an overflow, and the launcher goes on from the bound that the first
 // `capacity` of them give.
 //
-//   high_qd, low_qd int8 (Q, width)   x_nd int8 (N, width); width is a multiple of MW_ALIGN
+//   high_qd, low_qd int8 (Q, width)   x_nd int8 (N, width); width is a multiple of MW_ALIGN, not 0
 //   bits_gw  uint32 (G, words)        bit 0 of word 0 is column 0; 0 beyond the last row
 //   found_qc Entry (Q, capacity)      count_q uint32 (Q,), zero at the start
 //   rules ..  rules.cuh; null: none   rule_q i32 (Q,): a query's group
