@@ -214,6 +214,17 @@ def test_a_segment_s_copy_goes_when_the_host_lets_go():
     assert resident.nbytes == 0
 
 
+def test_the_samples_of_the_start_take_no_room_afterwards():
+    """At once, whether or not the collector has come by: plans of memory are told next."""
+    gc.disable()
+    try:
+        ops = CupyOps(device=NumpyDevice(tensor=True))
+        assert ops.resident.uploads > 0
+        assert ops.resident.segments == ops.resident.nbytes == 0
+    finally:
+        gc.enable()
+
+
 # ── Installed, and has a device ───────────────────────────────────────────────────────────────
 
 

@@ -296,6 +296,11 @@ class Resident:
         self.device.hold(mark)
         return bits
 
+    def forget(self, segments: Sequence[Segment]) -> None:
+        """Let go of some segments now; else that happens when the host has let go of them."""
+        for segment in segments:
+            self._forget(_identity(segment))
+
     def clear(self) -> None:
         """Let go of everything."""
         with self._lock:
