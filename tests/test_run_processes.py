@@ -135,6 +135,17 @@ def children(parent=None):
     return found
 
 
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """The command runs in a folder with modules of the same names, none of which is meant."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    for name in ("numpy", "polars", "queue", "matchwright"):
+        (folder / f"{name}.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(folder)
+
+
+@pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("n", [2, 3, 50])
 def test_processes_give_the_files_of_a_local_run(
     plan, snapshot, store_folder, expected, tmp_path, others, n, count
@@ -233,20 +244,6 @@ def test_a_thread_that_cannot_be_started_ends_the_others(
     assert caught.value is error
     assert children() == []
     assert not [one for one in threading.enumerate() if one.name.startswith("run-process")]
-
-
-def test_what_lies_in_the_folder_of_the_command_is_not_imported(
-    plan, snapshot, store_folder, expected, tmp_path, others, monkeypatch
-):
-    here = tmp_path / "here"
-    here.mkdir()
-    for name in ("numpy", "polars", "queue", "matchwright"):
-        (here / f"{name}.py").write_text("raise SystemExit(7)")
-    monkeypatch.chdir(here)
-    folder = Output(tmp_path).folder(plan.run_id)
-    summary = run(plan, folder, executor_of(plan, snapshot, store_folder, 2), snapshot=snapshot)
-    check_same(summary.summary, folder, expected)
-    assert summary.summary["limits"]["processes_lost"] == 0
 
 
 class Unreadable:
