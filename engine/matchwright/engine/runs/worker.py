@@ -92,7 +92,7 @@ class Shard:
 
     def search(self, prepared: PreparedBlock) -> Found:
         """The best rows of the shard for each query of a block."""
-        corpus = self._corpora[prepared.kind]
+        corpus = None if self._of == 1 else self._corpora[prepared.kind]
         with self._device:
             return block.search(self.ops, self._snapshot, prepared, self._plan.options, corpus)
 
