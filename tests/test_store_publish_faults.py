@@ -99,6 +99,21 @@ def test_damaged_manifests_and_pointers_are_named(root, tmp_path):
     assert seen(copy) == seen(root)
 
 
+def test_an_earlier_manifest_that_is_damaged_keeps_nothing(root, tmp_path):
+    target, copy = tmp_path / "target", tmp_path / "replica"
+    publish(root, target)
+    (damaged,) = (target / "manifests").iterdir()
+    damaged.write_bytes(b"{}")
+    with open_store(root, "w") as store:
+        store.upsert("job", frame(record("more")))
+    assert publish(root, target).changed
+    assert damaged.exists(), "somebody may be writing it"
+    publish(root, target, grace_s=0)
+    assert not damaged.exists()
+    pull(target, copy)
+    assert seen(copy) == seen(root)
+
+
 def rewrite_manifest(target, **changes):
     """Publishes a manifest with other values, its checksums right."""
     current = json.loads((target / "CURRENT.json").read_bytes())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import logging
 import os
 import tempfile
 import time
@@ -48,6 +49,7 @@ KEEP = 3
 GRACE_S = 24 * 3600.0
 """Seconds that something must have been garbage before it is removed: longer than any publish or
 pull takes, since those may still count on it."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -321,7 +323,8 @@ def collect(target: Target, keep: int, grace_s: float) -> int:
 
     What no manifest names is first marked, with the time. It goes when it is still named by none
     ``grace_s`` later, and was not written anew meanwhile. A publish does not count on what is
-    marked, so nothing that one counts on goes, as long as it takes less than ``grace_s``.
+    marked, so nothing that one counts on goes, as long as it takes less than ``grace_s``. An
+    earlier manifest that is damaged keeps nothing: nobody can pull it.
 
     Returns:
         How many files were removed.
@@ -332,11 +335,24 @@ def collect(target: Target, keep: int, grace_s: float) -> int:
         return 0
     manifests = [name for name in there if published.is_manifest(name)]
     manifests.sort(key=lambda name: (there[name].written or 0.0, name), reverse=True)
-    others = [name for name in manifests if name != current.manifest]
-    kept, dropped = [current.manifest, *others[: keep - 1]], others[keep - 1 :]
-    needed: set[str] = set()
-    for name in kept:
-        needed |= published.manifest_at(target, name).objects()
+    kept, needed, dropped = 0, published.manifest_at(target, current.manifest).objects(), []
+    for name in manifests:
+        if name == current.manifest:
+            continue
+        try:
+            objects = published.manifest_at(target, name).objects()
+        except NotFound:  # another one collects as well
+            continue
+        except StoreDamaged as error:  # nobody can pull it
+            _log.warning("%s", error)
+            if _older(there[name], time.time() - grace_s):
+                dropped.append(name)
+            continue
+        kept += 1
+        if kept < keep:
+            needed |= objects
+        else:
+            dropped.append(name)
     for name in dropped:
         target.remove(name)
     now = time.time()
