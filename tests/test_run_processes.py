@@ -89,7 +89,9 @@ class Others:
 
     def told(self):
         if self.sent == self.kill_at and not self.killed:
-            self.killed = children()
+            while not (there := children()):  # the system names it a moment after it has begun
+                pass
+            self.killed = there
             os.kill(self.killed[0], self.signal)
 
 
