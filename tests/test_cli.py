@@ -200,25 +200,3 @@ def test_the_app_has_no_command_that_is_not_listed():
 
     command = typer.main.get_command(app)
     assert sorted(command.commands) == sorted(COMMANDS)
-
-
-_HANDLERS = """
-import ctypes, sys
-def handler():
-    action = (ctypes.c_void_p * 32)()
-    assert ctypes.CDLL(None).sigaction(2, None, action) == 0
-    return action[0]
-before = handler()
-from matchwright.engine.cli import main
-assert main(["policy", "show"]) == 0
-assert "polars" in sys.modules
-assert handler() == before
-"""
-
-
-def test_an_interrupt_is_python_s_to_hear():
-    """Polars puts a handler of its own in its place, which can lose one."""
-    done = subprocess.run(
-        [sys.executable, "-c", _HANDLERS], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 
 import typer
@@ -51,23 +49,12 @@ def _run(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
         with command.make_context("matchwright", arguments) as context:
-            _hear_interrupts()
             code = command.invoke(context)
     except typer.Exit as done:
         if done.exit_code == INTERRUPTED:
             raise Interrupted from None
         return int(done.exit_code)
     return code if isinstance(code, int) else 0
-
-
-def _hear_interrupts() -> None:
-    """Gives Ctrl-C back to Python. Polars takes it over when it is imported, and loses one that
-    comes while it computes when it is done before it looks: the command would go on."""
-    import polars  # noqa: F401
-
-    there = signal.getsignal(signal.SIGINT)
-    if there is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, there)
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:
