@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PROVING = os.environ.get("MATCHWRIGHT_PROVE") == "1"
+
+# A shell's background job and nohup leave these ignored, which child processes would inherit:
+# tests that interrupt a command must not depend on how the suite was started.
+for _number, _usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 
 def _property_test_profiles() -> None:

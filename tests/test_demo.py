@@ -86,18 +86,8 @@ def test_an_interrupt_leaves_no_process(tmp_path):
         assert demo.stdout is not None
         assert any("Triton serves an encoder" in line for line in demo.stdout)
         assert len(commands_with(str(folder / "models"))) >= 1
-        again = threading.Event()
-
-        def interrupt():  # Polars may lose one that comes while it computes: as a person would
-            while not again.wait(1.0):
-                demo.send_signal(signal.SIGINT)
-
         demo.send_signal(signal.SIGINT)
-        insisting = threading.Timer(3.0, interrupt)
-        insisting.start()
         _, err = demo.communicate()
-        insisting.cancel()
-        again.set()
     finally:
         watchdog.cancel()
         demo.kill()
