@@ -4,14 +4,22 @@
 // only where threads of a device wait for one another: __syncthreads and the warp's collectives,
 // which all 32 lanes must reach. Every other block runs its threads from the last to the first, and
 // of every four blocks two let one warp run as far as it can before the next one, so that a
-// missing barrier shows. A kernel in which some thread waits for ever is reported.
+// missing barrier shows. What is begun and waited for later, copies to shared memory and products of
+// warpgroups, is done as early as it can be in half of the blocks, and as late in the others (early
+// copies beside late products, too), so that a missing wait shows. Shared memory whose size the launch says begins with rubbish, at an
+// address that is aligned to 16 bytes and no more, and is guarded at its end. A kernel in which some
+// thread waits for ever, or that writes beyond its shared memory, is reported.
 #pragma once
 
 #include <ucontext.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <functional>
 #include <memory>
 #include <tuple>
 #include <utility>
@@ -41,8 +49,26 @@ struct Meeting {  // where `size` threads wait for one another
     int values[32] = {};
 };
 
+// Groups of what one thread has begun; the last one is still open.
+struct Begun {
+    std::deque<std::vector<std::function<void()>>> groups{1};
+    bool late = false;  // done when it is waited for, not when it is begun
+    void add(std::function<void()> work) {
+        if (late)
+            groups.back().push_back(std::move(work));
+        else
+            work();
+    }
+    void close() { groups.emplace_back(); }
+    void settle(size_t behind) {  // of the closed ones
+        for (; groups.size() > behind + 1; groups.pop_front())
+            for (const auto& work : groups.front()) work();
+    }
+};
+
 struct Fiber {
     Index thread, block, threads, grid;
+    Begun copies, products;
     Meeting* warp = nullptr;
     Meeting* all = nullptr;
     ucontext_t context;
@@ -55,6 +81,10 @@ inline ucontext_t scheduler;
 inline bool progress = false;
 inline bool backwards = false;
 inline bool warpwise = false;
+inline unsigned turns = 0;  // blocks that have run
+inline signed char* window = nullptr;  // shared memory: address 0, a multiple of 1024
+
+constexpr size_t GUARD = 4096, SKEW = 16;
 
 inline void wait(Meeting& meeting) {
     progress = true;
@@ -125,8 +155,8 @@ inline bool block(std::vector<std::unique_ptr<Fiber>>& fibers, size_t together) 
 }
 
 template <class... Parameters, size_t... I>
-bool launch(void (*kernel)(Parameters...), Index grid, unsigned threads, void** pointers,
-            std::index_sequence<I...>) {
+int launch(void (*kernel)(Parameters...), Index grid, unsigned threads, size_t shared,
+           void** pointers, std::index_sequence<I...>) {
     using Arguments = std::tuple<Parameters...>;
     using Caller = Call<void (*)(Parameters...), Arguments>;
     const Arguments arguments(*static_cast<Parameters*>(pointers[I])...);
@@ -139,7 +169,12 @@ bool launch(void (*kernel)(Parameters...), Index grid, unsigned threads, void** 
         fibers.push_back(std::make_unique<Fiber>());
         fibers[t]->stack.resize(32 << 10);
     }
+    std::vector<signed char> room(1024 + SKEW + shared + GUARD);
+    window = room.data() + (1024 - (std::uintptr_t)room.data() % 1024) % 1024;
     for (unsigned at = 0; at < grid.x * grid.y; ++at) {
+        std::fill(room.begin(), room.end(), (signed char)0x5A);
+        backwards = turns % 2 != 0;
+        warpwise = turns / 2 % 2 != 0;
         for (Meeting& warp : warps) warp = Meeting{32};
         all = Meeting{threads};
         for (unsigned t = 0; t < threads; ++t) {
@@ -151,24 +186,29 @@ bool launch(void (*kernel)(Parameters...), Index grid, unsigned threads, void** 
             fiber.warp = &warps[t / 32];
             fiber.all = &all;
             fiber.done = false;
+            fiber.copies = fiber.products = Begun();
+            fiber.copies.late = backwards != warpwise;
+            fiber.products.late = turns / 4 % 2 != 0;
             getcontext(&fiber.context);
             fiber.context.uc_stack.ss_sp = fiber.stack.data();
             fiber.context.uc_stack.ss_size = fiber.stack.size();
             makecontext(&fiber.context, &Caller::run, 0);
         }
-        if (!block(fibers, warpwise ? 32 : threads)) return false;
-        if (backwards) warpwise = !warpwise;
-        backwards = !backwards;
+        if (!block(fibers, warpwise ? 32 : threads)) return 1;
+        for (const signed char* end = window + SKEW + shared; end < &room.back(); ++end)
+            if (*end != 0x5A) return 2;
+        ++turns;
     }
-    return true;
+    return 0;
 }
 
-// cudaLaunchKernel's convention: pointers to the arguments. 0 when every block finished.
+// cudaLaunchKernel's convention: pointers to the arguments. 0 when every block finished; 1 when one
+// waits for ever, 2 when one wrote beyond its shared memory.
 template <class... Parameters>
-int launch(void (*kernel)(Parameters...), unsigned x, unsigned y, unsigned threads,
+int launch(void (*kernel)(Parameters...), unsigned x, unsigned y, unsigned threads, size_t shared,
            void** pointers) {
     const auto all = std::index_sequence_for<Parameters...>();
-    return launch(kernel, Index{x, y}, threads, pointers, all) ? 0 : 1;
+    return launch(kernel, Index{x, y}, threads, shared, pointers, all);
 }
 
 }  // namespace simt
@@ -247,21 +287,83 @@ inline void load_matrices(unsigned (&out)[4], const signed char* base, int offse
 }
 
 inline void copy_ahead(signed char* shared, const signed char* global, bool there) {
-    if (there)
-        std::memcpy(shared, global, 16);
-    else
-        std::memset(shared, 0, 16);
+    simt::self->copies.add([=] {
+        if (there)
+            std::memcpy(shared, global, 16);
+        else
+            std::memset(shared, 0, 16);
+    });
 }
 
-inline void end_of_stage() {}
+inline void end_of_stage() { simt::self->copies.close(); }
 
 template <int Behind>
-void wait_for_stage() {}
+void wait_for_stage() {
+    simt::self->copies.settle(Behind);
+}
+
+// ── What warpgroup.cuh asks of them ────────────────────────────────────────────────────────────
+
+#define MW_SHARED(name) signed char* name = simt::window + simt::SKEW
+
+inline unsigned shared_address(const signed char* shared) {
+    return (unsigned)(shared - simt::window);
+}
+
+namespace simt {
+
+// Byte k of a line of an operand: K-major, swizzled by 64 bytes; eight lines to a stride.
+inline int operand_byte(unsigned long long descriptor, int line, int k) {
+    unsigned address = (unsigned)(descriptor & 0x3FFF) << 4;
+    const unsigned stride = (unsigned)(descriptor >> 32 & 0x3FFF) << 4;
+    address += line / 8 * stride + line % 8 * 64 + k;
+    address ^= (address >> 7 & 3) << 4;
+    return window[address];
+}
+
+}  // namespace simt
+
+inline void begin_product(int (&c)[64], unsigned long long a, unsigned long long b, bool add) {
+    for (const unsigned long long one : {a, b}) {  // one descriptor a warp; mode 2, no base offset
+        const std::vector<int> low = simt::exchange((int)one), high = simt::exchange(one >> 32);
+        for (int lane = 0; lane < 32; ++lane)
+            if (low[lane] != low[0] || high[lane] != high[0]) std::abort();
+        if (one >> 62 != 2 || (one >> 49 & 7) != 0) std::abort();
+    }
+    const int thread = (int)simt::self->thread.x % 128;
+    simt::self->products.add([&c, a, b, add, thread] {
+        for (int at = 0; at < 64; ++at) {
+            const int row = thread / 32 * 16 + thread % 32 / 4 + at / 2 % 2 * 8;
+            const int column = at / 4 * 8 + thread % 4 * 2 + at % 2;
+            int sum = add ? c[at] : 0;
+            for (int k = 0; k < 32; ++k)
+                sum += simt::operand_byte(a, row, k) * simt::operand_byte(b, column, k);
+            c[at] = sum;
+        }
+    });
+}
+
+inline void products_begin() {}
+
+inline void products_end() { simt::self->products.close(); }
+
+template <int Behind>
+void products_done() {
+    simt::self->products.settle(Behind);
+}
+
+inline void show_to_products() {}
 
 template <class T>
 T atomicAdd(T* at, T value) {
     const T before = *at;
     *at += value;
+    return before;
+}
+
+inline unsigned atomicOr(unsigned* at, unsigned value) {
+    const unsigned before = *at;
+    *at |= value;
     return before;
 }
 

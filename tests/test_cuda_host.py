@@ -7,15 +7,18 @@ import ctypes
 import shutil
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from matchwright.kernels import device as kernel_device
 from matchwright.kernels import order
-from matchwright.kernels.compile import CUDA_DIR, KERNELS, STEMS, limit
+from matchwright.kernels.compile import CUDA_DIR, KERNELS, STEMS, limit, threads_of
 from matchwright.kernels.device import (
     NOTHING,
     Array,
@@ -70,8 +73,9 @@ KERNEL_UNIT = """
 #include "{stem}.cu"
 """
 KERNEL_ENTRY = r"""
-extern "C" int run_{kernel}(unsigned x, unsigned y, unsigned threads, void** arguments) {{
-    return simt::launch({kernel}, x, y, threads, arguments);
+extern "C" int run_{kernel}(unsigned x, unsigned y, unsigned threads, size_t shared,
+                            void** arguments) {{
+    return simt::launch({kernel}, x, y, threads, shared, arguments);
 }}
 """
 
@@ -107,6 +111,9 @@ def build(folder: Path, name: str, source: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
+_WRONG = {1: "a thread waits for ever", 2: "a thread writes beyond its shared memory"}
+
+
 class HostDevice(KernelDevice):
     """The kernels themselves, on the emulated execution model; only the product is NumPy's."""
 
@@ -119,15 +126,18 @@ class HostDevice(KernelDevice):
         self.tensor = False
         self.launches: list[str] = []
 
-    def launch(self, kernel: str, grid: tuple[int, int], args: Sequence[Any]) -> None:
+    def launch(
+        self, kernel: str, grid: tuple[int, int], args: Sequence[Any], shared: int = 0
+    ) -> None:
         self.launches.append(kernel)
         held = [np.asarray(np.uint64(a.ctypes.data) if np.ndim(a) else a) for a in args]
         pointers = (ctypes.c_void_p * len(held))(*(one.ctypes.data for one in held))
         # A few blocks in x, so that kernels have to go round their loops over rows.
         x = min(grid[0], 2) if kernel in ROUNDS else grid[0]
         run = getattr(self.libraries[kernel], f"run_{kernel}")
-        if run(x, grid[1], limit("THREADS"), pointers):
-            raise DeviceError(f"{kernel}: a thread waits for ever")
+        wrong = run(x, grid[1], threads_of(kernel), ctypes.c_size_t(shared), pointers)
+        if wrong:
+            raise DeviceError(f"{kernel}: {_WRONG[wrong]}")
 
     def product(self, high_qd: Array, x_nd: Array, out_qn: Array) -> None:
         np.matmul(high_qd, x_nd.astype(np.float32).T, out=out_qn)
@@ -140,12 +150,19 @@ def functions(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> HostDevice:
-    folder = tmp_path_factory.mktemp("kernels")
-    units = {stem: KERNEL_UNIT.format(stem=stem) for stem in STEMS}
-    for kernel, stem in KERNELS.items():
+    return hosted(tmp_path_factory.mktemp("kernels"), STEMS)
+
+
+def hosted(folder: Path, stems: Sequence[str]) -> HostDevice:
+    """The kernels of some sources."""
+    units = {stem: KERNEL_UNIT.format(stem=stem) for stem in stems}
+    kernels = {kernel: stem for kernel, stem in KERNELS.items() if stem in units}
+    for kernel, stem in kernels.items():
         units[stem] += KERNEL_ENTRY.format(kernel=kernel)
-    built = {stem: build(folder, stem, unit) for stem, unit in units.items()}
-    return HostDevice({kernel: built[stem] for kernel, stem in KERNELS.items()})
+    with ThreadPoolExecutor(2) as compilers:
+        made = compilers.map(partial(build, folder), units, units.values())
+        built = dict(zip(units, made, strict=True))
+    return HostDevice({kernel: built[stem] for kernel, stem in kernels.items()})
 
 
 def call(function: Any, *inputs: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -386,11 +403,22 @@ def sieved(q: int, n: int, d: int, capacity: int) -> tuple[QueryBlock, Tile]:
     return block, Tile(None, rows, 1_000, bits)
 
 
-@pytest.fixture(params=[False, True], ids=["sieve", "few"])
-def few(request, host, monkeypatch):
-    """The sieve in both forms."""
-    monkeypatch.setattr(host, "few", request.param)
+@pytest.fixture(params=["sieve", "few", "wide"])
+def form(request, host, monkeypatch):
+    """The sieve in its three forms; the one for many queries gets few as well."""
+    monkeypatch.setattr(host, "few", request.param == "few")
+    if request.param == "wide":
+        monkeypatch.setattr(host, "sieve", partial(wide_sieve, host))
+        monkeypatch.setattr(kernel_device, "_WIDE_BLOCKS", 1)  # so that blocks have many tiles
     return request.param
+
+
+def wide_sieve(device, block, tile, active_a, begin, end):
+    width = tile.rows.x_nd.shape[1]
+    if width > limit("WIDE_WIDTH_MAX"):
+        KernelDevice.sieve(device, block, tile, active_a, begin, end)
+    else:
+        device._wide(block, tile, active_a, begin, end, width)
 
 
 @pytest.mark.parametrize(
@@ -400,14 +428,15 @@ def few(request, host, monkeypatch):
         *((37, 640, 144, 64, 411), (65, 130, 16, 0, 130), (130, 199, 80, 0, 199)),
     ],
 )
-def test_sieve(host, few, q, n, d, begin, end):
+def test_sieve(host, form, q, n, d, begin, end):
     block, tile = sieved(q, n, d, capacity=n + 1)
     active = np.random.default_rng(q).permutation(q)[: max(1, q - 1)].astype(np.int32)
     expected = copied(block)
     host.launches.clear()
     host.sieve(block, tile, active, begin, end)
-    size = next((size for size in (8, 16, 32, 64) if few and len(active) <= size), None)
-    assert host.launches == ["sieve" if size is None else f"few_{size}"]
+    size = next((size for size in (8, 16, 32, 64) if form == "few" and len(active) <= size), None)
+    many = "sieve_wide" if form == "wide" and d <= limit("WIDE_WIDTH_MAX") else "sieve"
+    assert host.launches == [many if size is None else f"few_{size}"]
     NumpyDevice().sieve(expected, tile, active, begin, end)
     np.testing.assert_array_equal(block.count_q, expected.count_q)
     assert n == 1 or expected.count_q.any()
@@ -416,7 +445,7 @@ def test_sieve(host, few, q, n, d, begin, end):
         assert got == want
 
 
-def test_sieve_counts_on_when_the_buffer_is_full(host, few):
+def test_sieve_counts_on_when_the_buffer_is_full(host, form):
     block, tile = sieved(q=1, n=300, d=32, capacity=40)
     block.group_q[:] = 2  # whose bits are all set
     guarded = np.full((1, 48, 4), 77, np.int32)
@@ -428,7 +457,7 @@ def test_sieve_counts_on_when_the_buffer_is_full(host, few):
 
 
 @pytest.mark.parametrize("row", [0, 40, 127, 128])
-def test_the_second_limb_alone_can_reach_the_bound(host, few, row):
+def test_the_second_limb_alone_can_reach_the_bound(host, form, row):
     block, tile = sieved(q=1, n=150, d=16, capacity=256)
     x_nd = np.zeros((150, 16), np.int8)
     x_nd[row] = 127  # the only row of its tile that has a norm
@@ -443,7 +472,7 @@ def test_the_second_limb_alone_can_reach_the_bound(host, few, row):
     assert block.found_qc4[0, 0, 0] == 63 * 127 * 16
 
 
-def test_a_tile_without_an_eligible_row_is_left_out(host, few):
+def test_a_tile_without_an_eligible_row_is_left_out(host, form):
     block, tile = sieved(q=3, n=256, d=16, capacity=256)
     tile = replace(tile, bits_gw=np.zeros_like(tile.bits_gw))
     block.bound_q4[:] = NOTHING
@@ -451,7 +480,7 @@ def test_a_tile_without_an_eligible_row_is_left_out(host, few):
     assert not block.count_q.any()
 
 
-def test_a_strip_is_read_when_anybody_may_find_something(host, few):
+def test_a_strip_is_read_when_anybody_may_find_something(host, form):
     """Of 40 queries only the first eight have eligible rows; lanes look at two queries each."""
     block, tile = sieved(q=40, n=128, d=16, capacity=256)
     bits = np.zeros_like(tile.bits_gw)
@@ -467,6 +496,6 @@ def test_a_thread_that_waits_for_ever_is_reported(tmp_path):
     source = """
 #include "simt.hpp"
 static void stuck() { if (threadIdx.x == 0) __syncthreads(); }
-extern "C" int run_stuck() { return simt::launch(&stuck, 1, 1, 64, nullptr); }
+extern "C" int run_stuck() { return simt::launch(&stuck, 1, 1, 64, 0, nullptr); }
 """
     assert build(tmp_path, "stuck", source).run_stuck() == 1

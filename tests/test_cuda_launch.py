@@ -119,8 +119,9 @@ class Recorded(kernel_device.KernelDevice):
     def __init__(self) -> None:
         self.launched: list[tuple[str, tuple[int, int], tuple]] = []
 
-    def launch(self, kernel, grid, args):
+    def launch(self, kernel, grid, args, shared=0):
         self.launched.append((kernel, grid, tuple(args)))
+        self.shared = shared
 
 
 def test_launches_are_checked_against_the_headers():
@@ -153,6 +154,33 @@ def test_launches_are_checked_against_the_headers():
     assert device.launched == []
 
 
+@pytest.mark.parametrize(
+    ("queries", "width", "kernel"),
+    [(64, 640, "few_64"), (128, 640, "sieve"), (129, 640, "sieve_wide"), (129, 656, "sieve")],
+)
+def test_who_goes_to_the_sieve_on_warpgroups(queries, width, kernel):
+    """More than a tile of queries, no wider than fit in shared memory; nobody unless it is on."""
+    device = Recorded()
+    block, tile = a_launch(width=width, n=256, q=queries)
+    for device.wide in (False, True):
+        device.sieve(block, tile, np.zeros(queries, np.int32), 0, 256)
+    assert device.launched[1][0] == kernel
+    assert device.launched[0][0] == kernel.replace("sieve_wide", "sieve")
+
+
+@pytest.mark.parametrize(
+    ("queries", "rows", "tiles"), [(256, 128, 1), (4_096, 1 << 18, 31), (4_096, 1 << 20, 64)]
+)
+def test_a_block_keeps_its_queries_for_as_many_tiles_as_leave_enough_blocks(queries, rows, tiles):
+    device = Recorded()
+    device.wide = True
+    block, tile = a_launch(n=rows)
+    device.sieve(block, tile, np.zeros(queries, np.int32), 0, rows)
+    ((_, grid, args),) = device.launched
+    assert args[-1] == tiles
+    assert grid == (queries // 256, -(-rows // (128 * tiles)))
+
+
 def test_launch_arguments_are_sized():
     device = Recorded()
     block, tile = a_launch(n=10_000)
@@ -176,6 +204,17 @@ def test_a_range_wider_than_a_grid_takes_several_launches(monkeypatch):
     device.sieve(block, tile, np.zeros(130, np.int32), 32, 1_000)
     launched = [(grid, int(args[13]), int(args[14])) for _, grid, args in device.launched]
     assert launched == [((2, 3), 32, 416), ((2, 3), 416, 800), ((2, 2), 800, 1_000)]
+    device.launched.clear()
+    device.wide = True
+    device.sieve(block, tile, np.zeros(257, np.int32), 32, 1_000)
+    launched = [(kernel, grid, *args[13:15], args[-1]) for kernel, grid, args in device.launched]
+    assert launched == [
+        ("sieve_wide", (2, 3), 32, 416, 1),
+        ("sieve_wide", (2, 3), 416, 800, 1),
+        ("sieve_wide", (2, 2), 800, 1_000, 1),
+    ]
+    assert device.shared == kernel_device.wide_bytes(16)
+    device.wide = False
     device.launched.clear()
     device.sieve(block, tile, np.zeros(2, np.int32), 64, 64)
     assert device.launched == []

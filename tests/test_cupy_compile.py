@@ -8,7 +8,17 @@ import re
 import pytest
 
 from matchwright.kernels import compile as cuda_compile
-from matchwright.kernels.compile import CUDA_DIR, KERNELS, STEMS, compiled, limit, parse_reports
+from matchwright.kernels.compile import (
+    CUDA_DIR,
+    KERNELS,
+    STEMS,
+    WARPGROUP_ARCH,
+    WARPGROUP_STEMS,
+    compiled,
+    limit,
+    parse_reports,
+    threads_of,
+)
 
 ARCHES = ("sm_80", "sm_90a")
 # kernel: (registers, bytes of shared memory) that a block of 256 threads may take. 64 registers
@@ -23,6 +33,7 @@ LIMITS = {
     "rule_bits": (64, 256),
     "select_best": (64, 32 << 10),
     "sieve": (128, 48 << 10),  # two blocks on a multiprocessor
+    "sieve_wide": (128, 5 << 10),  # 512 threads, one block; what a launch asks for comes on top
     "threshold": (64, 0),
 }
 
@@ -56,8 +67,10 @@ def test_compiles_without_warnings_within_limits(stem, arch):
     made = compiled(stem, arch)
     assert made.cubin.startswith(b"\x7fELF")
     assert made.warnings == (), made.log
+    assert "serialized" not in made.log  # products of warpgroups that cannot overlap
     names = {report.name for report in made.reports}
-    assert names == {kernel for kernel, its_stem in KERNELS.items() if its_stem == stem}
+    there = stem not in WARPGROUP_STEMS or arch == WARPGROUP_ARCH
+    assert names == {kernel for kernel, its in KERNELS.items() if its == stem and there}
     for report in made.reports:
         registers, shared = LIMITS[report.name]
         assert report.arch == arch
@@ -92,6 +105,16 @@ def test_limits_have_one_home():
     for path in CUDA_DIR.glob("*.cu*"):
         if path.name != "limits.cuh":
             assert not re.search(r"#define MW_\w+_MAX", path.read_text())
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("arch", ARCHES)
+def test_registers_fit_the_threads_of_a_block(arch):
+    """65,536 on a multiprocessor, handed out to warps by 256: whatever may be launched can be."""
+    for kernel, stem in KERNELS.items():
+        for report in compiled(stem, arch).reports:
+            if report.name == kernel:
+                assert -(-report.registers // 8) * 8 * threads_of(kernel) <= 65_536
 
 
 def test_limits_are_those_of_the_reference():

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 CUDA_DIR = Path(__file__).parent / "cuda"
-STEMS = ("few", "norms", "points", "rules", "select", "sieve", "threshold")
+STEMS = ("few", "norms", "points", "rules", "select", "sieve", "sieve_wide", "threshold")
 """Every translation unit; its kernels are named in ``KERNELS``."""
 KERNELS = {
     "few_8": "few",
@@ -26,9 +26,14 @@ KERNELS = {
     "rule_bits": "rules",
     "select_best": "select",
     "sieve": "sieve",
+    "sieve_wide": "sieve_wide",
     "threshold": "threshold",
 }
 """Kernel name -> stem."""
+
+WARPGROUP_STEMS = ("sieve_wide",)
+"""What only warpgroups can do: compiled for another chip, these hold no kernel."""
+WARPGROUP_ARCH = "sm_90a"
 
 _OPTIONS = ("--std=c++17", "-default-device", "--ptxas-options=-v")
 _LIMIT = re.compile(r"^#define MW_(\w+) (\d+)", re.MULTILINE)
@@ -76,6 +81,11 @@ def limit(name: str) -> int:
     """The number that ``cuda/limits.cuh`` states for ``name``, as in ``limit("K_MAX")``."""
     found = {key: int(value) for key, value in _LIMIT.findall(_read("limits.cuh"))}
     return found[name]
+
+
+def threads_of(kernel: str) -> int:
+    """Threads of each of a kernel's blocks."""
+    return limit("WIDE_THREADS" if KERNELS[kernel] in WARPGROUP_STEMS else "THREADS")
 
 
 @cache

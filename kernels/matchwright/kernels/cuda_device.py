@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from matchwright.kernels.compile import KERNELS, compiled, limit
+from matchwright.kernels.compile import KERNELS, WARPGROUP_ARCH, compiled, threads_of
 from matchwright.kernels.device import Array, DeviceError, KernelDevice, Mark
 
 _TENSOR_CORES_SINCE = 80
 _GEMM_HALF, _GEMM_SINGLE = 2, 0  # CUDA_R_16F, CUDA_R_32F
+_SHARED_UNASKED = 48 << 10  # bytes of shared memory that a launch may have unasked
 _COMPUTE_32F, _GEMM_DEFAULT = 68, -1  # CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT
 
 
@@ -25,11 +26,15 @@ class CudaDevice(KernelDevice):
             float32 without TF32. Sums of the first limb are below 2**24, exact in both.
         tensor: use the sieve where the device can (from compute capability 8.0 on), and the
             library's product only elsewhere; False: the product everywhere, as a yardstick.
+        wide: many queries go to the sieve on warpgroups (``KernelDevice.wide``).
+
+    Raises:
+        DeviceError: ``wide`` is asked for, and the device has no warpgroups' products.
     """
 
     timed = True
 
-    def __init__(self, *, half: bool = True, tensor: bool = True) -> None:
+    def __init__(self, *, half: bool = True, tensor: bool = True, wide: bool = False) -> None:
         import cupy
 
         self.xp = cupy
@@ -39,16 +44,29 @@ class CudaDevice(KernelDevice):
         self.name = f"cuda:{properties['name'].decode()}"
         self.arch = architecture(device.compute_capability)
         self.tensor = tensor and int(device.compute_capability) >= _TENSOR_CORES_SINCE
+        if wide and self.arch != WARPGROUP_ARCH:
+            raise DeviceError(f"{self.name} is {self.arch}; warpgroups need {WARPGROUP_ARCH}")
+        self.wide = wide
         self._cublas: Any = None if self.tensor else _cublas()
         self._functions: dict[str, Any] = {}
+        self._shared: dict[str, int] = {}
         self._aside = cupy.cuda.Stream(non_blocking=True)
 
-    def launch(self, kernel: str, grid: tuple[int, int], args: Sequence[Any]) -> None:
+    def launch(
+        self, kernel: str, grid: tuple[int, int], args: Sequence[Any], shared: int = 0
+    ) -> None:
         if kernel not in self._functions:
             module = self.xp.cuda.function.Module()
             module.load(compiled(KERNELS[kernel], self.arch).cubin)
             self._functions[kernel] = module.get_function(kernel)
-        self._functions[kernel]((*grid, 1), (limit("THREADS"), 1, 1), tuple(args))
+        function = self._functions[kernel]
+        if shared > self._shared.get(kernel, _SHARED_UNASKED):
+            driver = _driver()
+            driver.funcSetAttribute(
+                function.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared
+            )
+            self._shared[kernel] = shared
+        function((*grid, 1), (threads_of(kernel), 1, 1), tuple(args), shared)
 
     def product(self, high_qd: Array, x_nd: Array, out_qn: Array) -> None:
         """cuBLAS is column-major: it is told to work out the transpose, x_nd @ high_qd.T."""
@@ -119,6 +137,12 @@ def _cublas() -> Any:
     return cublas
 
 
+def _driver() -> Any:
+    from cupy_backends.cuda.api import driver  # type: ignore[import-untyped]
+
+    return driver
+
+
 def architecture(capability: str) -> str:
     """What NVRTC calls a compute capability such as "90" or "80"."""
-    return "sm_90a" if capability == "90" else f"sm_{capability}"
+    return WARPGROUP_ARCH if capability == "90" else f"sm_{capability}"

@@ -64,6 +64,7 @@ __all__ = [
 
 _BLOCKS_MAX = 4_096
 _FEW_BLOCKS = 1_056  # eight for each of an H100's multiprocessors
+_WIDE_BLOCKS = 1_056  # so many at least, so that multiprocessors end together
 _FEW_SIZES = (8, 16, 32, 64)
 _NULL = np.uint64(0)
 _ALIGNED = 256
@@ -114,11 +115,20 @@ class KernelDevice:
     tensor: bool
     few: bool = True
     """Few queries go to the sieve that reads rows once; False: to the other one, as a yardstick."""
+    wide: bool = False
+    """More than a tile of queries go to the sieve on warpgroups, where rows are narrow enough.
+    Off: no device has run it yet, and only ``compile.WARPGROUP_ARCH`` can."""
     timed: bool = False
     """Its times are a device's: the planner measures it."""
 
-    def launch(self, kernel: str, grid: tuple[int, int], args: Sequence[Any]) -> None:
-        """Run a kernel with ``limit("THREADS")`` threads a block; integers come sized."""
+    def launch(
+        self, kernel: str, grid: tuple[int, int], args: Sequence[Any], shared: int = 0
+    ) -> None:
+        """Run a kernel with ``threads_of(kernel)`` threads a block; integers come sized.
+
+        Args:
+            shared: bytes of shared memory for a block, beside those that the kernel declares.
+        """
         raise NotImplementedError
 
     def product(self, high_qd: Array, x_nd: Array, out_qn: Array) -> None:
@@ -237,6 +247,9 @@ class KernelDevice:
         if self.few and active_a.shape[0] <= limit("FEW_MAX"):
             self._few(block, tile, active_a, begin, end, width)
             return
+        if self.wide and active_a.shape[0] > limit("TILE") and width <= limit("WIDE_WIDTH_MAX"):
+            self._wide(block, tile, active_a, begin, end, width)
+            return
         most = limit("TILES_MAX") * limit("TILE")
         for first in range(begin, end, most):  # ranges for few queries are wider than one launch
             last = min(end, first + most)
@@ -252,6 +265,20 @@ class KernelDevice:
             args = _sieve_arguments(block, tile, active_a, begin, end, width)
             size = next(size for size in _FEW_SIZES if active_a.shape[0] <= size)
             self.launch(f"few_{size}", (min(_FEW_BLOCKS, strips), 1), args)
+
+    def _wide(
+        self, block: QueryBlock, tile: Tile, active_a: Array, begin: int, end: int, width: int
+    ) -> None:
+        """The sieve on warpgroups: a block keeps its queries and goes through several tiles."""
+        queries = -(-active_a.shape[0] // limit("WIDE_QUERIES"))
+        tiles = -(-(end - begin) // limit("TILE"))
+        a_block = max(1, min(limit("WIDE_TILES"), tiles * queries // _WIDE_BLOCKS))
+        most = limit("TILES_MAX") * a_block * limit("TILE")
+        for first in range(begin, end, most):
+            last = min(end, first + most)
+            grid = queries, -(-(last - first) // (a_block * limit("TILE")))
+            args = _sieve_arguments(block, tile, active_a, first, last, width)
+            self.launch("sieve_wide", grid, (*args, np.int32(a_block)), wide_bytes(width))
 
     def select(self, block: QueryBlock, active_a: Array) -> None:
         """Merge ``found_qc4`` into ``top_qk4``, or after an overflow raise the bound alone."""
@@ -332,6 +359,14 @@ class KernelDevice:
             blocks = min(_BLOCKS_MAX, -(-words // _warps()))
             self.launch("rule_bits", (blocks, sets), args)
         return bits_gw
+
+
+def wide_bytes(width: int) -> int:
+    """Shared memory that a block of ``sieve_wide`` asks for: queries, ring and list."""
+    stage = limit("STAGE")
+    queries = -(-width // stage) * stage * limit("WIDE_QUERIES")
+    ring = limit("WIDE_STAGES") * limit("TILE") * stage
+    return queries + ring + 4 * limit("WIDE_LISTED") + limit("WIDE_ALIGN")
 
 
 def _sieve_arguments(

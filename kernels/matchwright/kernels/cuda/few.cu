@@ -15,39 +15,17 @@
 // what is left, as in sieve.cu.
 //
 // Arguments as in sieve.cu. Grid: (any, 1), MW_THREADS threads; active <= 8, 16, 32, 64.
-#include "order.cuh"
-#include "rules.cuh"
+#include "scan.cuh"
 #include "tensor.cuh"
 #include "warp.cuh"
-
-struct alignas(16) Piece {
-    u32 word[4];
-};
 
 struct alignas(8) FewListed {
     i32 where;  // which of the active queries * 8 + which of the eight rows
     i32 first;
 };
 
-#define MW_FEW_ARGUMENTS                                                                          \
-    const i32 *active_a, int active, const i8 *high_qd, const i8 *low_qd, const i32 *low_norm_q, \
-        const u64 *key_q, const i32 *group_q, const Entry *bound_q, const i8 *x_nd,              \
-        const i32 *norm_n, const u64 *key_n, int width, i32 row0, int begin, int end,            \
-        const u32 *bits_gw, i64 words, Entry *found_qc, int capacity, u32 *count_q,              \
-        const Rule *rules, const i32 *rule_start_g, const u64 *pool, const u64 *column_c,        \
-        const i32 *rule_q, i32 rule_row
-#define MW_FEW_PASSED                                                                           \
-    active_a, active, high_qd, low_qd, low_norm_q, key_q, group_q, bound_q, x_nd, norm_n, key_n, \
-        width, row0, begin, end, bits_gw, words, found_qc, capacity, count_q, rules,            \
-        rule_start_g, pool, column_c, rule_q, rule_row
-
-MW_FN Piece piece_of(const i8* line, int byte, bool there) {
-    Piece none = {{0u, 0u, 0u, 0u}};
-    return there ? *reinterpret_cast<const Piece*>(line + byte) : none;
-}
-
 template <int Tiles>
-MW_FN void few(MW_FEW_ARGUMENTS) {
+MW_FN void few(MW_SCAN_ARGUMENTS) {
     __shared__ i32 query_s[8 * Tiles], bound_s[8 * Tiles], low_s[8 * Tiles];
     __shared__ FewListed list_s[MW_THREADS / 32][64 * Tiles];
     __shared__ u32 listed_s[MW_THREADS / 32];
@@ -152,18 +130,18 @@ MW_FN void few(MW_FEW_ARGUMENTS) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(MW_THREADS, 2) few_8(MW_FEW_ARGUMENTS) {
-    few<1>(MW_FEW_PASSED);
+extern "C" __global__ void __launch_bounds__(MW_THREADS, 2) few_8(MW_SCAN_ARGUMENTS) {
+    few<1>(MW_SCAN_PASSED);
 }
 
-extern "C" __global__ void __launch_bounds__(MW_THREADS, 2) few_16(MW_FEW_ARGUMENTS) {
-    few<2>(MW_FEW_PASSED);
+extern "C" __global__ void __launch_bounds__(MW_THREADS, 2) few_16(MW_SCAN_ARGUMENTS) {
+    few<2>(MW_SCAN_PASSED);
 }
 
-extern "C" __global__ void __launch_bounds__(MW_THREADS, 2) few_32(MW_FEW_ARGUMENTS) {
-    few<4>(MW_FEW_PASSED);
+extern "C" __global__ void __launch_bounds__(MW_THREADS, 2) few_32(MW_SCAN_ARGUMENTS) {
+    few<4>(MW_SCAN_PASSED);
 }
 
-extern "C" __global__ void __launch_bounds__(MW_THREADS, 2) few_64(MW_FEW_ARGUMENTS) {
-    few<8>(MW_FEW_PASSED);
+extern "C" __global__ void __launch_bounds__(MW_THREADS, 2) few_64(MW_SCAN_ARGUMENTS) {
+    few<8>(MW_SCAN_PASSED);
 }

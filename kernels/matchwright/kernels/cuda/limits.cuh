@@ -16,3 +16,10 @@
 #define MW_RULE_GROUPS 32       // rule sets that one block of rule_bits evaluates in turn
 #define MW_FEW_MAX 64           // queries that are few: each row is read once for all of them
 #define MW_FEW_ROWS 32          // rows that one warp of that kernel multiplies at a time
+#define MW_WIDE_QUERIES 256     // queries that one block of sieve_wide keeps in shared memory
+#define MW_WIDE_THREADS 512     // threads of such a block: 4 warpgroups
+#define MW_WIDE_TILES 64        // tiles of rows that it goes through, at most
+#define MW_WIDE_WIDTH_MAX 640   // bytes of a query: what fits beside the rest in 227 KB
+#define MW_WIDE_STAGES 4        // stages of rows in shared memory
+#define MW_WIDE_LISTED 4096     // pairs that wait there to be finished
+#define MW_WIDE_ALIGN 1024      // bytes: shared memory is asked for with so many to spare

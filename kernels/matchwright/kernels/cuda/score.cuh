@@ -50,3 +50,9 @@ MW_FN i32 norm_of(i32 square) {
 MW_FN bool may_reach(i32 first, i32 low_norm, i32 norm, i32 bound_points) {
     return 128LL * first + (i64)low_norm * norm >= bound_points;
 }
+
+// The least sum of a first limb that reaches the bound beside a norm: ceil((bound - slack) / 128).
+MW_FN i32 least_first(i32 bound_points, i32 low_norm, i32 norm) {
+    const i64 least = -(((i64)low_norm * norm - bound_points) >> 7);
+    return least < -2147483647LL ? -2147483647 : (i32)least;
+}

@@ -29,12 +29,10 @@
 // Columns begin..end - 1 are tested for the queries active_a; begin is a multiple of 32.
 // Grid: (ceil(active / MW_TILE), ceil((end - begin) / MW_TILE)), MW_THREADS threads. Blocks that
 // share rows are neighbours, so that the rows come from memory once.
-#include "order.cuh"
-#include "rules.cuh"
+#include "scan.cuh"
 #include "tensor.cuh"
 #include "warp.cuh"
 
-#define MW_PIECES (MW_STAGE / 16)
 #define MW_WARP_QUERIES 32
 #define MW_WARP_ROWS 64
 #define MW_LISTED (MW_TILE / 4 * MW_TILE)  // pairs of a quarter of the queries
@@ -45,28 +43,12 @@ struct alignas(8) Listed {
     i32 first;
 };
 
-MW_FN int place(int line, int piece) {
-    return line * MW_STAGE + 16 * (piece ^ (line / 2 % MW_PIECES));
-}
-
 // The row, within a tile, of a lane's j-th sum of a query.
 MW_FN int column_of(int warp_row, int lane, int j) {
     return warp_row + j / 2 * 8 + lane % 4 * 2 + j % 2;
 }
 
-// The least sum of a first limb that reaches the bound beside a norm: ceil((bound - slack) / 128).
-MW_FN i32 least_first(i32 bound_points, i32 low_norm, i32 norm) {
-    const i64 least = -(((i64)low_norm * norm - bound_points) >> 7);
-    return least < -2147483647LL ? -2147483647 : (i32)least;
-}
-
-extern "C" __global__ void __launch_bounds__(MW_THREADS, 2) sieve(
-    const i32* active_a, int active, const i8* high_qd, const i8* low_qd, const i32* low_norm_q,
-    const u64* key_q, const i32* group_q, const Entry* bound_q, const i8* x_nd, const i32* norm_n,
-    const u64* key_n, int width, i32 row0, int begin, int end, const u32* bits_gw, i64 words,
-    Entry* found_qc, int capacity, u32* count_q,
-    const Rule* rules, const i32* rule_start_g, const u64* pool, const u64* column_c,
-    const i32* rule_q, i32 rule_row) {
+extern "C" __global__ void __launch_bounds__(MW_THREADS, 2) sieve(MW_SCAN_ARGUMENTS) {
     // Queries in stages 0 and 1, rows in 2 and 3; later the list of a quarter of the pairs.
     alignas(16) __shared__ i8 stage_s[4 * MW_TILE * MW_STAGE];
     __shared__ i32 query_s[MW_TILE], least_s[MW_TILE], norm_s[MW_THREADS / 32];

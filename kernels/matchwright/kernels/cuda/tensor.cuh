@@ -11,6 +11,14 @@
 
 #include "score.cuh"
 
+#define MW_PIECES (MW_STAGE / 16)
+
+// Where a 16-byte piece of a line of MW_STAGE bytes lies in shared memory: the eight lines of a
+// matrix lie in different banks.
+MW_FN int place(int line, int piece) {
+    return line * MW_STAGE + 16 * (piece ^ (line / 2 % MW_PIECES));
+}
+
 #if defined(__CUDACC__)
 
 // c += a . b for 16 rows, 8 columns and 32 bytes of each.
