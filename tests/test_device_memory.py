@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,8 @@ from device_fakes import MEMORY, FailingDevice, LazyDevice
 
 from matchwright.kernels.cuda_device import CudaDevice
 from matchwright.kernels.cupy_ops import CupyOps
-from matchwright.kernels.device import DeviceError
+from matchwright.kernels.device import DeviceError, DeviceSegment
+from matchwright.kernels.device_planner import FORCED
 from matchwright.kernels.faults import DeviceFault
 from matchwright.kernels.memory_plan import plan_memory
 from matchwright.kernels.numpy_device import NumpyDevice
@@ -167,13 +169,37 @@ def test_rows_on_their_way_when_the_device_is_given_up():
 
     thread = threading.Thread(target=ask)
     thread.start()
-    resident.clear()
+    resident.close()
     gate.set()
     thread.join(20)
     assert not thread.is_alive()
     assert failed
     assert waiting.done
     assert resident.nbytes == 0
+    # Whoever comes later is told at once, and waits for nothing that nobody will bring.
+    for ask_again in (resident.get, resident.load):
+        with pytest.raises(DeviceError, match="given up"):
+            ask_again([first])
+    assert resident.nbytes == 0
+
+
+def test_a_device_that_is_given_up_between_two_steps_leaves_nobody_waiting():
+    """Rows whose place is taken and whose upload was not begun when somebody else gave up."""
+    resident = Resident(NumpyDevice(), 1 << 20)
+    segments = segments_of(a_corpus(np.random.default_rng(8), (40,), 8))
+    reserve = resident._reserve
+
+    def reserved(wanted):
+        made = reserve(wanted)
+        resident.close()
+        return made
+
+    resident._reserve = reserved
+    for ask in (resident.get, lambda wanted: resident.load(wanted).wait()):
+        resident._closed = False
+        with pytest.raises(DeviceError, match="given up"):
+            ask(segments)
+    assert resident.segments == 0
 
 
 # ── Whose they are, and when they go ──────────────────────────────────────────────────────────
@@ -249,6 +275,41 @@ def test_a_column_is_known_by_its_own_array():
         np.testing.assert_array_equal(ops.topk(some, queries, 5).row_qk, wanted.row_qk)
         assert ops.resident.nbytes == resident_bytes(one) + 4 * 300
     assert ops.resident.uploads == 1
+
+
+# ── Temporary memory ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("share", [0.0, 0.003, 0.4, 1.0])
+def test_taken_rows_keep_to_the_budget(monkeypatch, share):
+    """Rows of one group that are taken to a place of their own come in turns, one at a time."""
+    rng = np.random.default_rng(17)
+    corpus = a_corpus(rng, (7_000, 64, 5_000), 16, spread=3)  # many ties: buffers overflow
+    rules = (InRange("rate", 0, round(100 * share) - 1, "RATE"),)
+    queries = some_queries(rng, corpus, 3, 16, groups=[rules], most=200)
+    ops = CupyOps(
+        device=NumpyDevice(tensor=True), device_costs=FORCED["gather"], memory_bytes=1 << 17,
+        verify=False,
+    )  # fmt: skip
+    take, living, most = DeviceSegment.take, [], [0, 0]
+
+    def taking(self, rows):
+        gc.collect()
+        made = take(self, rows)
+        living.append(weakref.ref(made.x_nd, living.remove))
+        most[:] = max(most[0], sum(one().nbytes for one in living)), most[1] + len(rows)
+        return made
+
+    monkeypatch.setattr(DeviceSegment, "take", taking)
+    got = ops.topk(corpus, queries, 60)
+    wanted = Ops(costs=Costs()).topk(corpus, queries, 60)
+    for name in ("row_qk", "points_qk", "returned_q", "eligible_q", "unverified_q"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(wanted, name), err_msg=name)
+    assert got.telemetry["rules"] == "gather"
+    assert most[1] == wanted.eligible_q[0]
+    assert most[0] <= ops.memory_bytes
+    assert share < 0.4 or most[1] * 16 > 2 * most[0] > 0, "several turns"
+    assert not living
 
 
 # ── The plan ──────────────────────────────────────────────────────────────────────────────────

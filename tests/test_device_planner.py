@@ -14,8 +14,11 @@ from matchwright.kernels.cuda_search import device_costs, sample_spans
 from matchwright.kernels.cupy_ops import CupyOps
 from matchwright.kernels.device_planner import (
     FORCED,
+    ROWS_LEAST,
+    ROWS_MOST,
     DeviceCosts,
     DeviceLoad,
+    bench_rows,
     calibrated,
     choose,
     judged,
@@ -26,9 +29,10 @@ from matchwright.kernels.device_planner import (
     seconds,
     work,
 )
+from matchwright.kernels.faults import DeviceFault
 from matchwright.kernels.numpy_device import NumpyDevice
 from matchwright.kernels.ops import Ops
-from matchwright.kernels.types import Corpus, Segment
+from matchwright.kernels.types import Corpus, InRange, Queries, Segment
 
 ON_DEVICE = (pytest.mark.skipif(NO_DEVICE is not None, reason=NO_DEVICE or ""), pytest.mark.gpu)
 H100 = DeviceCosts()
@@ -230,7 +234,7 @@ def test_calibration_ends_in_time():
 
 def test_measured_once_in_a_process(monkeypatch):
     monkeypatch.setattr(device_planner, "_KNOWN", {})
-    monkeypatch.setattr(device_planner, "measure", lambda device, d, memory: DeviceCosts(d=d))
+    monkeypatch.setattr(device_planner, "measure", lambda device, d, memory, rows: DeviceCosts(d=d))
     device = NumpyDevice()
     assert calibrated(device, 31, 1 << 20) is calibrated(NumpyDevice(), 31, 1 << 20)
     device.timed = True
@@ -240,3 +244,64 @@ def test_measured_once_in_a_process(monkeypatch):
     assert device_costs(given, 31) is H100
     assert given.scan_seconds(1_000, 2, 256) == H100.scan(1_000, 2, 256)
     assert Ops(threads=2).scan_seconds(1_000, 2, 8) > 0
+
+
+def test_rows_to_measure_on_follow_from_the_memory():
+    assert bench_rows(384, 256 << 20) == ROWS_MOST == 131_072
+    for d in (16, 384, 1_040):
+        rows = bench_rows(d, 64 << 20)
+        assert rows * (d + d // 2 + 20) <= 32 << 20
+        assert rows % 32 == 0
+        assert bench_rows(d, 1) == ROWS_LEAST
+
+
+class Crowded(NumpyDevice):
+    """A device's times, and so many bytes for an array."""
+
+    timed = True
+    most = 1 << 40
+
+    def _room(self, array):
+        if array.nbytes > self.most:
+            raise DeviceFault("cudaErrorMemoryAllocation: out of memory", 2)
+        return array
+
+    def upload(self, host):
+        return self._room(super().upload(host))
+
+    def empty(self, shape, dtype):
+        return self._room(super().empty(shape, dtype))
+
+
+def test_where_there_is_no_room_to_measure_a_data_sheet_is_believed(monkeypatch):
+    """A device that is all but full of rows answers all the same, and is not found short."""
+    monkeypatch.setattr(device_planner, "_KNOWN", {})
+    device = Crowded(tensor=True)
+    device.most = 1 << 15
+    segment = Segment(
+        np.random.default_rng(0).integers(-9, 9, (900, 8)).astype(np.int8),
+        np.arange(900, dtype=np.uint64),
+        {"v": np.arange(900, dtype=np.int32)},
+    )
+    corpus = Corpus(((segment, None),))
+    rules = (InRange("v", 0, 400, "V"),)
+    queries = Queries(np.ones((2, 8), np.int16), np.arange(2, dtype=np.uint64), [rules])
+    ops = CupyOps(device=device, verify=False, memory_bytes=1 << 20)
+    got = ops.topk(corpus, queries, 5)
+    np.testing.assert_array_equal(got.row_qk, Ops().topk(corpus, queries, 5).row_qk)
+    assert got.telemetry["device"] == "emulated"
+    assert device_costs(ops, 8) == DeviceCosts()
+    assert ops.scan_seconds(1_000, 2, 8) == DeviceCosts().scan(1_000, 2, 8)
+
+
+def test_another_fault_while_measuring_is_told(monkeypatch):
+    monkeypatch.setattr(device_planner, "_KNOWN", {})
+    device = Crowded(tensor=True)
+    monkeypatch.setattr(device, "norms", _fails)
+    for _ in range(2):
+        with pytest.raises(DeviceFault, match="illegal"):
+            calibrated(device, 8, 1 << 20)
+
+
+def _fails(*_):
+    raise DeviceFault("cudaErrorIllegalAddress: an illegal memory access", 700)

@@ -27,7 +27,7 @@ here is specific to CUDA: ``KernelDevice`` says where the arrays live.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -210,9 +210,28 @@ class Scan:
         self, segments: Sequence[DeviceSegment], queries: Queries, gate: Gate
     ) -> tuple[Int32, Int32]:
         """As ``run``; the gate says who is eligible."""
-        board = self.board(queries, gate.row_q)
+        return self.find_in_turn([(segments, gate)], queries, gate.row_q)
+
+    def find_in_turn(
+        self,
+        turns: Iterable[tuple[Sequence[DeviceSegment], Gate]],
+        queries: Queries,
+        row_q: Int32,
+    ) -> tuple[Int32, Int32]:
+        """As ``find``, of rows that need not be there all at once: one turn at least."""
+        board, rows = self.board(queries, row_q), 0
+        for segments, gate in turns:
+            if rows:
+                board.count_rq.fill(0)
+            top, have = self._ask(board, segments, gate, rows)
+            rows += sum(segment.n for segment in segments)
+        return top, have
+
+    def _ask(
+        self, board: Board, segments: Sequence[DeviceSegment], gate: Gate, before: int
+    ) -> tuple[Int32, Int32]:
         asked: list[_Range] = []
-        for part, begin, end, row0 in self._spans(segments):
+        for part, begin, end, row0 in self._spans(segments, before):
             bits, active = gate.tile(part, begin, end)
             one = _Range(part, begin, end, row0, board.everybody if active is None else active)
             if one.active.size:
@@ -231,9 +250,14 @@ class Scan:
             top, have, _ = board.read()
         return top, have
 
-    def _spans(self, segments: Sequence[DeviceSegment]) -> Iterator[tuple[int, int, int, int]]:
-        """(segment, begin, end, global row of its first) of ranges; they begin on whole words."""
-        growth, row0, seen = self.sizes.growth(self.k), 0, 0
+    def _spans(
+        self, segments: Sequence[DeviceSegment], row0: int = 0
+    ) -> Iterator[tuple[int, int, int, int]]:
+        """(segment, begin, end, global row of its first) of ranges; they begin on whole words.
+
+        ``row0`` rows have been asked about before, in other turns.
+        """
+        growth, seen = self.sizes.growth(self.k), row0
         for part, segment in enumerate(segments):
             begin = 0
             while begin < segment.n:

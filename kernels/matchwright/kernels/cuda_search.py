@@ -34,6 +34,7 @@ from matchwright.kernels.device_planner import (
     rates,
 )
 from matchwright.kernels.numpy_device import pack_bits
+from matchwright.kernels.resident import ROW_EXTRA_BYTES
 from matchwright.kernels.rule_program import Program, compile_program
 from matchwright.kernels.types import (
     Bitmap,
@@ -54,6 +55,9 @@ if TYPE_CHECKING:
 Picked = NDArray[np.intp]
 SAMPLE_CHUNKS, SAMPLE_ROWS = 16, 1_024
 """Rows from which a group's pass rate is guessed: so many stretches of so many rows."""
+
+TAKEN_EXTRA_BYTES = ROW_EXTRA_BYTES + 8
+"""Beside its vector, a row that is taken to another place takes this, with its number."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -197,25 +201,46 @@ class DeviceSearch:
             self.result.unverified_q[picked] = unverified_g[row_q]
 
     def _gather(self, picked: Picked, gate: RuleBits) -> None:
-        """Scan a copy of the rows of one group, whose queries these are."""
-        pieces: list[DeviceSegment] = []
+        """Scan copies of the rows of one group, whose queries these are."""
         rows: list[Int64] = [np.empty(0, np.int64)]
+        turns = (
+            (pieces, HostBits(self.device, [_all_of(piece) for piece in pieces], gate.row_q))
+            for pieces in self._taken(gate, rows)
+        )
+        self._keep(picked, self._scan().find_in_turn(turns, pick(self.queries, picked), gate.row_q))
+        self._counted(picked, gate, gate.row_q)
+        row_n, found = np.concatenate(rows), self.result.row_qk[picked]
+        self.result.row_qk[picked] = np.where(found >= 0, np.append(row_n, -1)[found], -1)
+
+    def _taken(self, gate: RuleBits, rows: list[Int64]) -> Iterator[list[DeviceSegment]]:
+        """Copies of a group's rows, as many at a time as the budget has room for; the last maybe 0.
+
+        Args:
+            rows: gets their global numbers.
+        """
+        pieces: list[DeviceSegment] = []
+        room = most = self._taken_most()
         for part, begin, end in self._stretches():
             words, _ = gate.tile(part, begin, end)
             octets = self.device.download(words)[0].view(np.uint8)
             local = begin + np.flatnonzero(np.unpackbits(octets, bitorder="little"))
-            if local.size:
-                pieces.append(self.copies[part].take(self.device.upload(local)))
-                rows.append(int(self.corpus.base[part]) + local)
-        self._counted(picked, gate, gate.row_q)
-        row_n = np.concatenate(rows)
-        bits = [np.full((1, -(-piece.n // WORD)), 0xFFFFFFFF, np.uint32) for piece in pieces]
-        for piece, words in zip(pieces, bits, strict=True):
-            if piece.n % WORD:
-                words[0, -1] = (1 << piece.n % WORD) - 1
-        self._find(picked, HostBits(self.device, bits, gate.row_q), pieces)
-        found = self.result.row_qk[picked]
-        self.result.row_qk[picked] = np.where(found >= 0, np.append(row_n, -1)[found], -1)
+            while local.size:
+                some, local = local[:room], local[room:]
+                pieces.append(self.copies[part].take(self.device.upload(some)))
+                rows.append(int(self.corpus.base[part]) + some)
+                room -= some.size
+                if not room:
+                    yield pieces
+                    pieces.clear()  # before the next are made, whoever still has the list
+                    room = most
+        yield pieces
+
+    def _taken_most(self) -> int:
+        """Rows that may lie on the device a second time: in what a block leaves of the budget."""
+        d, budget = int(self.queries.q_qd.shape[1]), int(self.ops.memory_bytes)
+        width = d + -d % limit("ALIGN")
+        left = max(budget // 4, budget - self.sizes.temporary_bytes(width, self.k))
+        return max(WORD, left // (width + TAKEN_EXTRA_BYTES))
 
     def _stretches(self) -> Iterator[tuple[int, int, int]]:
         """(part, begin, end) over all rows, of the size of a tile."""
@@ -225,12 +250,14 @@ class DeviceSearch:
 
     # ── Scans ─────────────────────────────────────────────────────────────────────────────────
 
-    def _find(
-        self, picked: Picked, gate: Gate, copies: Sequence[DeviceSegment] | None = None
-    ) -> None:
-        copies = self.copies if copies is None else copies
-        scan = Scan(self.device, self.sizes, self.k, self.tally, self._meanwhile)
-        top, have = scan.find(copies, pick(self.queries, picked), gate)
+    def _scan(self) -> Scan:
+        return Scan(self.device, self.sizes, self.k, self.tally, self._meanwhile)
+
+    def _find(self, picked: Picked, gate: Gate) -> None:
+        self._keep(picked, self._scan().find(self.copies, pick(self.queries, picked), gate))
+
+    def _keep(self, picked: Picked, found: tuple[Int32, Int32]) -> None:
+        top, have = found
         self.result.row_qk[picked], self.result.points_qk[picked] = rows_and_points(top, have)
         self.result.returned_q[picked] = have
 
@@ -251,6 +278,14 @@ class DeviceSearch:
             "overflows": self.tally.overflows,
             "seconds": seconds,
         }
+
+
+def _all_of(piece: DeviceSegment) -> UInt32:
+    """uint32 (1, words): bits of all rows."""
+    words = np.full((1, -(-piece.n // WORD)), 0xFFFFFFFF, np.uint32)
+    if piece.n % WORD:
+        words[0, -1] = (1 << piece.n % WORD) - 1
+    return words
 
 
 def _gate_of(gate: RuleBits, row_q: Int32, way: str) -> RuleBits:

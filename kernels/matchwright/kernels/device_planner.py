@@ -34,9 +34,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from matchwright.kernels.compile import limit
 from matchwright.kernels.cuda_gates import Gate, HostBits, RuleBits, RuleSurvivors
 from matchwright.kernels.cuda_scan import Scan, fit
 from matchwright.kernels.device import WORD, DeviceColumns, KernelDevice
+from matchwright.kernels.faults import Fault, fault_of
 from matchwright.kernels.numpy_device import pack_bits
 from matchwright.kernels.rule_program import compile_program
 from matchwright.kernels.types import Float64, InRange, Int32, Queries, Rules
@@ -252,17 +254,34 @@ def rates(eligible_g: Int64, seen: int) -> Float64:
 
 # ── Calibration ───────────────────────────────────────────────────────────────────────────────
 
+ROWS_LEAST, ROWS_MOST = 1 << 12, 1 << 17
+"""Synthetic rows that are measured on; fewer than the most where temporary memory is short."""
+_SCAN_BYTES_LEAST = 4 << 20  # of 128 queries at the widest, k = 10
 _KNOWN: dict[tuple[str, int], DeviceCosts] = {}
 _LOCK = threading.Lock()
 
 
 def calibrated(device: KernelDevice, d: int, memory_bytes: int) -> DeviceCosts:
-    """Costs of this device, measured once in a process and kept for its life, nowhere else."""
+    """Costs of this device, measured once in a process and kept for its life, nowhere else.
+
+    Where there is no memory left to measure in, a data sheet's: they change no answer.
+    """
     with _LOCK:
         key = (device.name, d)
         if key not in _KNOWN:
-            _KNOWN[key] = measure(device, d, memory_bytes)
+            try:
+                _KNOWN[key] = measure(device, d, memory_bytes, rows=bench_rows(d, memory_bytes))
+            except Exception as error:
+                if fault_of(error) is not Fault.MEMORY:
+                    raise
+                _KNOWN[key] = DeviceCosts()
         return _KNOWN[key]
+
+
+def bench_rows(d: int, memory_bytes: int) -> int:
+    """Rows to measure on: with half of them taken to another place, half of the memory at most."""
+    most = memory_bytes // 2 // (3 * (d + -d % limit("ALIGN")) // 2 + 20)
+    return max(ROWS_LEAST, min(ROWS_MOST, most // WORD * WORD))
 
 
 def measure(
@@ -270,7 +289,7 @@ def measure(
     d: int,
     memory_bytes: int,
     *,
-    rows: int = 1 << 17,
+    rows: int = ROWS_MOST,
     seconds_most: float = CALIBRATION_SECONDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> DeviceCosts:
@@ -315,7 +334,8 @@ class _Bench:
         rows: int,
         clock: Callable[[], float],
     ) -> None:
-        self.device, self.d, self.memory_bytes, self.rows = device, d, memory_bytes, rows
+        self.device, self.d, self.rows = device, d, rows
+        self.memory_bytes = max(_SCAN_BYTES_LEAST, memory_bytes // 2)
         self.clock = clock
         self.ranges: dict[str, int] = {}  # of each scan
         rng = np.random.default_rng(0)

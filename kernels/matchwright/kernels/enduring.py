@@ -24,6 +24,7 @@ import numpy as np
 
 from matchwright.kernels.checks import check
 from matchwright.kernels.cupy_ops import CupyOps
+from matchwright.kernels.device import DeviceError
 from matchwright.kernels.faults import Fault, fault_of
 from matchwright.kernels.health import Health
 from matchwright.kernels.ops import Ops
@@ -110,15 +111,27 @@ class EnduringOps(Ops):
         return self.cpu.costs_for(d)
 
     def scan_seconds(self, rows: int, queries: int, d: int) -> float:
-        ops = self.device_ops
-        return (self.cpu if ops is None else ops).scan_seconds(rows, queries, d)
+        """The first estimate calibrates the device, which may fail like any work there."""
+        ops, _ = self._usable(None)
+        if ops is not None:
+            try:
+                return ops.scan_seconds(rows, queries, d)
+            except Exception as error:
+                fault = fault_of(error)
+                if fault is None:
+                    raise
+                self._failed(fault, error)
+        return self.cpu.scan_seconds(rows, queries, d)
 
     def load(self, corpora: Sequence[Corpus]) -> Loading:
         """Upload what is missing, aside; an upload that fails is met again when it is needed."""
         ops = self.device_ops
         if ops is None or any(not ops.fits(corpus) for corpus in corpora):
             return LOADED
-        return ops.load(corpora)
+        try:
+            return ops.load(corpora)
+        except DeviceError:  # given up meanwhile
+            return LOADED
 
     # ── The device, or not ────────────────────────────────────────────────────────────────────
 
@@ -240,7 +253,7 @@ class EnduringOps(Ops):
         self.name = self.cpu.name
         self.health.leave(self.cpu.name, why)
         if ops is not None:
-            ops.resident.clear()
+            ops.resident.close()
 
     def _lose(self, error: BaseException) -> None:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_MAX]
@@ -249,7 +262,7 @@ class EnduringOps(Ops):
         self.device_ops = None
         if ops is not None:
             with contextlib.suppress(Exception):  # a lost device frees nothing, and need not
-                ops.resident.clear()
+                ops.resident.close()
 
 
 def _some(queries: Queries, span: slice) -> Queries:

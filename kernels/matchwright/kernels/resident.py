@@ -42,6 +42,8 @@ ROW_EXTRA_BYTES = 4 + 8
 STAGING_BYTES = 32 << 20
 """Pinned host memory that uploads ahead go through, in two halves; a quarter serves others."""
 
+_GIVEN_UP = "the device was given up while rows were on their way to it"
+
 Identity = tuple[int, int]
 
 
@@ -169,7 +171,7 @@ class Loading:
             Exception: what an upload met.
         """
         for one in self._waiting:
-            _, mark = one.result()
+            _, mark = _outcome(one)
             mark.synchronize()
 
 
@@ -208,6 +210,7 @@ class Resident:
         # for the uploader.
         self._lock = threading.RLock()
         self._pool: ThreadPoolExecutor | None = None
+        self._closed = False
 
     @property
     def nbytes(self) -> int:
@@ -251,9 +254,12 @@ class Resident:
     def load(self, segments: Sequence[Segment]) -> Loading:
         """Start uploading those that are missing, aside; they must fit."""
         reserved = self._reserve(segments)
-        for _, work in reserved:
+        for one, work in reserved:
             if work is not None:
-                self._threads().submit(work, self._ahead)
+                try:
+                    self._threads().submit(work, self._ahead)
+                except RuntimeError:  # closed meanwhile
+                    one.copy.cancel()
         waiting = [one.copy for one, _ in reserved]
         return LOADED if all(map(_is_there, waiting)) else Loading(waiting)
 
@@ -301,21 +307,25 @@ class Resident:
         for segment in segments:
             self._forget(_identity(segment))
 
-    def clear(self) -> None:
-        """Let go of everything."""
+    def close(self) -> None:
+        """Let go of everything, for good: whoever asks from now on is told so at once."""
         with self._lock:
+            self._closed = True
             for identity, kept in list(self._kept.items()):
                 kept.copy.cancel()
                 self._forget(identity)
             self._alive.clear()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     # ── One segment ───────────────────────────────────────────────────────────────────────────
 
     def _reserve(self, segments: Sequence[Segment]) -> list[tuple[_Kept, Work | None]]:
         """Each segment's place, and for those that are missing the work that fills it."""
         with self._lock:
+            if self._closed:
+                raise DeviceError(_GIVEN_UP)
             wanted = {_identity(segment) for segment in segments}
             self._make_room(self.missing_bytes(segments), wanted)
             return [self._place(segment) for segment in segments]
@@ -392,6 +402,8 @@ class Resident:
 
     def _threads(self) -> ThreadPoolExecutor:
         with self._lock:
+            if self._closed:
+                raise DeviceError(_GIVEN_UP)
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, "matchwright-upload")
             return self._pool
@@ -406,7 +418,7 @@ def _outcome(one: Future[tuple[DeviceSegment, Mark]]) -> tuple[DeviceSegment, Ma
     try:
         return one.result()
     except CancelledError:
-        raise DeviceError("the device was given up while rows were on their way to it") from None
+        raise DeviceError(_GIVEN_UP) from None
 
 
 def _is_there(one: Future[Any]) -> bool:
