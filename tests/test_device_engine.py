@@ -4,10 +4,12 @@ own questions, lost in service, and brought the next epoch while this one answer
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import logging
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +24,7 @@ from matchwright.engine.cli._run import ExecutorOption, How
 from matchwright.engine.cli._source import Device
 from matchwright.engine.config import ServerConfig
 from matchwright.engine.device import LoadedEpochs, loaded_epochs, make_ready, open_ops
-from matchwright.engine.errors import DependencyUnavailable, VerificationFailed
+from matchwright.engine.errors import DependencyUnavailable, InvalidArgument, VerificationFailed
 from matchwright.engine.matcher import Matcher
 from matchwright.engine.policy import Policy
 from matchwright.engine.request import Request
@@ -69,6 +71,13 @@ class Wrong(NumpyDevice):
         if program.rule_m8.size:
             bits[:] = 0xFFFFFFFF
         return bits
+
+
+class Untrue(NumpyDevice):
+    """Wrong from the start."""
+
+    def points(self, x_nd, q_d, offset_b):
+        return super().points(x_nd, q_d, offset_b) + 1
 
 
 # ── Commands ──────────────────────────────────────────────────────────────────────────────────
@@ -178,6 +187,23 @@ def test_a_run_s_device_memory_is_bounded(run, gpu, folder, tmp_path, monkeypatc
         assert "device_memory_bytes is 256.0 MiB" in err
 
 
+@pytest.mark.parametrize("size", ["0", "-1", "", "1.5", "nan", "1073741825", "9" * 400])
+def test_a_budget_is_a_number_of_mebibytes(run, folder, tmp_path, size):
+    for command in (("serve",), ("run", "plan", "-o", tmp_path)):
+        code, out, err = run(*command, "--store", folder, "--device-memory-mb", size)
+        assert (code, out) == (2, "")
+        assert "--device-memory-mb" in err
+    code, out, err = run("serve", "--store", folder, "--memory-mb", size)
+    assert (code, out) == (2, "")
+    assert "--memory-mb" in err
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_server_s_device_memory_is_something(size):
+    with pytest.raises(InvalidArgument, match=f"device_memory_bytes is {size}; expected 1"):
+        ServerConfig(stores={"default": "x"}, device_memory_bytes=size)
+
+
 def test_a_resume_is_told_the_same_bound():
     how = How(Device.GPU, ExecutorOption.RAY, 4, None, shards=2, device_memory_mb=300)
     assert " ".join(how.arguments()) == (
@@ -198,6 +224,13 @@ def test_doctor_tells_every_array(run, gpu, folder):
     assert "400 rows: x " in findings["freelancers segment 0"]["detail"]
     assert "skills" in findings["freelancers segment 0"]["detail"]
     assert findings["device memory"]["detail"].startswith("device memory: ")
+    gpu(Untrue(tensor=True))
+    code, out, _ = run("doctor", "--device", "--store", folder, "--format", "json")
+    assert code == 5
+    findings = {one["check"]: one for one in json.loads(out)["findings"]}
+    assert findings["gpu"]["state"] == "failed"
+    assert "disagree on the sample" in findings["gpu"]["detail"]
+    assert "400 rows: x " in findings["freelancers segment 0"]["detail"]
     assert run("doctor", "--device")[0] == 2
     assert run("doctor", "--store", folder)[0] == 2
 
@@ -372,6 +405,46 @@ def test_who_names_an_epoch_gets_it():
     ops.health.on_device = False  # the device was lost: nothing is waited for
     assert loaded.snapshot().epoch == 3
     ops.go.set()
+
+
+def test_a_lost_device_keeps_no_old_epoch():
+    """Its files could not be let go of: a server may run on for months after the loss."""
+    source, ops = epochs(1), Held()
+    made, kept = source.snapshot, weakref.WeakSet()
+
+    class Snapshot(SimpleNamespace):
+        __hash__ = object.__hash__
+
+    def snapshot(**asked):
+        one = Snapshot(**vars(made(**asked)))
+        kept.add(one)
+        return one
+
+    source.snapshot = snapshot
+    loaded = LoadedEpochs(source, ops)
+    loaded.snapshot()
+    source.numbers.append(2)
+    loaded.snapshot()
+    assert {one.epoch for one in kept} == {1, 2}
+    ops.health.on_device = False
+    ops.go.set()
+    assert loaded.snapshot().epoch == 2
+    loaded._pool.shutdown()
+    gc.collect()
+    assert not kept
+
+
+def test_epochs_that_were_overtaken_are_not_loaded():
+    source, ops, now = epochs(1), Held(), [0.0]
+    loaded = LoadedEpochs(source, ops, clock=lambda: now[0])
+    loaded.snapshot()
+    for number in range(2, 6):
+        source.numbers.append(number)
+        assert loaded.snapshot().epoch == 1
+    ops.go.set()
+    loaded._pool.shutdown()
+    assert ops.loads in (1, 2)  # that which had begun, if it had, and the newest
+    assert loaded.snapshot().epoch == 5
 
 
 def test_a_real_store_changes_while_the_device_answers(gpu, tmp_path):

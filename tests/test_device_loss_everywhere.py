@@ -1,5 +1,5 @@
 """A device that fails at each of its calls in turn, whatever it was doing: uploading, measuring
-itself, searching, several requests at once. The answer is the CPU's; nothing hangs, nothing stays."""
+itself, searching, for several requests at once. The answers are right; nothing hangs or stays."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def calls_of(work):
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_while_it_measures_itself(status, asked, small_bench, count):
-    """The first search calibrates, and so may the first estimate: neither is the caller's to fear."""
+    """The first search calibrates, and so may the first estimate: both are answered."""
     corpus, queries, wanted = asked
     total = calls_of(lambda ops: ops.topk(corpus, queries, 5))
     assert total > 250, "it was measured"

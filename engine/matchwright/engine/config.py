@@ -166,6 +166,11 @@ class ServerConfig:
         for name in ("queue_pairs_max", "batch_pairs_max", "inflight_bytes_max", "memory_bytes"):
             if getattr(self, name) < 1:
                 raise InvalidArgument(f"{name} must be 1 or more", field=name)
+        if self.device_memory_bytes is not None and self.device_memory_bytes < 1:
+            raise InvalidArgument(
+                f"device_memory_bytes is {self.device_memory_bytes}; expected 1 or more, or None",
+                field="device_memory_bytes",
+            )
         if self.metrics_address is not None:
             host_and_port(self.metrics_address, "metrics_address")
         if not self.retain_s >= 0:

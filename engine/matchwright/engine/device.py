@@ -241,9 +241,10 @@ class LoadedEpochs:
         if epoch is not None or min_epoch is not None:
             return self.store.snapshot(epoch=epoch, min_epoch=min_epoch)
         newest = self.store.snapshot()
-        if not self.ops.health.on_device:
-            return newest
         with self._lock:
+            if not self.ops.health.on_device:
+                self._current = self._coming = None  # nor keep an old epoch's files
+                return newest
             first = self._current is None or newest.epoch == self._current.epoch
             if first or self._has_come(newest):
                 self._current, self._coming = newest, None
@@ -259,6 +260,10 @@ class LoadedEpochs:
 
     def _load(self, snapshot: Any) -> None:
         """Blocks are read and checked here, too, and not by whoever asks."""
+        with self._lock:
+            coming = self._coming
+        if coming is None or coming[0].epoch != snapshot.epoch:
+            return  # in force by now, or a newer one is: what this one lacks, that one lacks
         self.ops.load([snapshot.corpus(kind) for kind in KINDS]).wait()
 
 

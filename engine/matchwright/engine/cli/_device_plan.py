@@ -10,6 +10,7 @@ from matchwright.engine.device import device_plan, plan_corpora
 from matchwright.engine.records import KINDS
 from matchwright.engine.store import Store
 from matchwright.kernels.choice import NoDevice
+from matchwright.kernels.cupy_ops import DeviceMismatch
 from matchwright.kernels.ops import Ops, get_ops
 from matchwright.kernels.probe import gib
 
@@ -19,6 +20,9 @@ def examine_device(folder: Path) -> Iterator[tuple[str, str, str, str]]:
     ops: Ops
     try:
         ops = get_ops("gpu", threads=1)
+    except DeviceMismatch as error:
+        ops = Ops(threads=1)
+        yield "gpu", "failed", harmless(str(error)), "use --device cpu, and report this"
     except NoDevice as error:
         ops = Ops(threads=1)
         yield "gpu", "absent", f"{harmless(error.text)}; the plan is told without a budget", ""

@@ -33,11 +33,14 @@ DeviceOption = Annotated[
 ]
 
 
+MEMORY_MB_MAX = 1 << 30
+"""Of options: more than any machine has."""
 DeviceMemoryOption = Annotated[
     int | None,
     typer.Option(
         "--device-memory-mb",
         min=1,
+        max=MEMORY_MB_MAX,
         help="Most memory of a GPU, in MiB: rows and temporary memory; 4/5 of the free.",
     ),
 ]

@@ -19,6 +19,7 @@ from matchwright.engine.cli._models_options import (
 )
 from matchwright.engine.cli._options import PolicyOption
 from matchwright.engine.cli._source import (
+    MEMORY_MB_MAX,
     Device,
     DeviceMemoryOption,
     DeviceOption,
@@ -44,7 +45,13 @@ ThreadsOption = Annotated[
     int | None, typer.Option(help="Kernel threads; one for each core when not given.")
 ]
 MemoryOption = Annotated[
-    int, typer.Option("--memory-mb", help="Temporary memory of the kernels, in MiB.")
+    int,
+    typer.Option(
+        "--memory-mb",
+        min=1,
+        max=MEMORY_MB_MAX,
+        help="Temporary memory of the kernels, in MiB.",
+    ),
 ]
 CompactOption = Annotated[
     bool,
@@ -136,8 +143,8 @@ def serve(
         metrics_address=metrics_address,
         trace_endpoint=trace_endpoint or traces_to(os.environ),
     )
-    if memory_mb < 1 or (threads is not None and threads < 1):
-        raise InvalidArgument("--memory-mb and --threads take 1 or more")
+    if threads is not None and threads < 1:
+        raise InvalidArgument("--threads takes 1 or more")
     need_device(device)
     tell_device()
     from matchwright.engine.service import serve as run
