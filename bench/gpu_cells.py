@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from gpu_peers import Run, bare_products, by_cupy, by_torch, peak_of
 from gpu_problem import Budget, first, own_rules, problem, tops
+from gpu_record import broken
 
 from matchwright.kernels.cupy_ops import CupyOps
 from matchwright.kernels.ops import Ops
@@ -51,17 +52,18 @@ class Bench:
 
 def cells(
     bench: Bench, n: int, queries: Sequence[int], d: int, ks: Sequence[int], seed: int
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Every K and number of queries over one corpus, with and without rules; peers once a shape."""
-    found: list[dict[str, Any]] = []
     if not bench.budget.allows(f"cells of {n} rows, D = {d}", bench.needs(n, min(queries), d, 4)):
-        return found
+        return
     corpus, asked = problem(seed, n, max(queries), d)
     for q in queries:
         name = f"cells of {n} rows, {q} queries, D = {d}"
         if bench.budget.allows(name, bench.needs(n, q, d, 2 * len(ks) + 5)):
-            found += shape(bench, corpus, first(asked, q), ks)
-    return found
+            try:
+                yield from shape(bench, corpus, first(asked, q), ks)
+            except Exception:  # too large for this device, say: the next one is not
+                yield {"n": n, "q": q, "d": d, **broken()}
 
 
 def shape(

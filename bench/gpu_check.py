@@ -8,8 +8,9 @@ peer, polars and the other packages of the engine for the service, compute-sanit
 
 One call ends within ``--budget-s``: sizes follow from it and from the memory that is there, what
 there is no time for is listed in ``left_out``, and the record, ``proofs/gpu_check.json``, is
-written anew after every part. Exit codes: 0 done, 5 there is no device (nothing is written), 6 a
-test failed, an answer was wrong or a part broke.
+written anew after every cell and part, as a whole or not at all. Exit codes: 0 done, 5 there is no
+device (nothing is written), 6 a test failed, an answer was wrong, a part broke or the record could
+not be written, 130 and 143 interrupted: what was measured so far is in the record.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ import argparse
 import datetime
 import functools
 import importlib.util
-import json
+import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,14 @@ from gpu_problem import (  # noqa: E402
     problem,
     rows_that_fit,
 )
+from gpu_record import Record, listen  # noqa: E402
 
 from matchwright.kernels.compile import KERNELS, compiled  # noqa: E402
 from matchwright.kernels.cuda_device import CudaDevice  # noqa: E402
 from matchwright.kernels.cupy_ops import CupyOps, no_device_reason  # noqa: E402
-from matchwright.kernels.types import Corpus, Queries  # noqa: E402
+from matchwright.kernels.types import D_MAX, K_MAX, Corpus, Queries  # noqa: E402
 
-FORMAT = 2
-NO_DEVICE, WRONG = 5, 6
+NO_DEVICE = 5
 _IMPORTED_PER_S = 4_000.0
 
 
@@ -70,6 +71,8 @@ PARTS = (
 """In the order in which they are done: what counts most comes first."""
 _NEEDS_S = {"tests": 60.0, "service": 60.0, "sanitizer": 120.0}
 """Seconds below which a part is not begun; the other parts reckon by themselves."""
+_GRACE_S = 20.0
+"""So long tests may take to end when they are asked to."""
 _LARGE_QUERIES, _SMALLER_ROWS = 65_536, 1_000_000
 
 
@@ -80,64 +83,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reason is not None:
         print(f"gpu-check: {reason}; nothing was checked", file=sys.stderr)
         return NO_DEVICE
-    ops = CupyOps(memory_bytes=options.memory_bytes)
-    library = CupyOps(memory_bytes=options.memory_bytes, device=CudaDevice(tensor=False))
-    return check(ops, library, device_facts(ops), options)
+    listen()
+    record = Record(options.out, asked(options), Budget(options.budget_s))
+    try:
+        ops = CupyOps(memory_bytes=options.memory_bytes)
+        library = CupyOps(memory_bytes=options.memory_bytes, device=CudaDevice(tensor=False))
+        facts = device_facts(ops)
+    except KeyboardInterrupt as by:
+        return record.interrupted(by, list(options.only))
+    except Exception:  # a device that is there, and wrong or not well
+        record.broke("start")
+        return record.end()
+    return check(ops, library, facts, options)
 
 
 def check(ops: CupyOps, library: CupyOps, facts: dict[str, Any], options: Options) -> int:
-    """Every part that is asked for and that there is time for."""
+    """Every part that is asked for and that there is time for; the exit code."""
     budget = Budget(options.budget_s)
     bench = Bench(ops, library, str(facts.get("device", "")), options.repeats, budget)
-    record: dict[str, Any] = {
-        "format": FORMAT,
-        "id": "gpu_check",
-        "held": False,
-        **where(),
-        **facts,
-        "options": {name: str(value) for name, value in vars(options).items()},
-        "left_out": budget.left_out,
-        "parts_s": {},
-        "sections": {},
-    }
-    work = parts(bench, options)
-    for name in PARTS:
-        if name in options.only and budget.allows(name, _NEEDS_S.get(name, 0.0)):
-            with budget.part(record["parts_s"], name):
-                record["sections"][name] = guarded(work[name])
-            print(f"gpu-check: {name}: {record['parts_s'][name]} s", file=sys.stderr)
-        write(record, options, budget)
-    print(json.dumps(record, indent=2))
-    return 0 if record["held"] else WRONG
-
-
-def write(record: dict[str, Any], options: Options, budget: Budget) -> None:
-    """The record as far as it has come: a machine that is taken away leaves that much."""
-    record["held"] = held(record["sections"])
-    record["seconds"] = round(options.budget_s - budget.left, 1)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-
-
-def guarded(work: Callable[[], Any]) -> Any:
-    """What a part found; how it broke, where it did: the other parts are still of use."""
+    record = Record(options.out, {**facts, **asked(options)}, budget)
+    todo = [name for name in PARTS if name in options.only]
     try:
-        return work()
-    except Exception:
-        return {"broke": traceback.format_exc()[-4_000:], "exact": False}
+        work = parts(bench, options)
+        while todo:
+            name = todo.pop(0)
+            if budget.allows(name, _NEEDS_S.get(name, 0.0)):
+                record.do(name, work[name])
+            record.write()
+    except KeyboardInterrupt as by:
+        return record.interrupted(by, todo)
+    return record.end()
 
 
-def held(sections: Mapping[str, Any]) -> bool:
-    """Whether tests passed, nothing broke, and every sampled answer was the reference's."""
-    return bool(sections) and all(_well(section) for section in sections.values())
-
-
-def _well(section: Any) -> bool:
-    if isinstance(section, list):
-        return all(map(_well, section))
-    if "failed" in section and "passed" in section:
-        return bool(section["failed"] == 0 and section["passed"] > 0)
-    return section.get("clean") is not False and bool(section.get("exact", True))
+def asked(options: Options) -> dict[str, Any]:
+    """Of what, when and how."""
+    return {**where(), "options": {name: str(value) for name, value in vars(options).items()}}
 
 
 def parts(bench: Bench, options: Options) -> dict[str, Callable[[], Any]]:
@@ -161,16 +141,15 @@ def parts(bench: Bench, options: Options) -> dict[str, Callable[[], Any]]:
         for name, section in gpu_sections.SECTIONS.items()
     }
 
-    def cells() -> list[dict[str, Any]]:
+    def cells() -> Iterator[dict[str, Any]]:
         usual.cache_clear()
-        found = gpu_cells.cells(bench, n, [q], options.dimensions[0], options.k, 1)
+        yield from gpu_cells.cells(bench, n, [q], options.dimensions[0], options.k, 1)
         for d in options.dimensions[1:]:
-            found += gpu_cells.cells(bench, n, [q], d, options.k, d)
+            yield from gpu_cells.cells(bench, n, [q], d, options.k, d)
         smaller = min(n, _SMALLER_ROWS)
         many = [q, max(q, options.large_queries)]
         for d in options.dimensions:
-            found += gpu_cells.cells(bench, smaller, many, d, options.k, d + 7)
-        return found
+            yield from gpu_cells.cells(bench, smaller, many, d, options.k, d + 7)
 
     made["named"] = lambda: gpu_cells.named(bench, n, q, DEFAULT_D, k)
     made["cells"] = cells
@@ -205,23 +184,46 @@ Options = argparse.Namespace
 
 def parse(argv: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(description="Kernel tests and benches on a GPU.")
-    parser.add_argument("--budget-s", type=float, default=540.0, help="seconds in all, about")
+    wide, deep = partial(number, most=D_MAX), partial(number, most=K_MAX)
+    parser.add_argument("--budget-s", type=amount, default=540.0, help="seconds in all, about")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts")
     parser.add_argument("--full", action="store_true", help="tests with full counts")
-    parser.add_argument("--rows", type=int, default=NAMED_ROWS, help="N, if memory and time allow")
-    parser.add_argument("--queries", type=int, default=NAMED_QUERIES, help="Q")
-    parser.add_argument("--large-queries", type=int, default=_LARGE_QUERIES, help="of other cells")
-    parser.add_argument("--dimensions", type=int, nargs="+", default=[384, 256], help="D of cells")
-    parser.add_argument("-k", type=int, nargs="+", default=[10, 100, 500], help="K of cells")
-    parser.add_argument("--named-k", type=int, default=NAMED_K, help="K of the other parts")
-    parser.add_argument("--repeats", type=int, default=3, help="of each measurement")
-    parser.add_argument("--memory-bytes", type=int, default=1 << 30, help="temporary memory")
+    parser.add_argument("--rows", type=number, default=NAMED_ROWS, help="N, if there is room")
+    parser.add_argument("--queries", type=number, default=NAMED_QUERIES, help="Q")
+    parser.add_argument("--large-queries", type=number, default=_LARGE_QUERIES, help="Q")
+    parser.add_argument(
+        "--dimensions",
+        type=wide,
+        nargs="+",
+        default=[384, 256],
+        help="D of cells",
+    )
+    parser.add_argument("-k", type=deep, nargs="+", default=[10, 100, 500], help="K of cells")
+    parser.add_argument("--named-k", type=deep, default=NAMED_K, help="K of the other parts")
+    parser.add_argument("--repeats", type=number, default=3, help="of each measurement")
+    parser.add_argument("--memory-bytes", type=number, default=1 << 30, help="temporary memory")
     parser.add_argument("--store", type=Path, help="the service's store; made if it is not there")
-    parser.add_argument("--service-rows", type=int, help="freelancers of a store that is made")
-    parser.add_argument("--load-s", type=float, help="seconds of each load of the service")
+    parser.add_argument("--service-rows", type=number, help="freelancers of a store that is made")
+    parser.add_argument("--load-s", type=amount, help="seconds of each load of the service")
     parser.add_argument("--service-device", default="gpu", help="of the server")
     parser.add_argument("--out", type=Path, default=ROOT / "proofs" / "gpu_check.json")
     return parser.parse_args(argv)
+
+
+def number(text: str, most: int = 2**62) -> int:
+    """A whole number from 1 on."""
+    found = int(text)
+    if not 1 <= found <= most:
+        raise argparse.ArgumentTypeError(f"{text} is not in 1..{most:,}")
+    return found
+
+
+def amount(text: str) -> float:
+    """A number above 0."""
+    found = float(text)
+    if not 0.0 < found < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and finite")
+    return found
 
 
 def where() -> dict[str, Any]:
@@ -279,14 +281,28 @@ def run_tests(full: bool, timeout_s: float = 900.0) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *map(str, files)]
-        try:
-            subprocess.run(
-                command, cwd=ROOT, env=variables, stdout=sys.stderr, check=False, timeout=timeout_s
-            )
-        except subprocess.TimeoutExpired:
-            return {"passed": 0, "failed": 0, "why": f"not done after {timeout_s:.0f} s"}
+        done = ended(command, variables, timeout_s)
         cases = list(ET.parse(report).iter("testcase")) if report.exists() else []
-    return {**judge(cases), "files": [path.name for path in files], "left_out": left_out}
+    told = {**judge(cases), "files": [path.name for path in files], "left_out": left_out}
+    return told if done else {**told, "why": f"not done after {timeout_s:.0f} s"}
+
+
+def ended(command: Sequence[str], variables: Mapping[str, str], timeout_s: float) -> bool:
+    """Whether tests ended by themselves; those that did not are asked for what they have."""
+    with subprocess.Popen(command, cwd=ROOT, env=dict(variables), stdout=sys.stderr) as process:
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(_GRACE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            return False
+        except BaseException:
+            process.kill()
+            raise
+    return True
 
 
 def environment() -> dict[str, str]:

@@ -63,8 +63,10 @@ class Budget:
     def part(self, spent: dict[str, float], name: str) -> Iterator[None]:
         """Notes how long a part took."""
         start = self.clock()
-        yield
-        spent[name] = round(self.clock() - start, 1)
+        try:
+            yield
+        finally:
+            spent[name] = round(self.clock() - start, 1)
 
 
 def rows_that_fit(

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -45,28 +45,26 @@ Section = Callable[[CupyOps, Corpus, Queries, int, int], Any]
 
 def few(
     ops: CupyOps, corpus: Corpus, queries: Queries, k: int, repeats: int
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """1 to 64 queries on the kernel that reads each row once, and on the other one."""
     read = seconds(partial(read_once, ops, corpus), repeats)
-    found = []
     for many in FEW:
         some = first(queries, min(many, queries.q))
         took = {}
-        for name, on in (("few", True), ("sieve", False)):
-            ops.device.few = on
-            took[name] = seconds(partial(ops.topk, corpus, some, k, count=False), repeats)
-        ops.device.few = True
-        found.append(
-            {
-                "queries": some.q,
-                "seconds": took["few"],
-                "sieve_seconds": took["sieve"],
-                "read_seconds": read,
-                "times_reading": took["few"] / read,
-                "exact": agrees(ops, corpus, some, k),
-            }
-        )
-    return found
+        try:
+            for name, on in (("few", True), ("sieve", False)):
+                ops.device.few = on
+                took[name] = seconds(partial(ops.topk, corpus, some, k, count=False), repeats)
+        finally:
+            ops.device.few = True
+        yield {
+            "queries": some.q,
+            "seconds": took["few"],
+            "sieve_seconds": took["sieve"],
+            "read_seconds": read,
+            "times_reading": took["few"] / read,
+            "exact": agrees(ops, corpus, some, k),
+        }
 
 
 def read_once(ops: CupyOps, corpus: Corpus) -> None:
@@ -84,11 +82,11 @@ def read_once(ops: CupyOps, corpus: Corpus) -> None:
 
 def sweep(
     ops: CupyOps, corpus: Corpus, queries: Queries, k: int, repeats: int, groups: int = 64
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Pass rates 1, 1/2, ... for some rule sets, as planned and predicted, each beside the last."""
     ruled = corpus
     group_q = (np.arange(queries.q) % groups).astype(np.int32)
-    d, before, found = queries.q_qd.shape[1], None, []
+    d, before = queries.q_qd.shape[1], None
     plain = seconds(partial(ops.topk, corpus, queries, k, count=False), repeats)
     for power in range(21):
         rate = 2.0**-power
@@ -97,43 +95,41 @@ def sweep(
         took = seconds(partial(ops.topk, ruled, asked, k, count=False), repeats)
         loads = [DeviceLoad(queries.q // groups + 1, 1, rate)] * groups
         costs = device_costs(ops, d)
-        found.append(
-            {
-                "rate": rate,
-                "seconds": took,
-                "predicted": planned_seconds(costs, loads, ruled.n, k, d, count=False),
-                "step": 1.0 if before is None else took / before,
-                "of_unfiltered": took / plain,
-                "rules": str(ops.topk(ruled, first(asked, 64), k, count=False).telemetry["rules"]),
-                "exact": agrees(ops, ruled, asked, k),
-            }
-        )
+        yield {
+            "rate": rate,
+            "seconds": took,
+            "predicted": planned_seconds(costs, loads, ruled.n, k, d, count=False),
+            "step": 1.0 if before is None else took / before,
+            "of_unfiltered": took / plain,
+            "rules": str(ops.topk(ruled, first(asked, 64), k, count=False).telemetry["rules"]),
+            "exact": agrees(ops, ruled, asked, k),
+        }
         before = took
-    return found
 
 
 def rules_each(
     ops: CupyOps, corpus: Corpus, queries: Queries, k: int, repeats: int
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """A different rule set for each query, asked in every way and as planned."""
-    ruled, found, before = corpus, [], ops.device_costs
+    ruled, before = corpus, ops.device_costs
     for rate in (0.5, 0.05, 0.001):
         sets = [of_rate(rate, low) for low in range(queries.q)]
         asked = Queries(queries.q_qd, queries.key_q, sets, np.arange(queries.q, dtype=np.int32))
         cell: dict[str, Any] = {"rate": rate, "queries": queries.q}
-        for way, costs in (("planned", before), *FORCED.items()):
-            some = first(asked, 64) if way == "gather" else asked
-            ops.device_costs = costs
-            cell[way] = seconds(partial(ops.topk, ruled, some, k, count=False), repeats)
-            cell[f"{way}_exact"] = agrees(ops, ruled, asked, k)
-        ops.device_costs = before
+        try:
+            for way, costs in (("planned", before), *FORCED.items()):
+                some = first(asked, 64) if way == "gather" else asked
+                ops.device_costs = costs
+                cell[way] = seconds(partial(ops.topk, ruled, some, k, count=False), repeats)
+                cell[f"{way}_exact"] = agrees(ops, ruled, asked, k)
+        finally:
+            ops.device_costs = before
         cell["gather_queries"] = min(64, queries.q)
         cell["count_one"] = seconds(partial(ops.count, ruled, sets[0]), repeats)
         cell["exact"] = all(cell[f"{way}_exact"] for way in ("planned", *FORCED)) and (
             ops.count(ruled, sets[0]) == Ops().count(ruled, sets[0])
         )
-        found.append(cell)
-    return found
+        yield cell
 
 
 # ── Memory and calibration ────────────────────────────────────────────────────────────────────

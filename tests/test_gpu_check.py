@@ -8,24 +8,18 @@ import json
 import sys
 import xml.etree.ElementTree as ET
 
+import gpu_check_cases
 import numpy as np
 import pytest
+from gpu_check_cases import backends, tiny
 
 from matchwright.engine.store import Store
-from matchwright.kernels.cupy_ops import CupyOps
-from matchwright.kernels.numpy_device import NumpyDevice
 from matchwright.kernels.ops import Ops
 
+WRONG = 6
 
-@pytest.fixture(scope="module")
-def gpu_check(repo_root):
-    path = repo_root / "bench" / "gpu_check.py"
-    spec = importlib.util.spec_from_file_location("gpu_check_script", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+
+gpu_check = gpu_check_cases.gpu_check
 
 
 def test_no_device_is_said_and_nothing_is_written(gpu_check, tmp_path, monkeypatch, capsys):
@@ -56,18 +50,6 @@ def test_results_are_judged(gpu_check):
     assert (outcome["passed"], outcome["failed"], outcome["skipped"]) == (1, 1, 1)
     assert outcome["failures"] == ["a::two"]
     assert outcome["skip_reasons"] == ["why"]
-
-
-def tiny(gpu_check, tmp_path, *more):
-    words = ["--rows", "500", "--queries", "6", "--large-queries", "9", "--dimensions", "24", "16"]
-    words += ["-k", "2", "5", "--named-k", "3", "--repeats", "1", "--memory-bytes", str(1 << 22)]
-    words += ["--out", str(tmp_path / "proofs" / "gpu_check.json"), *more]
-    return gpu_check.parse(words)
-
-
-def backends():
-    made = (CupyOps(device=NumpyDevice(tensor=on), verify=False) for on in (True, False))
-    return tuple(made)
 
 
 @pytest.fixture
@@ -166,7 +148,7 @@ def test_a_wrong_answer_is_seen_in_every_part(gpu_check, tmp_path, no_cuda, monk
     monkeypatch.setattr(ops, "topk", wrong)
     only = ["named", "few", "sweep", "rules", "cells", "estimate"]
     options = tiny(gpu_check, tmp_path, "--only", *only)
-    assert gpu_check.check(ops, library, {}, options) == gpu_check.WRONG == 6
+    assert gpu_check.check(ops, library, {}, options) == WRONG
     found = json.loads(options.out.read_text("utf-8"))["sections"]
     for name in only:
         cells = found[name] if isinstance(found[name], list) else [found[name]]
@@ -180,7 +162,7 @@ def test_a_part_that_breaks_is_told_and_the_others_go_on(gpu_check, tmp_path, no
 
     monkeypatch.setattr(gpu_check.gpu_cells, "named", broken)
     options = tiny(gpu_check, tmp_path, "--only", "named", "few")
-    assert gpu_check.check(*backends(), {}, options) == gpu_check.WRONG
+    assert gpu_check.check(*backends(), {}, options) == WRONG
     found = json.loads(options.out.read_text("utf-8"))["sections"]
     assert "no room" in found["named"]["broke"]
     assert found["few"][0]["exact"]
