@@ -212,7 +212,9 @@ class Slow:
     def send_signal(self, number):
         assert number == signal.SIGINT
         if self.obeys:
-            self.report.write_text('<t><testcase classname="a" name="one"/></t>')
+            self.report.write_text(
+                '<t><testcase classname="a" name="one"/><testcase time="0"/></t>'
+            )
 
     def kill(self):
         self.killed = True
