@@ -66,7 +66,7 @@ _IMPORTED_PER_S = 4_000.0
 
 PARTS = (
     *("named", "few", "calibration", "sweep", "rules", "tests", "cells", "estimate"),
-    *("service", "memory", "sanitizer"),
+    *("service", "memory", "wide", "sanitizer"),
 )
 """In the order in which they are done: what counts most comes first."""
 _NEEDS_S = {"tests": 60.0, "service": 60.0, "sanitizer": 120.0}

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_cells import agrees, seconds
+from gpu_cells import agrees, interleaved, seconds
 from gpu_problem import VALUES, first, of_rate, own_rules
 
+from matchwright.kernels.compile import WARPGROUP_ARCH
 from matchwright.kernels.cuda_search import device_costs
 from matchwright.kernels.cupy_ops import CupyOps
 from matchwright.kernels.device_planner import FORCED, DeviceLoad, measure, planned_seconds
@@ -30,7 +31,7 @@ from matchwright.kernels.types import Corpus, Queries, Segment
 
 FEW = (1, 8, 16, 32, 64)
 """Small batches; each of the last four has a kernel of its own."""
-SANITIZED = ("test_cuda_rules.py", "test_cupy_ops.py", "test_device_memory.py")
+SANITIZED = ("test_cuda_rules.py", "test_cuda_wide.py", "test_cupy_ops.py", "test_device_memory.py")
 """Tests that run under compute-sanitizer, their cases on a device alone."""
 MILLION = 1_000_000
 _DEMAND = 18
@@ -75,6 +76,41 @@ def read_once(ops: CupyOps, corpus: Corpus) -> None:
         last = wide.max()
     if last is not None:
         device.download(last)
+
+
+def wide(
+    ops: CupyOps, corpus: Corpus, queries: Queries, k: int, repeats: int
+) -> Iterator[dict[str, Any]]:
+    """The sieve on warpgroups beside the other one, without rules and with a set for each query.
+    What is sampled for ``exact`` is what the one on warpgroups says."""
+    arch = getattr(ops.device, "arch", WARPGROUP_ARCH)
+    if arch != WARPGROUP_ARCH:
+        yield {"left_out": f"needs {WARPGROUP_ARCH}, this is {arch}", "exact": True}
+        return
+    d = corpus.parts[0][0].x_nd.shape[1]
+    for rules, asked in (("none", queries), ("one set for each query", own_rules(d, queries))):
+
+        def scan(on: bool, asked: Queries = asked) -> None:
+            ops.device.wide = on
+            ops.topk(corpus, asked, k, count=False)
+
+        try:
+            took = interleaved(
+                {"sieve": partial(scan, False), "wide": partial(scan, True)}, repeats
+            )
+            ops.device.wide = True
+            same = agrees(ops, corpus, asked, k, most=16)
+        finally:
+            ops.device.wide = False
+        yield {
+            "rules": rules,
+            "queries": asked.q,
+            "seconds": took["wide"],
+            "sieve_seconds": took["sieve"],
+            "of_sieve": took["wide"] / took["sieve"],
+            "operations_per_second": 2.0 * corpus.n * asked.q * d / took["wide"],
+            "exact": same,
+        }
 
 
 # ── Rules ─────────────────────────────────────────────────────────────────────────────────────
@@ -202,6 +238,7 @@ def estimate(
 
 SECTIONS: Mapping[str, Section] = {
     "few": few,
+    "wide": wide,
     "sweep": sweep,
     "rules": rules_each,
     "memory": memory,

@@ -124,6 +124,8 @@ def test_every_part_runs_and_compares(gpu_check, tmp_path, no_cuda, capsys):
     assert len(found["sweep"]) == 21
     assert {cell["rules"] for cell in found["sweep"]} <= {"bits", "survivors", "gather"}
     assert [cell["rate"] for cell in found["rules"]] == [0.5, 0.05, 0.001]
+    assert [one["rules"] for one in found["wide"]] == ["none", "one set for each query"]
+    assert all(one["of_sieve"] > 0 and one["exact"] for one in found["wide"])
     assert found["memory"]["uploaded_bytes"] == 500 * (384 + 8)
     assert set(found["calibration"]["costs"]) >= {"call", "scan_pair", "rule_row", "take_row"}
     whole = found["estimate"]["million_by_million_seconds"]
