@@ -4,10 +4,10 @@ small emulation of CUDA's execution model (``simt.hpp``), both against NumPy, bi
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import shutil
 import subprocess
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -150,19 +150,29 @@ def functions(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> HostDevice:
-    return hosted(tmp_path_factory.mktemp("kernels"), STEMS)
+    return hosted(tmp_path_factory, STEMS)
 
 
-def hosted(folder: Path, stems: Sequence[str]) -> HostDevice:
-    """The kernels of some sources."""
-    units = {stem: KERNEL_UNIT.format(stem=stem) for stem in stems}
-    kernels = {kernel: stem for kernel, stem in KERNELS.items() if stem in units}
-    for kernel, stem in kernels.items():
-        units[stem] += KERNEL_ENTRY.format(kernel=kernel)
-    with ThreadPoolExecutor(2) as compilers:
-        made = compilers.map(partial(build, folder), units, units.values())
-        built = dict(zip(units, made, strict=True))
+def hosted(tmp_path_factory: pytest.TempPathFactory, stems: Sequence[str]) -> HostDevice:
+    """The kernels of some sources, compiled once for all test files and processes of a run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if base.name.startswith("popen-") else base) / "host_kernels"
+    folder.mkdir(exist_ok=True)
+    kernels = {kernel: stem for kernel, stem in KERNELS.items() if stem in stems}
+    built = {stem: _built(folder, stem) for stem in stems}
     return HostDevice({kernel: built[stem] for kernel, stem in kernels.items()})
+
+
+def _built(folder: Path, stem: str) -> ctypes.CDLL:
+    with (folder / f"{stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder / f"{stem}.done"
+        if done.exists():
+            return ctypes.CDLL(str(folder / f"{stem}.so"))
+        entries = (KERNEL_ENTRY.format(kernel=one) for one in KERNELS if KERNELS[one] == stem)
+        library = build(folder, stem, KERNEL_UNIT.format(stem=stem) + "".join(entries))
+        done.touch()
+        return library
 
 
 def call(function: Any, *inputs: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -414,11 +424,7 @@ def form(request, host, monkeypatch):
 
 
 def wide_sieve(device, block, tile, active_a, begin, end):
-    width = tile.rows.x_nd.shape[1]
-    if width > limit("WIDE_WIDTH_MAX"):
-        KernelDevice.sieve(device, block, tile, active_a, begin, end)
-    else:
-        device._wide(block, tile, active_a, begin, end, width)
+    device._wide(block, tile, active_a, begin, end, tile.rows.x_nd.shape[1])
 
 
 @pytest.mark.parametrize(
@@ -429,13 +435,15 @@ def wide_sieve(device, block, tile, active_a, begin, end):
     ],
 )
 def test_sieve(host, form, q, n, d, begin, end):
+    if form == "wide" and d > limit("WIDE_WIDTH_MAX"):
+        pytest.skip("wider than what the sieve on warpgroups is asked")
     block, tile = sieved(q, n, d, capacity=n + 1)
     active = np.random.default_rng(q).permutation(q)[: max(1, q - 1)].astype(np.int32)
     expected = copied(block)
     host.launches.clear()
     host.sieve(block, tile, active, begin, end)
     size = next((size for size in (8, 16, 32, 64) if form == "few" and len(active) <= size), None)
-    many = "sieve_wide" if form == "wide" and d <= limit("WIDE_WIDTH_MAX") else "sieve"
+    many = "sieve_wide" if form == "wide" else "sieve"
     assert host.launches == [many if size is None else f"few_{size}"]
     NumpyDevice().sieve(expected, tile, active, begin, end)
     np.testing.assert_array_equal(block.count_q, expected.count_q)
