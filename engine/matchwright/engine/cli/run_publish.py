@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from matchwright.engine.cli import _run, _run_models, _runs, _source
+from matchwright.engine.cli import _run, _runs, _source
 from matchwright.engine.cli._failures import harmless
 from matchwright.engine.cli._models_options import ModelsOption
 from matchwright.engine.cli._options import FormatOption
 from matchwright.engine.cli._output import View
-from matchwright.engine.cli._progress import progress, say
+from matchwright.engine.cli._progress import say
+from matchwright.engine.cli.run_verify import verdict_of
 from matchwright.engine.errors import InvalidArgument, VerificationFailed
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def publish(
     folder = _runs.find(run, store, output)
 
     def verify(one: RunFolder) -> Verdict:
-        return _verify(one, store, sample, seed, models)
+        return verdict_of(one, store, sample, seed, models, tell=say)
 
     done = switch(
         _runs.output_with(folder),
@@ -139,33 +140,6 @@ def publish(
     for line in done.forced:
         say(f"forced: {harmless(line)}")
     return 0
-
-
-def _verify(
-    folder: RunFolder, store: Path | None, sample: int, seed: int | None, models: Path | None
-) -> Verdict:
-    from matchwright.engine.runs.verify import verify
-
-    plan = folder.plan()
-    trees, no_trees = _run_models.trees_of(plan, models)
-    if no_trees:
-        say(f"features and model scores are not checked: {no_trees}")
-    with (
-        _runs.at_hand(plan, store) as (snapshot, absent),
-        progress("verifying queries", sum(unit.queries for unit in plan.units)) as advance,
-    ):
-        if absent:
-            say(f"points and rules are not checked: {absent}")
-        return verify(
-            folder,
-            snapshot,
-            sample=sample,
-            seed=_runs.seed_of(seed, plan.run_id),
-            absent=absent,
-            advance=advance,
-            trees=trees,
-            no_trees=no_trees,
-        )
 
 
 def _check_shares(thresholds: Thresholds) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -39,18 +41,43 @@ def verify(
     with --models its features and scores as well. What could not be checked, and why, is listed.
     Exit code 6 when something is wrong.
     """
-    from matchwright.engine.runs.verify import verify as check
-
     _runs.check_sample(sample)
     folder = _runs.find(run, store, output)
+    verdict = verdict_of(folder, store, sample, seed, models)
+    _keep(folder, verdict)
+    _run.write(verdict_view(verdict), format_)
+    if not verdict.sound:
+        raise failure(verdict)
+    return 0
+
+
+def verdict_of(
+    folder: RunFolder,
+    store: Path | None,
+    sample: int,
+    seed: int | None,
+    models: Path | None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Verdict:
+    """What a look at a run finds; with its epoch and its model, where they are at hand.
+
+    Args:
+        tell: told beforehand what is not checked, and why.
+    """
+    from matchwright.engine.runs.verify import verify as check
+
     plan = folder.plan()
     total = sum(unit.queries for unit in plan.units)
     trees, no_trees = _run_models.trees_of(plan, models)
+    if no_trees:
+        tell(f"features and model scores are not checked: {no_trees}")
     with (
         _runs.at_hand(plan, store) as (snapshot, absent),
         progress("verifying queries", total) as advance,
     ):
-        verdict = check(
+        if absent:
+            tell(f"points and rules are not checked: {absent}")
+        return check(
             folder,
             snapshot,
             sample=sample,
@@ -60,11 +87,6 @@ def verify(
             trees=trees,
             no_trees=no_trees,
         )
-    _keep(folder, verdict)
-    _run.write(verdict_view(verdict), format_)
-    if not verdict.sound:
-        raise failure(verdict)
-    return 0
 
 
 def _keep(folder: RunFolder, verdict: Verdict) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ from typing import Self
 import polars as pl
 
 from matchwright.engine.errors import NotFound, StoreDamaged
-from matchwright.engine.parquet import writing
+from matchwright.engine.parquet import join, replacing, writing
 from matchwright.engine.records.rows import Refused
 
 QUARANTINE_SCHEMA = pl.Schema(
@@ -86,23 +85,9 @@ class Quarantine:
                 return
             if self._pending:
                 self._write_part()
-            self._join_parts(self.path)
+            join(self._parts, self.path)
         except OSError as error:
             raise NotFound(f"cannot write the quarantine {self.path}: {error}") from None
-
-    def _join_parts(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f".{path.name}.{os.getpid()}.new")
-        try:
-            if len(self._parts) == 1:
-                shutil.copyfile(self._parts[0], new)
-            else:
-                with writing(new):
-                    pl.scan_parquet(self._parts, glob=False).sink_parquet(new)
-            new.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)
 
     def _write_part(self) -> None:
         if self._folder is None:
@@ -188,12 +173,8 @@ def _names(texts: pl.Series, ids: Collection[str]) -> pl.Series:
 
 
 def _replace(path: Path, frame: pl.DataFrame) -> None:
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
+    with replacing(path) as new:
         with writing(new):
             frame.write_parquet(new)
         with new.open("rb") as file:
             os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)

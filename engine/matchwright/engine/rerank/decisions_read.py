@@ -7,11 +7,9 @@ reason, also when that shows only when a whole decision is looked at.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import hashlib
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +22,7 @@ import numpy as np
 import polars as pl
 
 from matchwright.engine.errors import InvalidArgument, InvalidData
-from matchwright.engine.parquet import writing
+from matchwright.engine.parquet import join, writing
 from matchwright.engine.rerank.decisions import (
     COLUMNS,
     FEATURE,
@@ -167,21 +165,10 @@ class Refusals:
     ) -> None:
         try:
             if kind is None and self.path is not None and self._parts:
-                self._join_parts(self.path)
+                join(self._parts, self.path)
         finally:
             if self._folder is not None:
                 self._folder.cleanup()
-
-    def _join_parts(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f".{path.name}.{os.getpid()}.new")
-        try:
-            with writing(new):
-                pl.scan_parquet(self._parts, glob=False).sink_parquet(new)
-            new.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)
 
     def add(self, file: str, refused: pl.DataFrame) -> None:
         """Takes (row, id, field, value, reason) of a file."""
