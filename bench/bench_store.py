@@ -245,7 +245,7 @@ def child_compact(folder: Path, random: bool) -> None:
                 start = time.monotonic()
                 store.upsert("freelancer", row.with_columns(id=pl.lit(f"w{len(waits)}")))
                 waits.append(time.monotonic() - start)
-                time.sleep(_WRITE_EVERY_S)
+                stop.wait(_WRITE_EVERY_S)
 
         thread = threading.Thread(target=write)
         thread.start()
