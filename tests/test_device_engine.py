@@ -8,13 +8,13 @@ import gc
 import json
 import logging
 import threading
-import time
 import weakref
 from types import SimpleNamespace
 
 import pytest
 import service_cases
 from device_fakes import ILLEGAL, FailingDevice
+from patience import until
 from service_cases import AS_OF, assert_same, job_id, person_id
 
 from matchwright.clients import Client
@@ -374,10 +374,7 @@ def test_the_epoch_in_force_answers_while_the_next_is_on_its_way():
     assert loaded.snapshot().epoch == 1
     assert loaded.snapshot().epoch == 1
     ops.go.set()
-    until = time.monotonic() + 60
-    while loaded.snapshot().epoch != 2:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    until(lambda: loaded.snapshot().epoch == 2, "the next epoch")
     assert ops.loads == 1
 
 
@@ -462,7 +459,5 @@ def test_a_real_store_changes_while_the_device_answers(gpu, tmp_path):
             epoch = store.snapshot().epoch.number
             request = Request(kind="job", id=job_id(turn), k=9, as_of=AS_OF, min_epoch=epoch)
             assert here.match(request).canonical_bytes() == plain.match(request).canonical_bytes()
-        until = time.monotonic() + 60
-        while source.snapshot().epoch != store.snapshot().epoch:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        newest = store.snapshot().epoch
+        until(lambda: source.snapshot().epoch == newest, "the newest epoch")

@@ -8,7 +8,6 @@ import resource
 import shutil
 import sqlite3
 import threading
-import time
 from contextlib import closing
 
 import encoder_cases as cases
@@ -17,6 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 from encoder_cases import REFIT, client, made, repo, shop
+from patience import until
 
 from matchwright.engine.errors import StoreDamaged, StoreError, StoreFull
 from matchwright.engine.matcher import Matcher, Request
@@ -101,7 +101,8 @@ def test_a_replica_follows_and_drops_what_it_needs_no_more(shop, repo, client, t
             store.publish(there)
             Store.pull(there, replica)
             request = Request(kind="job", id="j-0000033", as_of=AS_OF)
-            wait_for(reader, store.snapshot().epoch.number)
+            newest = store.snapshot().epoch.number
+            until(lambda: reader.snapshot().epoch.number >= newest, "the reader's next epoch")
             assert Matcher(reader, OPS, POLICY).match(request).degraded == ()
             store.refit(**REFIT)
             store.publish(there)
@@ -112,14 +113,6 @@ def test_a_replica_follows_and_drops_what_it_needs_no_more(shop, repo, client, t
     assert [path.name for path in embeddings.paths(replica)] != first
     assert len(embeddings.paths(replica)) == 1
     assert answers(replica, [*JOBS, "j-0000033"]) == answers(shop, [*JOBS, "j-0000033"])
-
-
-def wait_for(reader, number):
-    for _ in range(200):
-        if reader.snapshot().epoch.number >= number:
-            return
-        threading.Event().wait(0.05)
-    raise AssertionError("the reader did not follow")
 
 
 def test_what_is_published_holds_what_its_epoch_shows(shop, repo, client, tmp_path):
@@ -289,8 +282,8 @@ def test_who_is_erased_while_their_text_is_encoded_leaves_no_embedding(
         client.before = lambda: None
         thread.start()
         assert reached.wait(120)
-        thread.join(0.2)
-        assert thread.is_alive()
+        until(lambda: not _free(shop / "embeddings" / ".turn"), "who waits in turn")
+        assert erased == []
 
     client.before = before
     made = ahead.embed(shop, cases.models(repo, client), 2)
@@ -335,8 +328,7 @@ def test_who_waits_to_take_out_goes_before_who_comes_later(shop):
     with embeddings.held(shop, alone=False):
         thread.start()
         assert waits.wait(60)
-        while _free(shop / "embeddings" / ".turn"):
-            time.sleep(0.001)
+        until(lambda: not _free(shop / "embeddings" / ".turn"), "who waits in turn")
     with embeddings.held(shop, alone=False):
         order.append("later")
     thread.join()

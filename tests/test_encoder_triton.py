@@ -10,6 +10,7 @@ import encoder_cases as cases
 import numpy as np
 import pytest
 from encoder_cases import REFIT
+from patience import until
 from triton_cases import need_server, served
 
 from matchwright.engine.cli import main
@@ -190,9 +191,10 @@ def test_a_server_that_is_killed_and_comes_back(store, repo, tmp_path):
             assert result.degraded[0].startswith("ENCODER_")
             assert matcher.match(Request(id="j-0000003", **asked)).degraded == ()
             running.start()
-            until = time.monotonic() + 30
-            while matcher.match(Request(record=record, **asked)).degraded:
-                assert time.monotonic() < until, "it did not recover"
-                time.sleep(0.1)
+            until(
+                lambda: not matcher.match(Request(record=record, **asked)).degraded,
+                "the encoder's return",
+                within=30,
+            )
             assert opened.upsert("freelancer", cases.records("freelancer", 61)).accepted == 1
             assert opened.verify() == []

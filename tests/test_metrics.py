@@ -12,6 +12,7 @@ import pytest
 import service_cases
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from metrics_cases import METHODS, config, get, value, values
+from patience import until
 from prometheus_client.parser import text_string_to_metric_families
 from service_cases import AS_OF, job_id, person_id
 
@@ -153,20 +154,22 @@ def test_health_checks_are_no_requests(watched):
 
 
 def test_refused_expired_and_left_are_told_apart(folder, monkeypatch):
-    sound, device = Matcher.gather_many, threading.Event()
+    sound, device, begun = Matcher.gather_many, threading.Event(), threading.Event()
 
     def slower(self, requests, deadline=None):
+        begun.set()
         device.wait(30.0)
         return sound(self, requests, deadline)
 
     monkeypatch.setattr(Matcher, "gather_many", slower)
     asked = config(folder, queue_pairs_max=3 * QUERY_PAIRS_MIN)
 
+    def pairs():
+        return value(get(asked.metrics_address), "matchwright_queue_pairs")
+
     async def waiting_are(number):
-        while True:
-            text = await asyncio.to_thread(get, asked.metrics_address)
-            if value(text, "matchwright_queue_pairs") == number * QUERY_PAIRS_MIN:
-                return
+        wanted = number * QUERY_PAIRS_MIN
+        await asyncio.to_thread(until, lambda: pairs() == wanted, f"{number} that wait")
 
     async def ask(address):
         async with AsyncClient(address, timeout_s=30.0, attempts_max=1) as client:
@@ -175,7 +178,7 @@ def test_refused_expired_and_left_are_told_apart(folder, monkeypatch):
                 return asyncio.create_task(client.find_freelancers(job_id(n), as_of=AS_OF))
 
             first = find(0)
-            await asyncio.sleep(0.5)  # it is on the device
+            assert await asyncio.to_thread(begun.wait, 30.0), "it is on the device"
             waiting = [find(1), find(2), find(3)]
             await waiting_are(3)
             refused = find(4)

@@ -9,9 +9,9 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 
 import grpc
 import metrics_cases
@@ -19,6 +19,7 @@ import pytest
 import service_cases
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from metrics_cases import METHODS, PATIENCE_S, config, get, value
+from patience import until
 from service_cases import AS_OF, job_id
 
 from matchwright.clients import AsyncClient, Client
@@ -130,6 +131,12 @@ def test_scrapes_under_load(folder, count):
     assert 0 <= max(batches) <= value(last, "matchwright_batches_total")
 
 
+def answer(at):
+    with suppress(OSError):
+        return get(at, "/healthz")
+    return None
+
+
 def test_silent_connections_do_not_keep_monitors_out(monkeypatch):
     monkeypatch.setattr("matchwright.engine.service.endpoint._Handler.timeout", 0.5)
     endpoint = Endpoint(Metrics({}), lambda: (True, {}))
@@ -137,14 +144,7 @@ def test_silent_connections_do_not_keep_monitors_out(monkeypatch):
     host, port = host_and_port(at, "x")
     silent = [socket.create_connection((host, port)) for _ in range(3 * CONNECTIONS_MAX)]
     try:
-        until = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                assert "serving" in get(at, "/healthz")
-                break
-            except OSError:
-                assert time.monotonic() < until
-                time.sleep(0.1)
+        assert "serving" in until(lambda: answer(at), "an answer", within=PATIENCE_S)
     finally:
         for each in silent:
             each.close()
@@ -207,20 +207,20 @@ def test_parts_in_trouble_are_told_everywhere(folder, monkeypatch):
         return stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=PATIENCE_S).status
 
     with running(asked) as address, grpc.insecure_channel(address) as channel:
-        until = time.monotonic() + PATIENCE_S
-        while status(channel, "matchwright.device") != health_pb2.HealthCheckResponse.SERVING:
-            assert time.monotonic() < until
+        well = health_pb2.HealthCheckResponse.SERVING
+        until(
+            lambda: status(channel, "matchwright.device") == well, "the device", within=PATIENCE_S
+        )
         name = "matchwright.store.default"
         assert status(channel, name) == health_pb2.HealthCheckResponse.NOT_SERVING
-        assert status(channel, service_cases.SERVICE) == health_pb2.HealthCheckResponse.SERVING
+        assert status(channel, service_cases.SERVICE) == well
         told = json.loads(get(asked.metrics_address, "/healthz"))
         assert told["serving"] is True
         assert told["parts"][name] == "STORE_ERROR"
         text = get(asked.metrics_address)
         assert value(text, "matchwright_store_trouble", marketplace="default") == 1
         monkeypatch.setattr(Store, "trouble", property(lambda self: None))
-        while status(channel, name) != health_pb2.HealthCheckResponse.SERVING:
-            assert time.monotonic() < until
+        until(lambda: status(channel, name) == well, name, within=PATIENCE_S)
 
 
 class Kernels:

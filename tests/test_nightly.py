@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import until
 
 from matchwright.engine import synthetic
 from matchwright.engine.cli import main
@@ -142,7 +143,7 @@ def test_stopped_while_it_compacts(night):
     with subprocess.Popen(
         [night.script], env=night.environment, stderr=subprocess.PIPE, text=True
     ) as process:
-        _wait_for(lambda: (night.fake / "log").exists() and "waiting" in night.log)
+        _runs(night)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 75
         assert "stopped before a run was begun" in process.stderr.read()
@@ -223,7 +224,7 @@ def test_two_nights_at_once(night):
     night.codes(run_start=["slow"])
     first = subprocess.Popen([night.script], env=night.environment, stderr=subprocess.DEVNULL)
     with first:
-        _wait_for(lambda: (night.fake / "log").exists() and "waiting" in night.log)
+        _runs(night)
         assert night.run() == 75
         assert "another night" in night.errors
         assert night.commands == ["run plan", "run start", "waiting"]
@@ -234,11 +235,8 @@ def test_two_nights_at_once(night):
     assert night.unfinished
 
 
-def _wait_for(condition):
-    until = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
+def _runs(night):
+    until(lambda: (night.fake / "log").exists() and "waiting" in night.log, "the night's run")
 
 
 def test_out_of_time(night):

@@ -14,6 +14,7 @@ import object_store
 import pytest
 import run_cases
 from object_store import BUCKET, Fault, left_over, once
+from patience import until
 
 from matchwright.engine import synthetic
 from matchwright.engine.cli import main
@@ -176,13 +177,13 @@ def test_two_publishers_at_once(place, wire, tmp_path, count):
     """Of one store that grows meanwhile: what is in force is always whole."""
     folder = run_cases.make_store(tmp_path / "store", 60, 30)
     wire.rule = lambda method, path: Fault("slow", seconds=0.002)
-    ends, failed = threading.Event(), []
+    ends, failed, published = threading.Event(), [], []
 
     def publisher():
         while not ends.is_set():
             try:
                 with Store.open(folder) as store:
-                    store.publish(place)
+                    published.append(store.publish(place))
             except MatchwrightError as error:
                 if "allow-older" not in str(error) and "older" not in str(error):
                     failed.append(error)
@@ -194,11 +195,9 @@ def test_two_publishers_at_once(place, wire, tmp_path, count):
     with Store.open(folder, mode="w") as store:
         for n in range(count(reduced=3, full=15)):
             store.upsert("freelancer", people[n : n + 1])
-            time.sleep(0.3)
-            try:
-                Store.pull(place, tmp_path / f"r{n}")
-            except NotFound:
-                continue
+            before = len(published)
+            until(lambda before=before: failed or len(published) > before, "a publication")
+            Store.pull(place, tmp_path / f"r{n}")
             with Store.open(tmp_path / f"r{n}") as replica:
                 assert replica.verify() == []
     ends.set()
@@ -300,10 +299,7 @@ def test_a_run_that_is_killed_is_resumed(shop, place, wire, digest, capsys, monk
     wire.rule = once("slow", where="unit-00001", seconds=20)
     command = [sys.executable, "-m", "matchwright.engine.cli", *map(str, start(shop, place))]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
-        until = time.monotonic() + 60
-        while not any("unit-00001" in path for _, path in wire.seen):
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        until(lambda: any("unit-00001" in path for _, path in wire.seen), "its second unit")
         child.kill()
     wire.mend()
     code, told = answer(capsys, *start(shop, place))
@@ -360,16 +356,13 @@ def test_a_heartbeat_outlives_a_target_that_is_away(place, wire):
     held = lock.object_lock(target.fs, target.path("LOCK"), "the run", heartbeat_s=0.05)
     with held:
         before = target.read_json("LOCK")["heartbeat"]
-        until = time.monotonic() + 60
         wire.rule = once("break", method="GET", where="LOCK", times=999)
         broken = len(wire.seen)
-        while wire.seen[broken:].count(("GET", wire.seen[-1][1])) < 3:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        until(
+            lambda: wire.seen[broken:].count(("GET", wire.seen[-1][1])) >= 3, "three broken looks"
+        )
         wire.mend()
-        while target.read_json("LOCK")["heartbeat"] == before:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        until(lambda: target.read_json("LOCK")["heartbeat"] != before, "the next heartbeat")
     assert not target.exists("LOCK")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import lives, until
 
 from matchwright.engine import synthetic
 from matchwright.engine.cli import main
@@ -442,18 +443,6 @@ def children_of(pid):
     return below
 
 
-def gone(pids, seconds):
-    """Whether all of them have ended in time; zombies have."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        states = [Path(f"/proc/{pid}/stat") for pid in pids]
-        living = [s for s in states if s.exists() and s.read_text().rpartition(")")[2][1] != "Z"]
-        if not living:
-            return True
-        time.sleep(0.1)
-    return False
-
-
 @needs_ray
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 def test_ctrl_c_leaves_no_process_and_no_file(store_folder, tmp_path):
@@ -482,6 +471,6 @@ def test_ctrl_c_leaves_no_process_and_no_file(store_folder, tmp_path):
         said = started.stderr.read()
     assert started.returncode == 130, said
     assert "run resume" in said
-    assert gone(below, 15)
+    until(lambda: not any(map(lives, below)), "the end of every process", within=15)
     assert list(home.iterdir()) == []
     assert not [*Path("/tmp").glob(f"mw-ray-{started.pid}-*"), *tmp_path.glob("mw-ray-*")]

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 import fsspec
 import pytest
 import run_cases as cases
+from patience import until
 from run_cases import AS_OF, KINDS, do, heavier, options, snapshot, store, whole
 
 from matchwright.engine.errors import (
@@ -273,11 +274,11 @@ def test_the_holder_of_a_lock_object_says_that_it_is_there():
     fs = fsspec.filesystem("memory")
     path = f"/{time.monotonic_ns()}/LOCK"
     with lock.object_lock(fs, path, "the run", heartbeat_s=0.01):
-        first = json.loads(fs.cat_file(path))["heartbeat"]
-        until = time.monotonic() + 60
-        while json.loads(fs.cat_file(path))["heartbeat"] == first:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        first = json.loads(fs.cat_file(path))
+        until(lambda: json.loads(fs.cat_file(path)) != first, "the next heartbeat")
+        later = json.loads(fs.cat_file(path))
+    assert later["heartbeat"] > first["heartbeat"]
+    assert later | {"heartbeat": first["heartbeat"]} == first
 
 
 def test_losing_a_lock_is_noticed():
@@ -288,11 +289,12 @@ def test_losing_a_lock_is_noticed():
     before = set(threading.enumerate())
     held.__enter__()
     (beat,) = set(threading.enumerate()) - before
-    until = time.monotonic() + 60
-    while beat.is_alive():  # it may say once more that the lock is its own
-        assert time.monotonic() < until
-        fs.pipe_file(path, other)
-        time.sleep(0.01)
+
+    def noticed():
+        fs.pipe_file(path, other)  # again: it may say once more that the lock is its own
+        return not beat.is_alive()
+
+    until(noticed, "the end of the heartbeat")
     with pytest.raises(StoreLocked, match="names elsewhere now"):
         held.__exit__(None, None, None)
     assert fs.cat_file(path) == other
@@ -372,10 +374,7 @@ def test_no_thread_is_left_behind(snapshot, tmp_path):
     do(snapshot, tmp_path)
     with pytest.raises(MatchwrightError):
         do(snapshot, tmp_path / "other", block=50, stop=lambda done, total: "now" if done else None)
-    until = time.monotonic() + 60
-    while threading.active_count() > before:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    until(lambda: threading.active_count() <= before, "the end of the threads")
 
 
 def test_run_options_are_checked_against_the_policy(snapshot):

@@ -11,6 +11,7 @@ import threading
 import time
 
 import pytest
+from patience import until
 
 pytest.importorskip("tritonclient.grpc", reason="needs the extra [triton]")
 pytest.importorskip("lightgbm", reason="needs LightGBM")
@@ -18,7 +19,7 @@ pytest.importorskip("lightgbm", reason="needs LightGBM")
 import run_rerank_cases as cases
 from rerank_cases import policy, ranker_folder
 from run_rerank_cases import KINDS, K, M
-from triton_cases import need_server, served, until
+from triton_cases import need_server, served
 
 from matchwright.engine.config import ModelsConfig
 from matchwright.engine.models.opened import Models
@@ -161,7 +162,11 @@ def test_killed_it_ends_with_5_while_nobody_serves_and_goes_on_when_somebody_doe
     output = tmp_path / "runs"
     argv = words(store_folder, repo, server, output, policy_file)
     process = launched(argv)
-    until(lambda: done_units(output) >= 2 or process.poll() is not None, PATIENCE_S)
+    until(
+        lambda: done_units(output) >= 2 or process.poll() is not None,
+        "two units",
+        within=PATIENCE_S,
+    )
     process.kill()
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == -signal.SIGKILL, err

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import run_cases as cases
+from patience import until
 
 from matchwright.engine import synthetic
 from matchwright.engine.errors import StoreFull
@@ -64,16 +65,9 @@ def ended(process):
     return process.returncode, out, err
 
 
-def wait_for(what):
-    until = time.monotonic() + PATIENCE_S
-    while not what():
-        assert time.monotonic() < until, "waited too long"
-        time.sleep(0.002)
-
-
 def wait_until(process, output, units):
     """Until so many units are done, or the process has ended."""
-    wait_for(lambda: done_units(output) >= units or process.poll() is not None)
+    until(lambda: done_units(output) >= units or process.poll() is not None, f"{units} units")
 
 
 def done_units(output):
@@ -216,7 +210,7 @@ def test_a_unit_of_another_run_is_done_again(shop, wanted, tmp_path):
 def test_a_signal_prints_the_command_that_goes_on(shop, wanted, tmp_path, number, code):
     output = tmp_path / "it's here"
     process = launch(start_words(shop, output))
-    wait_for(lambda: done_units(output) >= 2)
+    until(lambda: done_units(output) >= 2, "two units")
     process.send_signal(number)
     got, out, err = ended(process)
     assert (got, out) == (code, ""), err
@@ -236,7 +230,7 @@ def test_a_run_that_is_being_written_is_locked(shop, wanted, tmp_path):
     output = tmp_path / "runs"
     process = launch(start_words(shop, output))
     try:
-        wait_for(lambda: done_units(output) >= 1)
+        until(lambda: done_units(output) >= 1, "a unit")
         process.send_signal(signal.SIGSTOP)
         code, _, err = ended(launch(start_words(shop, output)))
         assert code == 75
@@ -294,7 +288,7 @@ def test_a_run_goes_on_with_the_epoch_that_it_began_with(wanted, tmp_path):
     shop = cases.make_store(tmp_path / "store", 300, 90)
     output = tmp_path / "runs"
     process = launch(start_words(shop, output))
-    wait_for(lambda: done_units(output) >= 3)
+    until(lambda: done_units(output) >= 3, "three units")
     process.kill()
     ended(process)
     with Store.open(shop, mode="w", retain_s=0.0) as store:

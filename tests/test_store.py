@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import numpy as np
 import pytest
 import store_fakes as fakes
-from patience import PATIENCE
+from patience import PATIENCE, until
 from store_fakes import contents, frame, record, stores_in
 
 from matchwright.engine.errors import (
@@ -278,10 +277,7 @@ def test_a_change_in_this_process_is_seen_at_once_and_by_readers_soon(open_store
     assert reader.snapshot().count("job") == 0
     store.upsert("job", frame(record("a")))
     assert store.snapshot().count("job") == 1
-    start = time.monotonic()
-    while reader.snapshot().count("job") == 0:
-        assert time.monotonic() - start < PATIENCE
-        time.sleep(0.005)
+    until(lambda: reader.snapshot().count("job"), "the reader's next epoch", within=PATIENCE)
 
 
 def test_a_closed_store_changes_nothing_and_its_snapshots_stay(open_store):

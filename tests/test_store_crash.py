@@ -6,11 +6,10 @@ import json
 import random
 import subprocess
 import sys
-import time
 
 import pytest
 import store_fakes as fakes
-from patience import PATIENCE
+from patience import PATIENCE, until
 from store_crash_cases import CHILD, applied, run_and_kill
 
 from matchwright.engine.errors import StoreLocked
@@ -69,9 +68,10 @@ def test_a_reader_process_sees_changes_within_a_second(tmp_path, count):
                     child.stdin.write("go\n")
                     model = applied(model, json.loads(child.stdout.readline()[3:]))
                     assert child.stdout.readline() == "done\n"
-                    start = time.monotonic()
-                    while fakes.contents(reader.snapshot(), "job") != model:
-                        assert time.monotonic() - start < PATIENCE
-                        time.sleep(0.002)
+                    until(
+                        lambda model=model: fakes.contents(reader.snapshot(), "job") == model,
+                        "what the other has written",
+                        within=PATIENCE,
+                    )
         finally:
             child.kill()

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 from encoder_cases import REFIT, client, made, repo, shop
+from patience import until
 
 from matchwright.engine import synthetic
 from matchwright.engine.errors import InvalidArgument, ModelUnavailable, ModelWrong
@@ -164,7 +165,7 @@ def test_a_switch_under_writes_and_reads(shop, repo, monkeypatch):
         threads += [threading.Thread(target=read)]
         for thread in threads:
             thread.start()
-        time.sleep(0.1)
+        until(lambda: failed or written, "a write")
         for version in (2, 1):
             store.refit(**REFIT, encoder_version=version)
         done.set()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import store_fakes as fakes
+from patience import HANGS_S
 from store_fakes import contents, frame, record, stores_in, write_history
 
 from matchwright.engine.errors import (
@@ -258,9 +259,10 @@ def test_without_retention_an_epoch_is_kept_or_gone_never_both(open_store):
     threads = [threading.Thread(target=read, args=(who,)) for who in range(2)]
     for thread in threads:
         thread.start()
-    until = time.monotonic() + 1.5
+    end = time.monotonic() + 1.5
     n = 0
-    while time.monotonic() < until and not stop.is_set():
+    while (time.monotonic() < end or "kept" not in outcomes) and not stop.is_set():
+        assert time.monotonic() < end + HANGS_S, "nobody could keep anything"
         n += 1
         store.upsert("job", frame(record(f"j{n % 20}", n)))
     stop.set()

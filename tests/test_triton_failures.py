@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from patience import PATIENCE
+from patience import PATIENCE, lives, until
 from triton_cases import (
     SLOW,
     TOY,
@@ -27,7 +27,6 @@ from triton_cases import (
     question,
     served,
     toys,
-    until,
 )
 
 from matchwright.engine.errors import (
@@ -37,12 +36,14 @@ from matchwright.engine.errors import (
     ModelLate,
     ModelUnavailable,
 )
+from matchwright.engine.models.breaker import Breaker
 from matchwright.engine.models.local_server import LocalServer, find_tritonserver
 from matchwright.engine.models.refs import ModelRef
 
 pytest.importorskip("tritonclient")
 
 RECOVERY_S = 2.0
+RECOVERED_S = RECOVERY_S * PATIENCE
 SLACK_S = 0.25 * PATIENCE
 """What a busy machine may add to a deadline; the answers are late by far less."""
 
@@ -80,7 +81,7 @@ class Load(threading.Thread):
 
     def __enter__(self):
         self.start()
-        until(lambda: self.last() == "OK", 5)
+        until(lambda: self.last() == "OK", "an answer", within=5 * PATIENCE)
         return self
 
     def __exit__(self, *_):
@@ -104,16 +105,20 @@ def test_killed_and_started_again_on_the_same_port(server):
         loads = [stack.enter_context(Load(client, seconds=0.3 * PATIENCE)) for _ in range(16)]
         before, url = time.monotonic(), server.url
         server.kill()
-        until(lambda: all(load.last() == "BREAKER_OPEN" for load in loads), 3)
+        until(
+            lambda: all(load.last() == "BREAKER_OPEN" for load in loads),
+            "the breaker for all",
+            within=3 * PATIENCE,
+        )
         counts = Counter(word for load in loads for word in load.after(before))
         assert counts["UNREACHABLE"] <= 5 + 2 * 16  # five open it; some were on their way
         server.start()
         ready = time.monotonic()
         assert server.url == url
-        until(lambda: all(load.last() == "OK" for load in loads), RECOVERY_S)
+        until(lambda: all(load.last() == "OK" for load in loads), "answers", within=RECOVERED_S)
         since = time.monotonic()
-        assert since - ready < RECOVERY_S * PATIENCE
-        time.sleep(0.2)
+        assert since - ready < RECOVERED_S
+        until(lambda: all(len(load.after(since)) >= 5 for load in loads), "five more calls of each")
         assert {word for load in loads for word in load.after(since)} == {"OK"}
         stack.close()
         assert len(ears.hops) == sum(len(load.ended) for load in loads)
@@ -121,24 +126,30 @@ def test_killed_and_started_again_on_the_same_port(server):
     assert [state for _, state in ears.breakers] == ["open", "half_open", "closed"]
 
 
-def test_stopped_and_continued(server):
+def test_stopped_and_continued(server, monkeypatch):
     """SIGSTOP: connections stay, nothing is answered. Only deadlines help, then the breaker."""
-    ears = Ears()
+    ears, probes, probed = Ears(), [], Breaker.probed
+
+    def told(self, *, there):
+        probes.append(there)
+        probed(self, there=there)
+
+    monkeypatch.setattr(Breaker, "probed", told)
     with client_of(server, ears, breaker_open_ms=500) as client, Load(client) as load:
         before = time.monotonic()
         server.pause()
         try:
-            until(lambda: load.last() == "BREAKER_OPEN", 30)
+            until(lambda: load.last() == "BREAKER_OPEN", "the breaker")
             assert Counter(load.after(before))["ModelLate"] <= 5 + 1
             opened = time.monotonic()
-            time.sleep(1.2)  # two probes: callers do not wait for them
+            until(lambda: probes, "a probe in vain, which callers do not wait for")
             refused = [end for end in load.ended if end[0] >= opened]
             assert {word for _, word, _ in refused} == {"BREAKER_OPEN"}
             assert sorted(seconds for *_, seconds in refused)[len(refused) // 2] < 0.01 * PATIENCE
             assert {hop.attempts for hop in ears.hops if hop.outcome == "BREAKER_OPEN"} == {0}
         finally:
             server.resume()
-        until(lambda: load.last() == "OK", RECOVERY_S)
+        until(lambda: load.last() == "OK", "an answer", within=RECOVERED_S)
     assert load.slowest < load.seconds + SLACK_S
 
 
@@ -151,10 +162,10 @@ def test_a_connection_that_stays_silent_is_replaced(server):
         try:
             with pytest.raises(ModelLate):
                 ask(client, question(), seconds=0.2)
-            until(lambda: client._link is not link, 30)
+            until(lambda: client._link is not link, "another connection")
         finally:
             server.resume()
-        until(lambda: client.breaker(TOY).state == "half_open", RECOVERY_S)
+        until(lambda: client.breaker(TOY).state == "half_open", "a probe", within=RECOVERED_S)
         assert ask(client, question()).shape == (3, 4)
 
 
@@ -166,12 +177,12 @@ def test_a_slow_model_is_cut_off_alone(tmp_path):
             for _ in range(2):
                 with pytest.raises(ModelLate):
                     ask(client, question(what=SLOW + 400), seconds=0.1)
-            until(lambda: client.breaker(TOY).state == "open", 1)
+            until(lambda: client.breaker(TOY).state == "open", "the breaker", within=1 * PATIENCE)
             with pytest.raises(ModelUnavailable) as caught:
                 ask(client, question(), seconds=0.1)
             assert caught.value.details == {"model": "toy:1", "why": "BREAKER_OPEN"}
-            until(lambda: client.breaker(TOY).state == "half_open", RECOVERY_S)
-            until(lambda: _answers(client), RECOVERY_S)
+            until(lambda: client.breaker(TOY).state == "half_open", "a probe", within=RECOVERED_S)
+            until(lambda: _answers(client), "an answer", within=RECOVERED_S)
         assert client.breaker(TOY).state == "closed"
     assert {word for _, word, _ in well.ended} == {"OK"}
 
@@ -208,10 +219,10 @@ def test_nothing_grows_while_it_is_killed_and_started_again(server, count):
     with client_of(server, **settings) as client:
         sizes = []
         for cycle in range(cycles):
-            until(lambda: _answers(client), 30)
+            until(lambda: _answers(client), "an answer")
             for _ in range(20):
                 ask(client, question(rows=5_000))
-            until(lambda: not client._aside, 30)
+            until(lambda: not client._aside, "the end of every call")
             sizes.append((_descriptors(), threading.active_count(), len(client._sharing.regions)))
             if cycle == min(10, cycles - 1):
                 memory = _memory()
@@ -219,7 +230,7 @@ def test_nothing_grows_while_it_is_killed_and_started_again(server, count):
             for _ in range(5):
                 assert not _answers(client)
             server.start()
-        until(lambda: _answers(client), 30)
+        until(lambda: _answers(client), "an answer")
     for first, largest in zip(sizes[0], map(max, zip(*sizes, strict=True)), strict=True):
         assert largest <= first + 2, sizes
     assert _memory() - memory < 16 << 20
@@ -253,21 +264,13 @@ def test_a_server_does_not_outlive_whoever_started_it(tmp_path):
     )
     with parent:
         pid = int(parent.stdout.readline())
-        assert _lives(pid)
+        assert lives(pid)
         group = os.getpgid(pid)
         parent.kill()
         parent.wait()
-        until(lambda: not _lives(pid), 30)
+        until(lambda: not lives(pid), "the server's end")
     with pytest.raises(ProcessLookupError):
-        until(lambda: os.killpg(group, 0) is not None, 30)
-
-
-def _lives(pid):
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
+        until(lambda: os.killpg(group, 0) is not None, "the end of its group")
 
 
 def test_a_stopped_server_leaves_nothing(tmp_path):
@@ -277,7 +280,7 @@ def test_a_stopped_server_leaves_nothing(tmp_path):
         mine = _shared_of(server)
         assert mine
         os.kill(pid, signal.SIGSTOP)  # even one that hears nothing
-    assert not _lives(pid)
+    assert not lives(pid)
     assert not folder.exists()
     assert not any(Path("/dev/shm", name).exists() for name in mine)
     with pytest.raises(ProcessLookupError):

@@ -6,11 +6,11 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import PATIENCE, until
 from triton_cases import (
     FINE,
     MISSING,
@@ -23,11 +23,11 @@ from triton_cases import (
     Ears,
     ask,
     client_of,
+    handed_over,
     question,
     served,
     toy_server,
     toys,
-    until,
 )
 
 from matchwright.engine.errors import DependencyUnavailable, ModelLate, ModelWrong
@@ -129,7 +129,7 @@ def test_a_region_is_not_used_again_while_the_server_may_write_into_it(toy_serve
         answer = ask(client, inputs)  # behind the slow one, which writes before it
         assert np.array_equal(answer, inputs["x"] + 1)
         assert before not in {region.name for region in client._sharing.regions._idle[1 << 16]}
-        until(lambda: before not in ours(), 5)
+        until(lambda: before not in ours(), "the end of the region", within=5 * PATIENCE)
         assert before not in registered(toy_server)
 
 
@@ -143,7 +143,7 @@ def test_after_a_restart_regions_are_registered_again(tmp_path):
         known = ours()
         server.kill()
         server.start()
-        until(lambda: client.ready(TOY), 5)
+        until(lambda: client.ready(TOY), "the server", within=5 * PATIENCE)
         assert np.array_equal(ask(client, question()), question()["x"] + 1)
         assert ears.hops[-1].way == "shared_memory"
         assert ours() == known
@@ -184,15 +184,16 @@ def test_a_system_without_shared_memory_uses_the_wire(toy_server, monkeypatch):
     assert "No space left" in ears.ways[0][1]
 
 
-def test_a_cancelled_call_gives_its_region_back(toy_server):
+def test_a_cancelled_call_gives_its_region_back(toy_server, monkeypatch):
     with client_of(toy_server, **ALWAYS) as client:
         ask(client, question())
+        sent = handed_over(monkeypatch)
         future = client._submit(
             TOY, client._ask(client._begin(TOY, question(what=1_300), ["y"], None))
         )
-        time.sleep(0.1)
+        until(lambda: sent, "the call on its way")
         future.cancel()
-        until(lambda: not client._aside and len(ours()) == 0, 30)
+        until(lambda: not client._aside and len(ours()) == 0, "the end of its region")
         assert ask(client, question()).shape == (3, 4)
 
 
@@ -218,7 +219,8 @@ def test_a_process_that_is_killed_leaves_no_memory(toy_server):
         theirs = f"matchwright-{process.pid}-*"
         assert list(Path("/dev/shm").glob(theirs))
         process.kill()
-        until(lambda: not list(Path("/dev/shm").glob(theirs)), 5)
+        memory = Path("/dev/shm")
+        until(lambda: not list(memory.glob(theirs)), "the end of its memory", within=5 * PATIENCE)
     with client_of(toy_server) as client:  # the server, which still has it open, is well
         assert ask(client, question()).shape == (3, 4)
 

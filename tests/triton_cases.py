@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
-from patience import PATIENCE
 
 from matchwright.engine.config import tritonserver_in
 from matchwright.engine.errors import DependencyUnavailable
@@ -163,6 +162,21 @@ def client_of(server: LocalServer, ears: Ears | None = None, **settings) -> Iter
         yield client
 
 
+def handed_over(monkeypatch: pytest.MonkeyPatch) -> list:
+    """Grows by each call that is given to the connection."""
+    from matchwright.engine.models.triton.link import Link
+
+    calls: list = []
+    infer = Link.infer
+
+    async def told(self, call, region):
+        calls.append(call)
+        return await infer(self, call, region)
+
+    monkeypatch.setattr(Link, "infer", told)
+    return calls
+
+
 def question(rows: int = 3, what: int = FINE, seed: int = 0) -> dict[str, np.ndarray]:
     """Inputs of the toy."""
     rng = np.random.default_rng(seed)
@@ -173,12 +187,3 @@ def question(rows: int = 3, what: int = FINE, seed: int = 0) -> dict[str, np.nda
 def ask(client, inputs: Mapping[str, np.ndarray], ref: ModelRef = TOY, seconds: float = 5.0):
     """The toy's answer, from this thread."""
     return client.infer_blocking(ref, inputs, ["y"], deadline=time.monotonic() + seconds)["y"]
-
-
-def until(true: Callable[[], bool], seconds: float) -> float:
-    """Seconds until it was true; fails when it does not become so, see ``patience``."""
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() - began < seconds * PATIENCE, f"not within {seconds} s"
-        time.sleep(0.01)
-    return time.monotonic() - began
