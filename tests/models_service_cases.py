@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from metrics_cases import free_port, get
-from patience import PATIENCE
+from patience import PATIENCE, until, until_async
 from rerank_service_cases import askers, repository, section
 from service_cases import AS_OF, JOBS, PEOPLE
 from triton_cases import need_server, served
@@ -106,11 +106,12 @@ class Serving:
         before = self.log.read_text()
         self.policy.write_text(text)
         self.process.send_signal(signal.SIGHUP)
-        until = time.monotonic() + 30.0
-        while "in force" not in (said := self.log.read_text()[len(before) :]):
-            assert time.monotonic() < until, "nothing was said of the policy"
-            time.sleep(0.02)
-        return said
+
+        def said():
+            news = self.log.read_text()[len(before) :]
+            return news if "in force" in news else ""
+
+        return until(said, "what is said of the policy")
 
     def metrics(self):
         return get(self.metrics_address)
@@ -217,9 +218,11 @@ class Load:
     async def until(self, true, seconds):
         """Seconds until an answer that comes from now on is as wanted."""
         began, seen = time.monotonic(), len(self.told)
-        while not any(true(one.answer) for one in self.told[seen:]):
-            assert time.monotonic() - began < seconds * PATIENCE, f"not within {seconds} s"
-            await asyncio.sleep(0.01)
+        await until_async(
+            lambda: any(true(one.answer) for one in self.told[seen:]),
+            "such an answer",
+            within=seconds * PATIENCE,
+        )
         return time.monotonic() - began
 
 

@@ -12,6 +12,7 @@ from matchwright.engine.matcher import Matcher
 from matchwright.engine.policy import Policy
 from matchwright.engine.results import OrderKey, Reranked, Result, Shortfall
 from matchwright.engine.service import running
+from matchwright.engine.service.together import Together
 from matchwright.engine.store import Store
 from matchwright.kernels.ops import get_ops
 from matchwright.v1 import match_service_pb2 as wire
@@ -60,6 +61,19 @@ def store(folder):
 @pytest.fixture(scope="module")
 def matcher(store):
     return Matcher(store, get_ops("cpu"), Policy.load())
+
+
+@pytest.fixture
+def gathered(monkeypatch):
+    """Grows by each caller that comes to wait for a model's answer."""
+    came, ask = [], Together.ask
+
+    async def counted(self, share, **how):
+        came.append(share)
+        return await ask(self, share, **how)
+
+    monkeypatch.setattr(Together, "ask", counted)
+    return came
 
 
 def job_id(n):

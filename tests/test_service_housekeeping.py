@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from patience import until
 
 from matchwright.clients import Client
 from matchwright.engine import synthetic
@@ -48,6 +48,10 @@ def folder(made, tmp_path):
 def segments(folder):
     with Store.open(folder) as store:
         return [part.source.n for part in store.snapshot().parts["freelancer"]]
+
+
+def keepers():
+    return [thread for thread in threading.enumerate() if thread.name == "housekeeping"]
 
 
 def times(folder):
@@ -110,14 +114,11 @@ def test_import_and_compaction_and_calls_at_once(folder, tmp_path, count, eager)
                 assert done.returncode == 0, done.stderr
             else:
                 assert into_store("freelancer", [path], folder, wait_s=60).accepted == BATCH
-        settled = time.monotonic() + 60
-        while len(segments(folder)) > 8 and time.monotonic() < settled:
-            time.sleep(0.1)
+        # 12 + batches segments came; at most three of a tier, of three tiers, stay.
+        until(lambda: len(segments(folder)) <= 8, "eight segments")
     assert set(load.codes) == {"OK"}
     assert load.codes["OK"] > batches
     assert len(load.epochs) > batches // 2
-    # 12 + batches segments came; at most three of a tier, of three tiers, stay.
-    assert len(segments(folder)) <= 8
     with Store.open(folder) as store:
         assert store.snapshot().count("freelancer") == (12 + batches) * BATCH
         whats = Counter(epoch.what for epoch in store.epochs())
@@ -130,7 +131,7 @@ def test_without_being_asked_a_server_writes_nothing(folder, eager):
     with running(ServerConfig(stores={"default": folder}, port=0)) as address:
         with Client(address, timeout_s=30.0) as client:
             assert client.find_freelancers("j-0000001", as_of=AS_OF).k == 10
-        time.sleep(0.3)
+        assert not keepers(), "who would write later"
         after = times(folder)
     changed = {path.name for path, _ in before ^ after}
     assert changed <= {"catalog.sqlite-shm", "catalog.sqlite-wal"}  # which readers make
@@ -139,14 +140,18 @@ def test_without_being_asked_a_server_writes_nothing(folder, eager):
 
 SLOW = """
 import sys
-import time
+import threading
+from matchwright.engine.service.housekeeping import Housekeeper
 from matchwright.engine.store import compact
-quick = compact.copy_rows
+asked, quick, ask_to_stop = threading.Event(), compact.copy_rows, Housekeeper.ask_to_stop
+def told(self):
+    ask_to_stop(self)
+    asked.set()
 def slow(*args):
     print("copying", file=sys.stderr, flush=True)
-    time.sleep(0.3)
+    assert asked.wait(60)
     return quick(*args)
-compact.copy_rows = slow
+Housekeeper.ask_to_stop, compact.copy_rows = told, slow
 from matchwright.engine.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -174,10 +179,8 @@ def test_a_signal_ends_it_after_the_step(folder):
 def test_its_retention_is_the_one_that_it_was_told(folder, eager):
     config = ServerConfig(stores={"default": folder}, port=0, compact=True, retain_s=3600)
     with running(config), Store.open(folder) as store:
-        until = time.monotonic() + 60
-        while len(segments(folder)) > 3:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        assert len(keepers()) == 1
+        until(lambda: len(segments(folder)) <= 3, "three segments")
         assert store.epochs()[0].number == 0
     with pytest.raises(InvalidArgument, match="retain_s is -1"):
         ServerConfig(stores={"default": folder}, retain_s=-1)
@@ -192,12 +195,8 @@ def test_a_full_disk_fails_no_call(folder, eager, monkeypatch, caplog):
     config = ServerConfig(stores={"default": folder}, port=0, compact=True)
     with running(config) as address:
         with Load(address) as load:
-            until = time.monotonic() + 60
-            while "no space left" not in caplog.text and time.monotonic() < until:
-                time.sleep(0.02)
+            until(lambda: "no space left" in caplog.text, "the trouble in the log")
             monkeypatch.undo()
-            while len(segments(folder)) > 3 and time.monotonic() < until:
-                time.sleep(0.05)
+            until(lambda: len(segments(folder)) <= 3, "three segments")
     assert set(load.codes) == {"OK"}
     assert caplog.text.count("no space left") == 1
-    assert len(segments(folder)) <= 3

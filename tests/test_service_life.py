@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,11 +15,12 @@ import grpc
 import pytest
 import service_cases
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from patience import until_async
 from service_cases import AS_OF, job_id, person_id
 
 from matchwright import clients
 from matchwright.clients import AsyncClient, Client, Query
-from matchwright.engine.batcher import QUERY_PAIRS_MIN
+from matchwright.engine.batcher import QUERY_PAIRS_MIN, Batcher
 from matchwright.engine.config import ServerConfig
 from matchwright.engine.errors import DependencyUnavailable, MatchwrightError, NotFound
 from matchwright.engine.matcher import Matcher
@@ -90,17 +91,23 @@ async def takes_no_more(address):
                 await asyncio.sleep(0.01)
 
 
+async def call_that_runs(client, process, address):
+    """A call during which the server has begun to end."""
+    call = asyncio.create_task(client.find_freelancers(job_id(1), as_of=AS_OF))
+    assert await asyncio.to_thread(process.stdout.readline) == "begun\n"
+    process.send_signal(signal.SIGTERM)
+    await takes_no_more(address)
+    return call
+
+
 def test_a_call_that_runs_is_answered_while_the_server_ends(folder):
     with serving(folder, SLOW.format(seconds=1.0) + SERVE) as process:
         address = process.stdout.readline().removeprefix("listening on ").strip()
 
         async def ask():
             async with AsyncClient(address, timeout_s=30.0, attempts_max=1) as client:
-                running_call = asyncio.create_task(client.find_freelancers(job_id(1), as_of=AS_OF))
-                assert await asyncio.to_thread(process.stdout.readline) == "begun\n"
-                process.send_signal(signal.SIGTERM)
-                await takes_no_more(address)
-                return await running_call
+                call = await call_that_runs(client, process, address)
+                return await call
 
         assert asyncio.run(ask()).k == 10
         assert process.wait(timeout=30) == 0
@@ -113,13 +120,10 @@ def test_a_second_signal_ends_the_server_at_once(folder):
 
         async def ask():
             async with AsyncClient(address, timeout_s=30.0, attempts_max=1) as client:
-                running_call = asyncio.create_task(client.find_freelancers(job_id(1), as_of=AS_OF))
-                assert await asyncio.to_thread(process.stdout.readline) == "begun\n"
-                process.send_signal(signal.SIGTERM)
-                await takes_no_more(address)
+                call = await call_that_runs(client, process, address)
                 process.send_signal(signal.SIGTERM)
                 with pytest.raises((clients.Unavailable, clients.Cancelled)):
-                    await running_call
+                    await call
 
         asyncio.run(ask())
         assert process.wait(timeout=30) == 0
@@ -147,62 +151,81 @@ def test_too_many_bytes_at_once_are_refused_at_the_door(folder):
             assert client.find_freelancers(job_id(1), as_of=AS_OF, exclude_ids=exclude).k == 10
 
 
-def slowly(monkeypatch, seconds):
-    """Make every batch take longer; gives the list of batch sizes."""
-    sizes = []
-    quick = Matcher.gather_many
+class Held:
+    """Holds every batch until it may ``go``; knows their sizes, and the batcher."""
 
-    def slow(self, requests, deadline=None):
-        sizes.append(len(requests))
-        time.sleep(seconds)
-        return quick(self, requests, deadline)
+    def __init__(self, monkeypatch):
+        self.sizes, self.go, self._batchers = [], threading.Event(), []
+        quick, made = Matcher.gather_many, Batcher.__init__
 
-    monkeypatch.setattr(Matcher, "gather_many", slow)
-    return sizes
+        def slow(matcher, requests, deadline=None):
+            self.sizes.append(len(requests))
+            assert self.go.wait(60)
+            return quick(matcher, requests, deadline)
+
+        def remembered(batcher, **how):
+            self._batchers.append(batcher)
+            made(batcher, **how)
+
+        monkeypatch.setattr(Matcher, "gather_many", slow)
+        monkeypatch.setattr(Batcher, "__init__", remembered)
+
+    def stats(self):
+        return self._batchers[0].stats()
 
 
-def test_overload_is_refused_at_the_door(folder, monkeypatch):
-    sizes = slowly(monkeypatch, 0.3)
+@pytest.fixture
+def held(monkeypatch):
+    held = Held(monkeypatch)
+    yield held
+    held.go.set()
+
+
+def test_overload_is_refused_at_the_door(folder, held):
     config = ServerConfig(stores={"default": folder}, port=0, queue_pairs_max=5 * QUERY_PAIRS_MIN)
 
     async def ask(address):
         async with AsyncClient(address, timeout_s=30.0) as client:
-            calls = [client.find_freelancers(job_id(n), as_of=AS_OF) for n in range(30)]
-            return await asyncio.gather(*calls, return_exceptions=True)
+            first = asyncio.create_task(client.find_freelancers(job_id(0), as_of=AS_OF))
+            await until_async(lambda: held.sizes, "the first batch")
+            calls = [client.find_freelancers(job_id(n), as_of=AS_OF) for n in range(1, 30)]
+            rest = [asyncio.create_task(call) for call in calls]
+            await until_async(lambda: sum(task.done() for task in rest) == 24, "the refused")
+            held.go.set()
+            return await asyncio.gather(first, *rest, return_exceptions=True)
 
     with running(config) as address:
         ended = asyncio.run(ask(address))
     refused = [one for one in ended if isinstance(one, clients.Overloaded)]
-    assert len(refused) + sum(sizes) == 30
-    assert 5 <= sum(sizes) <= 12
+    assert len(refused) == 24
+    assert held.sizes == [1, 5]
     for one in refused:
         assert one.reason == "OVERLOADED"
         assert one.details["limit"] == "queue_pairs_max"
         assert one.retry_after_s > 0
 
 
-def test_a_caller_that_leaves_is_not_run(folder, monkeypatch):
-    sizes = slowly(monkeypatch, 0.5)
-
+def test_a_caller_that_leaves_is_not_run(folder, held):
     async def ask(address):
         async with AsyncClient(address, timeout_s=30.0) as client:
             first = asyncio.create_task(client.find_freelancers(job_id(0), as_of=AS_OF))
-            await asyncio.sleep(0.15)
+            await until_async(lambda: held.sizes, "the first batch")
             rest = [
                 asyncio.create_task(client.find_freelancers(job_id(n), as_of=AS_OF))
                 for n in range(1, 6)
             ]
-            late = asyncio.create_task(
-                client.find_freelancers(job_id(6), as_of=AS_OF, timeout_s=0.1)
-            )
-            await asyncio.sleep(0.1)
+            await until_async(lambda: held.stats().queued_units == 6, "the rest")
+            late = client.find_freelancers(job_id(6), as_of=AS_OF, timeout_s=0.1)
+            (late,) = await asyncio.gather(late, return_exceptions=True)
             for task in rest[1:]:
                 task.cancel()
-            return await asyncio.gather(first, *rest, late, return_exceptions=True)
+            await until_async(lambda: held.stats().queued_units == 2, "those who leave")
+            held.go.set()
+            return [*await asyncio.gather(first, *rest, return_exceptions=True), late]
 
     with running(ServerConfig(stores={"default": folder}, port=0)) as address:
         ended = asyncio.run(ask(address))
-    assert sizes == [1, 1]
+    assert held.sizes == [1, 1]
     assert isinstance(ended[1], clients.Matches)
     assert isinstance(ended[-1], clients.DeadlineExceeded)
 

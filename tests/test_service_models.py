@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from metrics_cases import value, values
 from models_service_cases import (
     DEADLINE_S,
@@ -25,7 +27,7 @@ from models_service_cases import (
     shop,
     triton,
 )
-from patience import PATIENCE
+from patience import PATIENCE, until
 from rerank_service_cases import section
 from service_cases import AS_OF, assert_same
 from triton_cases import served
@@ -42,6 +44,7 @@ from matchwright.engine.store import Store
 from matchwright.kernels.ops import Ops
 
 RECOVERY_S = 2.0
+SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 @pytest.fixture
@@ -291,7 +294,10 @@ def test_the_health_of_the_models_is_told_and_never_the_services(shop, repo, tmp
             code, told = doctor(server.address)
             assert (code, told["matchwright.models"]) == (0, "ok")
             triton.kill()
-            time.sleep(2.5)
+            with grpc.insecure_channel(server.address) as channel:
+                check = health_pb2_grpc.HealthStub(channel).Check
+                models = health_pb2.HealthCheckRequest(service="matchwright.models")
+                until(lambda: check(models, timeout=60.0).status != SERVING, "what health says")
             code, told = doctor(server.address)
             assert code == 0
             assert told["matchwright.models"] != "ok"

@@ -9,6 +9,7 @@ import json
 import time
 
 import pytest
+from patience import until, until_async
 from rerank_cases import FAILURES
 from rerank_service_cases import (
     GREEDY,
@@ -24,7 +25,7 @@ from rerank_service_cases import (
     serving,
     store,
 )
-from service_cases import AS_OF, assert_same, job_id, person_id
+from service_cases import AS_OF, assert_same, gathered, job_id, person_id
 
 from matchwright import clients
 from matchwright.clients import AsyncClient, Client, Query
@@ -227,20 +228,20 @@ def test_the_requests_own_deadline_goes_before(client, model, store, jobs):
 
 
 def test_concurrent_requests_share_calls_and_get_what_they_would_get_alone(
-    server, model, jobs, count
+    server, model, jobs, count, gathered
 ):
     n = count(reduced=40, full=300)
 
     async def ask():
         async with AsyncClient(server, timeout_s=60.0) as client:
             alone = [await client.find_freelancers(jobs[at], as_of=AS_OF) for at in range(10)]
-            before = len(model.calls)
+            before, there = len(model.calls), len(gathered)
             model.open.clear()
             tasks = [
                 asyncio.create_task(client.find_freelancers(jobs[at % 10], as_of=AS_OF))
                 for at in range(n)
             ]
-            await asyncio.sleep(1.0 + n / 100)
+            await until_async(lambda: len(gathered) == there + n, "all of them")
             model.open.set()
             again = await asyncio.gather(*tasks)
             return alone, again, [len(call.rows) for call in model.calls[before:]]
@@ -253,14 +254,14 @@ def test_concurrent_requests_share_calls_and_get_what_they_would_get_alone(
     assert max(rows) > M * n / 2
 
 
-def test_a_caller_with_little_time_does_not_wait_for_the_others(server, model, jobs):
+def test_a_caller_with_little_time_does_not_wait_for_the_others(server, model, jobs, gathered):
     async def ask():
         async with AsyncClient(server, timeout_s=30.0) as client:
             model.open.clear()
             patient = [
                 asyncio.create_task(client.find_freelancers(own, as_of=AS_OF)) for own in jobs[:5]
             ]
-            await asyncio.sleep(0.2)
+            await until_async(lambda: len(gathered) == 5, "the others")
             hasty = await client.find_freelancers(jobs[7], as_of=AS_OF, timeout_s=1.0)
             assert not any(task.done() for task in patient)
             model.open.set()
@@ -271,7 +272,7 @@ def test_a_caller_with_little_time_does_not_wait_for_the_others(server, model, j
     assert {one.rerank.degraded for one in patient} == {None}
 
 
-def test_the_device_goes_on_while_the_model_is_asked(server, model, jobs):
+def test_the_device_goes_on_while_the_model_is_asked(server, model, jobs, gathered):
     """Searches without the second phase's call are answered while others wait for the model."""
 
     async def ask():
@@ -280,7 +281,7 @@ def test_the_device_goes_on_while_the_model_is_asked(server, model, jobs):
             waiting = [
                 asyncio.create_task(client.find_freelancers(own, as_of=AS_OF)) for own in jobs[:5]
             ]
-            await asyncio.sleep(0.2)
+            await until_async(lambda: len(gathered) == 5, "those who wait")
             counts = [await client.count_eligible("job", job_id(n), as_of=AS_OF) for n in range(5)]
             assert not any(task.done() for task in waiting)
             model.open.set()
@@ -332,10 +333,7 @@ def test_a_server_starts_without_its_model_and_says_so(
             assert state("") == serving_now
             assert state("matchwright.models") != serving_now
             model.mode, model.there = "right", True
-            until = time.monotonic() + 60.0
-            while state("matchwright.models") != serving_now:
-                assert time.monotonic() < until
-                time.sleep(0.05)
+            until(lambda: state("matchwright.models") == serving_now, "the model's return")
             assert client.find_freelancers(jobs[1], as_of=AS_OF).rerank.degraded is None
 
 

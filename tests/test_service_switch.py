@@ -8,9 +8,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+from patience import until, until_async
 from rerank_service_cases import (
     EASY,
     GREEDY,
@@ -22,7 +22,7 @@ from rerank_service_cases import (
     section,
     store,
 )
-from service_cases import AS_OF, LIMITS
+from service_cases import AS_OF, LIMITS, gathered
 
 from matchwright import clients
 from matchwright.clients import AsyncClient, Client, Query
@@ -100,15 +100,15 @@ def test_the_file_decides_what_is_in_force(config, path, jobs, caplog):
     assert len(said) == 3, "the same again is no switch"
 
 
-def test_calls_end_under_the_policy_that_they_began_with(config, path, model, jobs):
+def test_calls_end_under_the_policy_that_they_began_with(config, path, model, jobs, gathered):
     async def work(server, client):
         model.open.clear()
         begun = [asyncio.create_task(client.find_freelancers(own, as_of=AS_OF)) for own in jobs[:4]]
-        await asyncio.sleep(0.3)
+        await until_async(lambda: len(gathered) == 4, "those who began")
         path.write_text(V2)
         assert await server.reload()
         after = asyncio.create_task(client.find_freelancers(jobs[0], as_of=AS_OF))
-        await asyncio.sleep(0.2)
+        await until_async(lambda: len(gathered) == 5, "who came after")
         assert not any(task.done() for task in begun)
         model.open.set()
         return await asyncio.gather(*begun), await after
@@ -119,7 +119,7 @@ def test_calls_end_under_the_policy_that_they_began_with(config, path, model, jo
     assert {one.rerank.degraded for one in (*begun, after)} == {None}
 
 
-def test_two_versions_never_share_a_call(config, path, model, jobs):
+def test_two_versions_never_share_a_call(config, path, model, jobs, gathered):
     """Candidates of both wait at once; each call is of one version."""
 
     async def work(server, client):
@@ -127,13 +127,13 @@ def test_two_versions_never_share_a_call(config, path, model, jobs):
         first = [
             asyncio.create_task(client.find_freelancers(jobs[n], as_of=AS_OF)) for n in range(6)
         ]
-        await asyncio.sleep(0.3)
+        await until_async(lambda: len(gathered) == 6, "the first")
         path.write_text(V2)
         assert await server.reload()
         then = [
             asyncio.create_task(client.find_freelancers(jobs[n], as_of=AS_OF)) for n in range(6)
         ]
-        await asyncio.sleep(0.3)
+        await until_async(lambda: len(gathered) == 12, "all of them")
         model.open.set()
         return await asyncio.gather(*first), await asyncio.gather(*then)
 
@@ -275,9 +275,13 @@ def test_swaps_and_rollbacks_under_load_fail_nothing(config, path, jobs, people,
 
         asking = [asyncio.create_task(ask(7 * n)) for n in range(4)]
         for n in range(swaps):
-            path.write_text((V2, V1, OFF, V1)[n % 4])
+            policy, version = ((V2, 2), (V1, 1), (OFF, None), (V1, 1))[n % 4]
+            wanted, seen = (effective(policy), version), len(told)
+            path.write_text(policy)
             assert await server.reload()
-            await asyncio.sleep(0.1)
+            await until_async(
+                lambda wanted=wanted, seen=seen: wanted in map(named, told[seen:]), "its answer"
+            )
         stop.set()
         await asyncio.gather(*asking)
         return told
@@ -314,10 +318,10 @@ def test_sighup_has_the_policy_read_again(folder, tmp_path, jobs):
             with Client(address, timeout_s=30.0) as client:
 
                 def policy_is(wanted):
-                    until = time.monotonic() + 60.0
-                    while client.find_freelancers(jobs[0], as_of=AS_OF).policy != wanted:
-                        assert time.monotonic() < until
-                        time.sleep(0.02)
+                    until(
+                        lambda: client.find_freelancers(jobs[0], as_of=AS_OF).policy == wanted,
+                        f"policy {wanted}",
+                    )
 
                 policy_is(effective(EASY))
                 path.write_text(heavy)

@@ -12,8 +12,8 @@ import time
 import encoder_cases as cases
 import pytest
 from encoder_cases import REFIT, client, made, repo, shop
-from patience import PATIENCE
-from service_cases import LIMITS, assert_same
+from patience import PATIENCE, until_async
+from service_cases import LIMITS, assert_same, gathered
 
 from matchwright import clients
 from matchwright.clients import AsyncClient, Client, Query
@@ -23,7 +23,6 @@ from matchwright.engine.matcher import Matcher, Request
 from matchwright.engine.models import opened
 from matchwright.engine.policy import Policy
 from matchwright.engine.service import running
-from matchwright.engine.service.together import Together
 from matchwright.engine.store import Store
 from matchwright.kernels.ops import Ops
 
@@ -154,7 +153,7 @@ def test_others_are_answered_while_the_encoder_is_stopped(server, encoder):
                 asyncio.create_task(client.find_freelancers(inline(n), as_of=AS_OF))
                 for n in range(30)
             ]
-            await asyncio.sleep(0.1)
+            await until_async(lambda: encoder.took, "the encoder")
             began = time.monotonic()
             stored = [await client.find_freelancers("j-0000001", as_of=AS_OF) for _ in range(5)]
             quick = time.monotonic() - began
@@ -167,17 +166,9 @@ def test_others_are_answered_while_the_encoder_is_stopped(server, encoder):
 
 
 @pytest.mark.parametrize("timeout_ms", [20_000])
-def test_texts_of_concurrent_requests_go_together(server, encoder, monkeypatch):
-    gate, came, one = threading.Event(), [], Together.ask
+def test_texts_of_concurrent_requests_go_together(server, encoder, gathered):
+    gate = threading.Event()
     encoder.before = lambda: gate.wait(15.0)
-
-    async def counted(self, *given, **more):
-        came.append(given)
-        if len(came) == 24:  # once this one waits as well
-            asyncio.get_running_loop().call_soon(gate.set)
-        return await one(self, *given, **more)
-
-    monkeypatch.setattr(Together, "ask", counted)
 
     async def ask():
         async with AsyncClient(server, timeout_s=30.0) as client:
@@ -185,6 +176,8 @@ def test_texts_of_concurrent_requests_go_together(server, encoder, monkeypatch):
                 asyncio.create_task(client.find_freelancers(inline(n), as_of=AS_OF))
                 for n in range(24)
             ]
+            await until_async(lambda: len(gathered) == 24, "all of them")
+            gate.set()
             return await asyncio.gather(*tasks)
 
     answers = asyncio.run(ask())

@@ -10,11 +10,11 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from patience import until
 
 from matchwright.engine import synthetic
 from matchwright.engine.cli import main
@@ -26,7 +26,7 @@ from matchwright.engine.errors import (
     StoreLocked,
 )
 from matchwright.engine.service.housekeeping import BETWEEN_S, Housekeeper
-from matchwright.engine.store import Store, files
+from matchwright.engine.store import Store
 from matchwright.engine.store.compact import Figures
 from matchwright.engine.store.files import WriterLock
 
@@ -79,12 +79,12 @@ def held(folder):
 def test_who_waits_gets_the_lock_and_says_for_whom(folder):
     said = []
     with held(folder) as process:
-        release = threading.Timer(0.4, process.stdin.close)
-        release.start()
-        began = time.monotonic()
-        Store.open(folder, mode="w", wait_s=30, waiting=said.append).close()
-        assert time.monotonic() - began >= 0.3
-        release.join()
+
+        def told(text):
+            said.append(text)
+            process.stdin.close()
+
+        Store.open(folder, mode="w", wait_s=30, waiting=told).close()
         assert said == [
             f"{folder}: process {process.pid} is writing to this store; waiting for it, 30 s "
             "at most"
@@ -103,21 +103,27 @@ def test_who_waits_in_vain_is_told(folder):
     Store.open(folder, mode="w").close()
 
 
-def test_a_lock_whose_file_was_replaced_is_not_one(folder):
+def test_a_lock_whose_file_was_replaced_is_not_one(folder, monkeypatch):
     """A restore puts another folder, with its own LOCK, where somebody waits."""
     first = WriterLock(folder / "LOCK")
-    got = []
+    got, tries, tried = [], [], WriterLock._tried
+
+    def counted(self):
+        tries.append(self)
+        return tried(self)
+
+    monkeypatch.setattr(WriterLock, "_tried", counted)
     waiter = threading.Thread(
         target=lambda: got.append(WriterLock(folder / "LOCK", wait_s=30, waiting=said.append))
     )
     said = []
     waiter.start()
-    while not said:
-        time.sleep(0.01)
+    until(lambda: said, "who waits")
     (folder / "LOCK").rename(folder / "old")
     second = WriterLock(folder / "LOCK")  # of the store that is there now
     first.release()
-    time.sleep(4 * files.LOCK_POLL_S)
+    before = len(tries)
+    until(lambda: len(tries) > before + 3, "three more tries")
     assert got == []
     second.release()
     waiter.join(30)
@@ -290,25 +296,34 @@ def test_one_store_in_trouble_does_not_hold_up_another(folder):
     with Store.open(folder) as reader:
         keeper = Housekeeper({"broken": Broken(), "shop": reader}, retain_s=3600, look_s=0.05)
         keeper.start()
-        until = time.monotonic() + 30
-        while keeper.merges["shop"] < 1 and time.monotonic() < until:
-            time.sleep(0.01)
+        until(lambda: keeper.merges["shop"], "the merge")
         keeper.stop()
         assert keeper.merges == {"broken": 0, "shop": 1}
         assert sorted(segments(reader)) == [10, 40]
 
 
 def test_a_busy_store_is_waited_for(folder):
+    refused = []
+
+    class Tried:
+        def __init__(self, store):
+            self.due, self._tend = store.due, store.tend
+
+        def tend(self, **how):
+            try:
+                return self._tend(**how)
+            except StoreLocked as error:
+                refused.append(error)
+                raise
+
     with Store.open(folder) as reader, Store.open(folder, mode="w") as writer:
-        keeper = Housekeeper({"shop": reader}, retain_s=3600, look_s=0.05)
+        keeper = Housekeeper({"shop": Tried(reader)}, retain_s=3600, look_s=0.05)
         keeper.start()
         writer.upsert("freelancer", synthetic.frame("freelancer", 55)[50:])
-        time.sleep(0.3)
+        until(lambda: len(refused) >= 3, "three tries in vain")
         assert keeper.merges == {"shop": 0}
         writer.close()
-        until = time.monotonic() + 30
-        while keeper.merges["shop"] < 1 and time.monotonic() < until:
-            time.sleep(0.01)
+        until(lambda: keeper.merges["shop"], "the merge")
         keeper.stop()
         assert keeper.merges == {"shop": 1}
         assert reader.snapshot().count("freelancer") == 55
