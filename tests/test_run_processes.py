@@ -9,12 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
 import run_cases as cases
+from patience import lives, until
 
 from matchwright.engine.cli import main
 from matchwright.engine.cli._options import date_of
@@ -58,6 +58,20 @@ def executor_of(plan, snapshot, store_folder, n, **options):
     return ProcessExecutor(OPS, snapshot, plan, store_folder, processes=n, **options)
 
 
+@pytest.fixture
+def run_by(plan, snapshot, store_folder, expected, tmp_path):
+    """``run_by(n)``: the summary of the run by so many processes, whose files are as expected."""
+
+    def ran(n, **options):
+        folder = Output(tmp_path).folder(plan.run_id)
+        executor = executor_of(plan, snapshot, store_folder, n, **options)
+        summary = run(plan, folder, executor, snapshot=snapshot).summary
+        check_same(summary, folder, expected)
+        return summary
+
+    return ran
+
+
 def check_same(summary, folder, expected):
     there, wanted = expected
     assert summary["digest"] == wanted["digest"]
@@ -89,9 +103,8 @@ class Others:
 
     def told(self):
         if self.sent == self.kill_at and not self.killed:
-            while not (there := children()):  # the system names it a moment after it has begun
-                pass
-            self.killed = there
+            # The system names it a moment after it has begun.
+            self.killed = until(children, "a process")
             os.kill(self.killed[0], self.signal)
 
 
@@ -149,25 +162,17 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("n", [2, 3, 50])
-def test_processes_give_the_files_of_a_local_run(
-    plan, snapshot, store_folder, expected, tmp_path, others, n, count
-):
+def test_processes_give_the_files_of_a_local_run(plan, run_by, others, n, count):
     if n == 50 and count(reduced=0, full=1) == 0:
         n = 4  # more than there are units is tried with full counts: each one opens the store
-    folder = Output(tmp_path).folder(plan.run_id)
-    executor = executor_of(plan, snapshot, store_folder, n)
-    summary = run(plan, folder, executor, snapshot=snapshot).summary
-    check_same(summary, folder, expected)
-    limits = summary["limits"]
+    limits = run_by(n)["limits"]
     assert (limits["executor"], limits["processes"], limits["processes_lost"]) == ("local", n, 0)
     assert 0 < len(others.own) < len(plan.units)
     assert children() == []
 
 
 @pytest.mark.parametrize("moment", range(4), ids=["starts", "opens", "answers", "answers-again"])
-def test_a_process_that_is_killed_gives_its_work_to_the_others(
-    plan, snapshot, store_folder, expected, tmp_path, others, moment
-):
+def test_a_process_that_is_killed_gives_its_work_to_the_others(run_by, others, moment):
     said = []
 
     def say(line):
@@ -175,19 +180,13 @@ def test_a_process_that_is_killed_gives_its_work_to_the_others(
         others.go.set()
 
     others.kill_at = moment
-    executor = executor_of(plan, snapshot, store_folder, 2, say=say)
-    folder = Output(tmp_path).folder(plan.run_id)
-    summary = run(plan, folder, executor, snapshot=snapshot).summary
-    check_same(summary, folder, expected)
-    assert summary["limits"]["processes_lost"] == len(others.killed) == 1
+    assert run_by(2, say=say)["limits"]["processes_lost"] == len(others.killed) == 1
     assert len(said) == 1
     assert "signal 9" in said[0]
     assert others.own
 
 
-def test_a_process_that_hangs_gives_its_work_to_the_others(
-    plan, snapshot, store_folder, expected, tmp_path, others, monkeypatch
-):
+def test_a_process_that_hangs_gives_its_work_to_the_others(run_by, others, monkeypatch):
     monkeypatch.setattr(processes, "HUNG_S", 0.0)
     monkeypatch.setattr(processes, "HUNG_TIMES", 0)
     others.kill_at, others.signal = 2, signal.SIGSTOP  # when it has got a unit
@@ -195,17 +194,12 @@ def test_a_process_that_hangs_gives_its_work_to_the_others(
     answer = LocalExecutor.answer
 
     def late(self, unit):
-        while not others.killed:  # so that a unit is left for it
-            time.sleep(0.001)
+        until(lambda: others.killed, "the other's signal")  # so that a unit is left for it
         return answer(self, unit)
 
     monkeypatch.setattr(LocalExecutor, "answer", late)
     said = []
-    executor = executor_of(plan, snapshot, store_folder, 2, say=said.append)
-    folder = Output(tmp_path).folder(plan.run_id)
-    summary = run(plan, folder, executor, snapshot=snapshot).summary
-    check_same(summary, folder, expected)
-    assert summary["limits"]["processes_lost"] == len(others.killed) == 1
+    assert run_by(2, say=said.append)["limits"]["processes_lost"] == len(others.killed) == 1
     assert len(said) == 1
     assert "gave no answer" in said[0]
     assert children() == []
@@ -283,14 +277,10 @@ def test_whatever_fails_in_a_process_is_said_on_its_line(do, why):
         assert caught.value.details == {"file": "x"}
 
 
-def test_a_process_that_cannot_be_started_is_one_that_was_lost(
-    plan, snapshot, store_folder, expected, tmp_path, monkeypatch
-):
+def test_a_process_that_cannot_be_started_is_one_that_was_lost(run_by, tmp_path, monkeypatch):
     monkeypatch.setattr(processes.sys, "executable", str(tmp_path / "no-python"))
     said = []
-    executor = executor_of(plan, snapshot, store_folder, 3, say=said.append)
-    folder = Output(tmp_path).folder(plan.run_id)
-    check_same(run(plan, folder, executor, snapshot=snapshot).summary, folder, expected)
+    run_by(3, say=said.append)
     assert len(said) == 2
     assert all("no-python" in line for line in said)
 
@@ -332,20 +322,19 @@ def test_processes_end_with_the_one_that_started_them(store_folder):
         [sys.executable, "-c", _ORPHANS, str(store_folder), str(Path(__file__).parent)],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    try:
+
+    def two():
         assert parent.stdout.readline()
-        until = time.monotonic() + 20
-        while len(started := children(parent.pid)) < 2:
-            assert time.monotonic() < until
-            assert parent.stdout.readline()
+        found = children(parent.pid)
+        return found if len(found) >= 2 else []
+
+    try:
+        started = until(two, "two processes")
     finally:
         parent.kill()
         parent.wait()
         parent.stdout.close()
-    until = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in started):
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    until(lambda: not any(map(lives, started)), "their end")
 
 
 def test_small_runs_stay_in_one_process(plan):
