@@ -147,9 +147,11 @@ def test_a_token_opens_its_scopes_and_marketplaces(tmp_path):
 
 
 def test_without_a_file_everybody_may_do_everything():
-    caller = auth.Tokens.load(None).caller(None)
-    for scope in auth.SCOPES:
-        caller.require(scope, "any")
+    for metadata in (None, [], [("authorization", "Bearer of nothing")]):
+        caller = auth.Tokens.load(None).caller(metadata)
+        assert caller.scopes == set(auth.SCOPES)
+        assert caller.marketplaces is None
+        assert [caller.require(scope, "any") for scope in auth.SCOPES] == [None] * len(auth.SCOPES)
 
 
 @pytest.mark.parametrize(
