@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from matchwright.engine.errors import InvalidData
-from matchwright.engine.store import EncodedRows, Neighbours, Store
+from matchwright.engine.store import EncodedRows, Neighbours, Store, loader
 from matchwright.kernels.order import hash_keys
 from matchwright.kernels.types import UNKNOWN, SetColumn
 
@@ -30,6 +30,12 @@ SCHEMA = pl.Schema(
         "skills": pl.List(pl.Struct({"name": pl.String, "level": pl.Int8})),
     }
 )
+
+
+def look_always(monkeypatch):
+    """Readers look for what is new each time they are asked, also just after a trouble."""
+    monkeypatch.setattr(loader, "POLL_S", 0.0)
+    monkeypatch.setattr(loader, "RETRY_S", 0.0)
 
 
 def record(name, version=0, **fields):
@@ -83,6 +89,20 @@ class FakeGeneration:
         rest = repr((self.id, kind, row["rate_cents"], row["skills"])).encode()
         halves = [hashlib.blake2b(part, digest_size=D // 2).digest() for part in (text, rest)]
         return np.frombuffer(b"".join(halves), np.int8)
+
+
+def seal_both(store, rows):
+    """A sealed segment of each kind: x0, x1, ..."""
+    for kind in ("job", "freelancer"):
+        with store.bulk(kind) as sink:
+            sink.write(frame(*(record(f"x{n}", n) for n in range(rows))))
+
+
+def flip(path, offset, mask=1):
+    """Damages one byte of a file, where it is."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= mask
+    path.write_bytes(data)
 
 
 def load(folder: Path):

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 import store_fakes as fakes
-from store_fakes import contents, frame, open_store, record
+from store_fakes import contents, frame, open_store, record, seal_both
 
 MIB = 1 << 20
 neighbours = fakes.neighbours()
@@ -18,9 +18,7 @@ N = 60
 def fill_store(folder):
     """A store with a segment of each kind, tombstones and live rows."""
     with open_store(folder, "w", chunk_rows=N, retain_s=0) as store:
-        for kind in ("job", "freelancer"):
-            with store.bulk(kind) as sink:
-                sink.write(frame(*(record(f"x{n}", n) for n in range(N))))
+        seal_both(store, N)
         store.delete("job", ["x3"])
         store.upsert("job", frame(record("live")))
     return folder

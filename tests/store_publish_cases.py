@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_fakes import contents, frame, open_store, record
+from store_fakes import contents, frame, open_store, record, seal_both
 
 from matchwright.engine.store.remote import Target
 
@@ -19,9 +19,7 @@ def made(tmp_path_factory):
     """A store with two sealed segments, tombstones, live rows and a record of an older epoch."""
     folder = tmp_path_factory.mktemp("publish") / "store"
     with open_store(folder, "w", chunk_rows=N) as store:
-        for kind in ("job", "freelancer"):
-            with store.bulk(kind) as sink:
-                sink.write(frame(*(record(f"x{n}", n) for n in range(N))))
+        seal_both(store, N)
         store.delete("job", ["x3", "x5"])
         store.upsert("job", frame(record("live"), record("x7", 7_777)))
     return folder

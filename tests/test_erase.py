@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 from erase_cases import KINDS, SALT, copy_of, erase_all, make_shop, planted, start
+from store_fakes import look_always
 
 from matchwright.engine.cli import main
 from matchwright.engine.erased import stand_in
@@ -226,7 +227,8 @@ def _set_of(snapshot, name):
     raise AssertionError
 
 
-def test_a_reader_of_an_older_epoch_is_told(shop):
+def test_a_reader_of_an_older_epoch_is_told(shop, monkeypatch):
+    look_always(monkeypatch)
     victims = shop.victims["freelancer"]
     with Store.open(shop.root) as reader:
         before = reader.snapshot()
@@ -236,7 +238,6 @@ def test_a_reader_of_an_older_epoch_is_told(shop):
         with pytest.raises(EpochGone):
             before.records("freelancer", victims[3:4])
         assert before.records("freelancer", ["freelancer-5"]).height == 1
-        time.sleep(0.06)
         with pytest.raises(NotFound):
             reader.records("freelancer", victims[3:4])
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import store_fakes as fakes
+from patience import until
 from store_crash_cases import applied, run_and_kill
-from store_fakes import contents, frame, record, stores_in
+from store_fakes import contents, flip, frame, record, stores_in
 
 from matchwright.engine import synthetic
 from matchwright.engine.errors import EpochGone, FailedPrecondition, StoreDamaged, StoreFull
@@ -242,9 +243,7 @@ def test_a_damaged_segment_is_named_and_stays(open_store):
     fill(store, [9, 9, 9, 9])
     path = sorted((store.root / "segments").iterdir())[1]
     store.close()
-    data = bytearray(path.read_bytes())
-    data[200] ^= 1
-    path.write_bytes(data)
+    flip(path, 200)
     store = open_store()
     with pytest.raises(StoreDamaged, match=path.name):
         store.compact()
@@ -261,18 +260,11 @@ def test_only_writers_compact(open_store):
 # ── In the background ─────────────────────────────────────────────────────────────────────────
 
 
-def until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_it_works_in_the_background_and_stops_when_the_store_is_closed(open_store, monkeypatch):
     monkeypatch.setattr(compact, "IDLE_S", 0.01)
     store = open_store(compact="background")
     model = fill(store, [5, 5, 5, 5, 5, 5, 5, 5])
-    until(lambda: len(segments(store)) < 4)
+    until(lambda: len(segments(store)) < 4, "fewer than four segments")
     assert contents(store.snapshot(), "job") == model
     assert store.info()["compaction"]["merges"] >= 1
     store.close()
@@ -293,9 +285,9 @@ def test_a_failure_in_the_background_is_told_and_tried_again(open_store, monkeyp
     monkeypatch.setattr(compact, "write_copy", sometimes)
     store = open_store(compact="background")
     fill(store, [5, 5, 5, 5])
-    until(lambda: len(segments(store)) == 1)
+    until(lambda: len(segments(store)) == 1, "one segment")
     assert not failures
-    until(lambda: store.info()["compaction"]["error"] == "")
+    until(lambda: store.info()["compaction"]["error"] == "", "the end of the trouble")
 
 
 def test_epochs_go_in_time_also_where_nothing_is_written(open_store, monkeypatch):
@@ -303,7 +295,7 @@ def test_epochs_go_in_time_also_where_nothing_is_written(open_store, monkeypatch
     store = open_store(compact="background", retain_s=0.2)
     for n in range(4):
         store.upsert("job", frame(record("a", n)))
-    until(lambda: len(store.epochs()) == 1)
+    until(lambda: len(store.epochs()) == 1, "one epoch alone")
     with store._catalog.look() as connection:
         assert connection.execute("SELECT count(*) FROM job_old").fetchone() == (0,)
 

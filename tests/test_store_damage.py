@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_fakes import contents, frame, open_store, record
+from store_fakes import contents, flip, frame, open_store, record, seal_both
 
 from matchwright.engine.errors import StoreDamaged, StoreError, StoreFormat
 from matchwright.engine.store import segment_file
@@ -23,9 +23,7 @@ def whole(tmp_path_factory):
     """A store with one segment of each kind, tombstones and live rows."""
     folder = tmp_path_factory.mktemp("damage") / "store"
     with open_store(folder, "w", chunk_rows=N) as store:
-        for kind in ("job", "freelancer"):
-            with store.bulk(kind) as sink:
-                sink.write(frame(*(record(f"x{n}", n) for n in range(N))))
+        seal_both(store, N)
         store.delete("job", ["x3", "x5"])
         store.upsert("job", frame(record("live")))
     return folder
@@ -39,12 +37,6 @@ def folder(whole, tmp_path):
 def segment_of(folder, kind="job"):
     (path,) = (folder / "segments").glob(f"{kind}-*")
     return path
-
-
-def flip(path, offset, mask=0x10):
-    data = bytearray(path.read_bytes())
-    data[offset] ^= mask
-    path.write_bytes(data)
 
 
 def use(folder):

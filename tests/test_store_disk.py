@@ -11,13 +11,12 @@ import errno
 import os
 import pathlib
 import sqlite3
-import time
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from store_fakes import frame, open_store, record
+from store_fakes import frame, look_always, open_store, record
 from store_faults_cases import N, bulk, held, neighbours, refit, root
 
 from matchwright.engine.errors import (
@@ -72,7 +71,7 @@ def vanish(path):
     [(cut, StoreDamaged), (flip, StoreDamaged), (newer, StoreFormat), (vanish, StoreDamaged)],
 )
 def test_readers_stay_on_the_epoch_that_they_have(root, monkeypatch, caplog, spoil, kind):
-    monkeypatch.setattr(loader, "RETRY_S", 0.02)
+    look_always(monkeypatch)
     with open_store(root, "w", chunk_rows=N) as store, open_store(root) as reader:
         before = held(reader)
         earlier = set((root / "segments").iterdir())
@@ -81,7 +80,6 @@ def test_readers_stay_on_the_epoch_that_they_have(root, monkeypatch, caplog, spo
         (path,) = set((root / "segments").iterdir()) - earlier
         sound = path.read_bytes()
         spoil(path)
-        time.sleep(0.06)
         assert held(reader) == before
         assert type(reader.trouble) is kind
         assert path.name in str(reader.trouble)
@@ -92,13 +90,12 @@ def test_readers_stay_on_the_epoch_that_they_have(root, monkeypatch, caplog, spo
         with pytest.raises(kind, match=path.name):
             open_store(root)
         in_place(path, sound)
-        time.sleep(0.1)
         assert held(reader) == held(store) != before
         assert reader.trouble is None
 
 
 def test_a_reader_stays_up_when_the_catalog_becomes_newer(root, monkeypatch):
-    monkeypatch.setattr(loader, "RETRY_S", 0.02)
+    look_always(monkeypatch)
     with open_store(root) as reader, closing(Catalog(root / FILE, write=True)) as other:
         before, number = held(reader), reader.snapshot().epoch.number
 
@@ -107,7 +104,6 @@ def test_a_reader_stays_up_when_the_catalog_becomes_newer(root, monkeypatch):
                 state = other.state(connection)
                 other.rewrite_state(connection, replace(state, number=number))
                 connection.execute(f"PRAGMA user_version = {version}")
-            time.sleep(0.06)
 
         become(99, number + 1)
         assert held(reader) == before
@@ -163,16 +159,14 @@ def test_a_segment_that_cannot_be_read_is_named(root, tmp_path, monkeypatch, num
 
 
 def test_a_reader_stays_up_while_the_disk_fails(root, monkeypatch):
-    monkeypatch.setattr(loader, "RETRY_S", 0.02)
+    look_always(monkeypatch)
     with open_store(root, "w", chunk_rows=N) as store, open_store(root) as reader:
         before = held(reader)
         with store.bulk("job") as sink:
             sink.write(frame(*(record(f"y{n}", n) for n in range(N))))
         with failing(monkeypatch, errno.EIO, ".mwseg"):
-            time.sleep(0.06)
             assert held(reader) == before
             assert "check the disk" in str(reader.trouble)
-        time.sleep(0.06)
         assert held(reader) == held(store)
         assert reader.trouble is None
 

@@ -12,12 +12,11 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from store_fakes import frame, open_store, record
+from store_fakes import frame, look_always, open_store, record
 from store_faults_cases import (
     TEXT,
     N,
@@ -132,7 +131,8 @@ def test_a_store_that_cannot_be_made_is_not_half_there(disk):
 
 
 @pytest.mark.parametrize("way", ["publish", "pull", "backup", "restore"])
-def test_a_full_target_gets_nothing(disk, tmp_path, root, way):
+def test_a_full_target_gets_nothing(disk, tmp_path, root, way, monkeypatch):
+    look_always(monkeypatch)
     source = tmp_path / "b.tar"
     backup(root, source, neighbours=neighbours)
     publish(root, tmp_path / "target")
@@ -171,7 +171,6 @@ def test_a_full_target_gets_nothing(disk, tmp_path, root, way):
             assert held(reader) == before
             disk.relieve()
             ways[way](disk.folder)
-            time.sleep(0.06)
             assert held(reader)["live"]["rate_cents"] == 3
 
 

@@ -6,13 +6,12 @@ from __future__ import annotations
 import random
 import shutil
 import threading
-import time
 
 import numpy as np
 import pytest
 import store_fakes as fakes
-from patience import PATIENCE
-from store_fakes import contents, frame, open_store, record
+from patience import PATIENCE, until
+from store_fakes import contents, frame, look_always, open_store, record
 from store_publish_cases import made, root, seen
 
 from matchwright.engine.errors import (
@@ -173,10 +172,7 @@ def test_readers_stay_up_and_see_the_next_epoch(root, tmp_path):
             store.upsert("job", frame(record("live", 99), record("x9", 99)))
             now = publish(root, target).epoch
         pull(target, copy)
-        start = time.monotonic()
-        while str(reader.snapshot().epoch) != now:
-            assert time.monotonic() - start < PATIENCE
-            time.sleep(0.002)
+        until(lambda: str(reader.snapshot().epoch) == now, "the pulled epoch", within=PATIENCE)
         after = reader.snapshot()
         assert after.records("job", ["live"])["rate_cents"].to_list() == [99]
         assert contents(before, "job")["x9"] == record("x9", 9)
@@ -284,7 +280,8 @@ def test_stores_are_not_mixed_up(root, tmp_path):
     assert pull(target, tmp_path / "elsewhere", name="other").changed
 
 
-def test_an_earlier_epoch_is_switched_to_only_when_asked_for(root, tmp_path):
+def test_an_earlier_epoch_is_switched_to_only_when_asked_for(root, tmp_path, monkeypatch):
+    look_always(monkeypatch)
     target = tmp_path / "target"
     shutil.copytree(root, tmp_path / "older")
     with open_store(root, "w") as store:
@@ -296,7 +293,6 @@ def test_an_earlier_epoch_is_switched_to_only_when_asked_for(root, tmp_path):
     assert publish(tmp_path / "older", target, allow_older=True).changed
     with open_store(tmp_path / "replica") as reader:
         assert pull(target, tmp_path / "replica").changed
-        time.sleep(0.06)
         assert contents(reader.snapshot(), "job") == seen(tmp_path / "older")[4][0]
     with open_store(tmp_path / "older", "w") as store:
         store.upsert("job", frame(record("live", 5)))

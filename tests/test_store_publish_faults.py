@@ -18,7 +18,7 @@ import store_copies_child as child
 import store_fakes as fakes
 from fsspec.implementations.memory import MemoryFileSystem
 from store_copies_cases import run_and_kill, whole, written_to
-from store_fakes import frame, open_store, record
+from store_fakes import flip, frame, open_store, record
 from store_publish_cases import made, objects, root, seen
 
 from matchwright.engine import synthetic
@@ -191,9 +191,7 @@ def test_damage_in_a_replica_is_found_and_healed(root, tmp_path):
 
 def test_a_damaged_store_is_not_published(root, tmp_path):
     path = next((root / "segments").glob("job*"))
-    data = bytearray(path.read_bytes())
-    data[500] ^= 1
-    path.write_bytes(data)
+    flip(path, 500)
     with pytest.raises(StoreDamaged, match=path.name):
         publish(root, tmp_path / "target")
     assert not (tmp_path / "target" / "CURRENT.json").exists()
