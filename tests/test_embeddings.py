@@ -291,7 +291,7 @@ def test_it_needs_texts_a_repository_and_a_server(tmp_path, store, repo):
 
 
 CHILD = """
-import sys, time
+import sys, threading
 sys.path.insert(0, sys.argv[3])
 import encoder_cases as cases
 from pathlib import Path
@@ -301,8 +301,11 @@ encoder.STORED_AT_ONCE = 20
 from matchwright.engine.models import embedding
 embedding.ROWS_MAX = 10
 client = cases.FakeTriton()
-client.before = lambda: time.sleep(0.05)
+told = threading.Event()
+client.before = lambda: told.is_set() and threading.Event().wait()
 def tell(done, of):
+    if done >= 40:
+        told.set()  # who is asked from now on gets no answer: it does not end by itself
     print(done, flush=True)
 ahead.embed(Path(sys.argv[1]), cases.models(Path(sys.argv[2]), client), 1, tell)
 """

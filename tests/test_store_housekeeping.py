@@ -155,7 +155,16 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_commands_that_write_wait(folder, tmp_path, capsys, name):
+def test_commands_that_write_wait(folder, tmp_path, capsys, monkeypatch, name):
+    tried, refused = WriterLock._tried, []
+
+    def then_free(self):
+        got = tried(self)
+        refused.extend([self] * (not got))
+        if len(refused) == 2:  # after the first time it says that it waits
+            process.stdin.close()
+        return got
+
     line = [*COMMANDS[name], "--store", str(folder)]
     if name == "ingest":
         synthetic.frame("freelancer", 60).write_parquet(tmp_path / "people.parquet")
@@ -163,10 +172,8 @@ def test_commands_that_write_wait(folder, tmp_path, capsys, name):
     with held(folder) as process:
         assert main([*line, "--wait", "0"]) == 75
         assert f"process {process.pid} is writing to this store" in capsys.readouterr().err
-        release = threading.Timer(0.3, process.stdin.close)
-        release.start()
+        monkeypatch.setattr(WriterLock, "_tried", then_free)
         assert main([*line, "--wait", "30"]) == 0
-        release.join()
         told = f"process {process.pid} is writing to this store; waiting for it, 30 s at most"
         assert told in capsys.readouterr().err
 
