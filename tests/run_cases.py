@@ -68,6 +68,16 @@ class Backwards:
         return self.inner.answers(list(reversed(todo)))
 
 
+def check_same(summary, folder, expected):
+    """A run has the digest and the very files of another one, ``(folder, summary)``."""
+    there, wanted = expected
+    assert summary["digest"] == wanted["digest"]
+    assert summary["counts"] == wanted["counts"]
+    for name in sorted(there.list()):
+        if name.endswith(".parquet"):
+            assert folder.read(name) == there.read(name), name
+
+
 def results(snapshot, kind, **asked):
     """The answers of ``Matcher.match``, one query at a time, in the order of query keys."""
     made = options(**asked)

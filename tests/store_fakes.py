@@ -167,6 +167,17 @@ def neighbours(**changes):
     return replace(made, **changes)
 
 
+def indexing(changes):
+    """Neighbours that make the last of the changes while an index is built."""
+
+    def build(*arrays):
+        if changes:
+            changes.pop()()
+        return build_index(*arrays)
+
+    return neighbours(build_index=build)
+
+
 def open_store(folder, mode="r", **options):
     """A store of these; one that is opened to write is made."""
     return Store.open(folder, mode=mode, create=mode == "w", neighbours=neighbours(), **options)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from patience import lives, until
+from run_cases import check_same
 
 from matchwright.engine import synthetic
 from matchwright.engine.cli import main
@@ -226,15 +227,6 @@ def connected():
 
 def executor_of(plan, snapshot, store_folder, workers, **options):
     return RayExecutor(plan, snapshot, store_folder, workers=workers, device="numpy", **options)
-
-
-def check_same(summary, folder, expected):
-    there, wanted = expected
-    assert summary["digest"] == wanted["digest"]
-    assert summary["counts"] == wanted["counts"]
-    for name in sorted(there.list()):
-        if name.endswith(".parquet"):
-            assert folder.read(name) == there.read(name), name
 
 
 @needs_ray

@@ -66,19 +66,10 @@ def run_by(plan, snapshot, store_folder, expected, tmp_path):
         folder = Output(tmp_path).folder(plan.run_id)
         executor = executor_of(plan, snapshot, store_folder, n, **options)
         summary = run(plan, folder, executor, snapshot=snapshot).summary
-        check_same(summary, folder, expected)
+        cases.check_same(summary, folder, expected)
         return summary
 
     return ran
-
-
-def check_same(summary, folder, expected):
-    there, wanted = expected
-    assert summary["digest"] == wanted["digest"]
-    assert summary["counts"] == wanted["counts"]
-    for name in sorted(there.list()):
-        if name.endswith(".parquet"):
-            assert folder.read(name) == there.read(name), name
 
 
 class Others:

@@ -193,13 +193,7 @@ def test_leased_epochs_keep_their_files(open_store):
 
 def test_what_dies_while_rows_are_copied_is_dead_in_the_copy(open_store):
     changes = []
-
-    def build_index(*arrays):
-        if changes:
-            changes.pop()()
-        return fakes.build_index(*arrays)
-
-    store = open_store(neighbours=fakes.neighbours(build_index=build_index))
+    store = open_store(neighbours=fakes.indexing(changes))
     model = fill(store, [9, 8, 7, 6])
     store.delete("job", ["1-3", "2-0"])
 

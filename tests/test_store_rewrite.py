@@ -67,13 +67,7 @@ def test_a_rewrite_takes_rows_out_of_every_epoch(open_store):
 
 def test_a_rewrite_catches_what_is_written_meanwhile(open_store):
     changes = []
-
-    def build_index(*arrays):
-        if changes:
-            changes.pop()()
-        return fakes.build_index(*arrays)
-
-    store = open_store(neighbours=fakes.neighbours(build_index=build_index), retain_s=100.0)
+    store = open_store(neighbours=fakes.indexing(changes), retain_s=100.0)
     store.upsert("job", frame(*(record(f"j{n}") for n in range(9))))
     store.seal()
     changes[:] = [lambda: store.upsert("job", frame(record("j3", 5), record("new")))]
