@@ -192,15 +192,17 @@ def test_two_publishers_at_once(place, wire, tmp_path, count):
     for thread in threads:
         thread.start()
     people = synthetic.frame("freelancer", 100)
-    with Store.open(folder, mode="w") as store:
-        for n in range(count(reduced=3, full=15)):
-            store.upsert("freelancer", people[n : n + 1])
-            before = len(published)
-            until(lambda before=before: failed or len(published) > before, "a publication")
-            Store.pull(place, tmp_path / f"r{n}")
-            with Store.open(tmp_path / f"r{n}") as replica:
-                assert replica.verify() == []
-    ends.set()
+    try:
+        with Store.open(folder, mode="w") as store:
+            for n in range(count(reduced=3, full=15)):
+                store.upsert("freelancer", people[n : n + 1])
+                before = len(published)
+                until(lambda before=before: failed or len(published) > before, "a publication")
+                Store.pull(place, tmp_path / f"r{n}")
+                with Store.open(tmp_path / f"r{n}") as replica:
+                    assert replica.verify() == []
+    finally:
+        ends.set()
     for thread in threads:
         thread.join()
     assert failed == []

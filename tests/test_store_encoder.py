@@ -165,10 +165,12 @@ def test_a_switch_under_writes_and_reads(shop, repo, monkeypatch):
         threads += [threading.Thread(target=read)]
         for thread in threads:
             thread.start()
-        until(lambda: failed or written, "a write")
-        for version in (2, 1):
-            store.refit(**REFIT, encoder_version=version)
-        done.set()
+        try:
+            until(lambda: failed or written, "a write")
+            for version in (2, 1):
+                store.refit(**REFIT, encoder_version=version)
+        finally:
+            done.set()
         for thread in threads:
             thread.join()
         assert failed == []

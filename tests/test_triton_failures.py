@@ -142,7 +142,11 @@ def test_stopped_and_continued(server, monkeypatch):
             until(lambda: load.last() == "BREAKER_OPEN", "the breaker")
             assert Counter(load.after(before))["ModelLate"] <= 5 + 1
             opened = time.monotonic()
-            until(lambda: probes, "a probe in vain, which callers do not wait for")
+            there = len(probes)
+            until(
+                lambda: len(probes) > there and load.after(opened),
+                "a probe in vain, which callers do not wait for",
+            )
             refused = [end for end in load.ended if end[0] >= opened]
             assert {word for _, word, _ in refused} == {"BREAKER_OPEN"}
             assert sorted(seconds for *_, seconds in refused)[len(refused) // 2] < 0.01 * PATIENCE
