@@ -261,7 +261,7 @@ def best_ineligible(snapshot, job, facets):
     """Columns of a part for whoever would be best for a job, if the rules allowed it."""
     asked = prepare_block(snapshot, "job", [job], POLICY.effective(), AS_OF)
     corpus = snapshot.corpus("freelancer")
-    eligible, _ = OPS.eligible(corpus, asked.rules[0])
+    eligible, _ = OPS.eligible(corpus, asked.groups[0])
     segment = corpus.parts[0][0]
     parts = OPS.contributions(segment.x_nd, asked.q_qd[0], snapshot.generation.offsets)
     row = int(np.argmax(np.where(eligible[: segment.n], -(2**31), parts.sum(axis=1))))

@@ -213,9 +213,16 @@ class Unreadable:
         return getattr(self.inner, name)
 
     def rows(self, kind, ids):
+        self.check(ids)
+        return self.inner.rows(kind, ids)
+
+    def table_of(self, kind, rows, fields):
+        self.check(self.inner.ids_of(kind, rows))
+        return self.inner.table_of(kind, rows, fields)
+
+    def check(self, ids):
         if self.bad & set(ids):
             raise StoreDamaged("catalog.sqlite: a stored record does not match its hash")
-        return self.inner.rows(kind, ids)
 
 
 def test_an_unreadable_record_is_an_error_of_its_query(snapshot, single, tmp_path):
@@ -263,7 +270,7 @@ def test_the_horizon_covers_all_that_beats_it(whole, snapshot):
     key_n = np.concatenate([segment.key_n for segment, _ in corpus.parts])
     x_nd = np.concatenate([segment.x_nd for segment, _ in corpus.parts])
     for n, row in enumerate(queries.to_dicts()):
-        eligible, _ = ops.eligible(corpus, block.rules[n])
+        eligible, _ = ops.eligible(corpus, block.groups[block.group_q[n]])
         points = x_nd.astype(np.int64) @ block.q_qd[n].astype(np.int64)
         mine = stored.filter(pl.col("query_key") == row["query_key"])["key"].to_numpy()
         horizon = row["horizon_points"]

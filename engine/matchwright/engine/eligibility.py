@@ -19,6 +19,8 @@ from typing import Any
 from matchwright.engine.columns import FREELANCER_STATES, JOB_STATES
 from matchwright.engine.records import Kind
 from matchwright.engine.rule_shapes import (
+    ASKS,
+    KEY,
     Ceiling,
     Day,
     ExcludesKey,
@@ -26,7 +28,6 @@ from matchwright.engine.rule_shapes import (
     HoldsAll,
     HoldsNone,
     Languages,
-    Never,
     NotMoreThan,
     NotOver,
     Overlap,
@@ -36,7 +37,7 @@ from matchwright.engine.rule_shapes import (
     Setting,
     Shape,
     State,
-    Unsure,
+    Verdict,
 )
 from matchwright.kernels.types import KeyIn, Predicate, Rules
 
@@ -130,6 +131,12 @@ class Rule:
     def columns(self, kind: Kind) -> tuple[str, ...]:
         """The rule columns of a kind that it needs, whichever side asks."""
         return self.shape.columns(kind)
+
+    def reads(self, kind: Kind) -> tuple[str, ...]:
+        """What decides what it asks for an entity of a kind: columns of that entity, or ``KEY``."""
+        if isinstance(self.shape, ExcludesKey) and kind != self.shape.owner:
+            return (KEY,)
+        return tuple(name for name in self.columns(kind) if not name.startswith(ASKS))
 
 
 _STATUS, _REQUIREMENT = VetoClass.STATUS, VetoClass.REQUIREMENT
@@ -307,10 +314,10 @@ def compile_enabled(query: QueryRow, asked: Sequence[tuple[Rule, Setting]], day:
     unsure: list[str] = []
     for rule, setting in asked:
         for outcome in rule.shape.ask(query, rule.veto, setting, day):
-            if isinstance(outcome, Never):
+            if outcome is Verdict.NEVER:
                 never.append(rule.veto)
                 predicates.append(KeyIn((), rule.veto))
-            elif isinstance(outcome, Unsure):
+            elif outcome is Verdict.UNSURE:
                 unsure.append(rule.veto)
             else:
                 predicates.append(outcome)

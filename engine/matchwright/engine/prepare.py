@@ -28,6 +28,7 @@ from matchwright.engine.records import KINDS, Kind, to_rows
 from matchwright.engine.request import Request, check_id, check_request
 from matchwright.engine.results import canonical_json
 from matchwright.engine.rule_shapes import Day, QueryRow
+from matchwright.engine.table import ColumnTable
 from matchwright.engine.zones import as_zones, offset_minutes
 from matchwright.kernels.types import Corpus, Int16, Int64, Rules, UInt64
 
@@ -56,6 +57,9 @@ class SnapshotLike(Protocol):
     def rows_of(self, kind: Kind, ids: Sequence[str]) -> Int64: ...
     def ids_of(self, kind: Kind, rows: Sequence[int] | Int64) -> list[str]: ...
     def rows(self, kind: Kind, ids: Sequence[str]) -> list[dict[str, Any]]: ...
+    def table_of(
+        self, kind: Kind, rows: Sequence[int] | Int64, fields: Sequence[str]
+    ) -> ColumnTable: ...
 
 
 @dataclass(frozen=True, eq=False)

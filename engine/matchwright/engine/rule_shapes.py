@@ -8,12 +8,12 @@ both directions of a form are written side by side here, once, and every rule is
 An entity that asks is described by its own rule columns (``QueryRow``), the very integers that it
 would be stored with.
 
-Outcomes that do not depend on the corpus row: ``Never`` (no row can pass) and ``Unsure`` (every
-row passes unverified).
+Outcomes that do not depend on the corpus row are a ``Verdict``.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -38,11 +38,14 @@ from matchwright.kernels.types import (
 
 PERMILLE = 1_000
 DAY_MINUTES = 1_440
+ASKS = "asks_"
+KEY = "key"
+"""Stands for the key of the entity that asks, among the columns that a rule reads of it."""
 LEVEL_UNSTATED = 7
 """Language level that stands for "listed, but at no stated level" in language codes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class QueryRow:
     """One row of rule columns: the entity that asks.
 
@@ -109,17 +112,16 @@ class Setting:
         return dict(self.options)[name]
 
 
-@dataclass(frozen=True, slots=True)
-class Never:
+class Verdict(enum.Enum):
+    """An outcome that does not depend on the corpus row."""
+
+    NEVER = "never"
     """The entity that asks fails the rule against every row."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unsure:
+    UNSURE = "unsure"
     """Every row passes the rule on a value that the entity that asks does not tell."""
 
 
-Outcome = Predicate | Never | Unsure
+Outcome = Predicate | Verdict
 
 
 class Shape(Protocol):
@@ -139,7 +141,7 @@ def asks_column(demand: str) -> str:
     A query whose own value is unknown is tested against it: rows that demand nothing pass, and
     rows that do fail or pass unverified, as the policy says.
     """
-    return f"asks_{demand}"
+    return f"{ASKS}{demand}"
 
 
 def _when_unknown(demand: str, veto: str, setting: Setting) -> Outcome:
@@ -148,7 +150,7 @@ def _when_unknown(demand: str, veto: str, setting: Setting) -> Outcome:
 
 
 def _whole_query_unknown(setting: Setting) -> Outcome:
-    return Unsure() if setting.unknown_passes else Never()
+    return Verdict.UNSURE if setting.unknown_passes else Verdict.NEVER
 
 
 def _with_value(owner: Kind, kind: Kind, demand: str, value: str) -> tuple[str, ...]:
@@ -255,7 +257,7 @@ class State:
         if mine == UNKNOWN:
             yield _whole_query_unknown(setting)
         elif mine not in accepted:
-            yield Never()
+            yield Verdict.NEVER
 
     def columns(self, kind: Kind) -> tuple[str, ...]:
         return (self.column,) if kind == self.owner else ()
@@ -272,7 +274,7 @@ class NotOver:
         if query.kind != self.owner:
             yield shared(InRange, self.column, day.as_of, NO_LIMIT, veto)
         elif query.scalar(self.column) < day.as_of:
-            yield Never()
+            yield Verdict.NEVER
 
     def columns(self, kind: Kind) -> tuple[str, ...]:
         return (self.column,) if kind == self.owner else ()

@@ -260,7 +260,7 @@ class Incremental:
         corpus = self.snapshot.corpus(OTHER[prepared.kind])
         counted: dict[Rules, tuple[int, int]] = {}
         for n in at.tolist():
-            rules = prepared.rules[n]
+            rules = prepared.groups[prepared.group_q[n]]
             if rules not in counted:
                 counted[rules] = self.ops.count(corpus, rules) if corpus.parts else (0, 0)
             eligible_q[n], unsure = counted[rules]

@@ -1,27 +1,36 @@
 """Stored entities as queries, a block at a time.
 
-The same queries as ``prepare.prepare`` makes one by one, from what is stored: rule columns are
-taken from the segments, vectors are made from the records of the whole block. One unreadable
-record is an error of its own query.
+The same queries as ``prepare.prepare`` makes one by one, from what is stored::
+
+    rule columns of the segments ── rule by rule ──> groups ──┐
+    a few fields of the records ── facet by facet ──> vectors ─┴─> prints
+
+One unreadable record is an error of its own query.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from matchwright.engine.eligibility import Compiled, compile_enabled, enabled
+from matchwright.engine.block_rules import CompiledBlock, compile_block
+from matchwright.engine.eligibility import enabled
 from matchwright.engine.errors import MatchwrightError, NotFound
 from matchwright.engine.policy import Policy
+from matchwright.engine.policy_sections import FACET_FIELDS
 from matchwright.engine.prepare import SnapshotLike
-from matchwright.engine.records import Kind
-from matchwright.engine.rule_shapes import Day, QueryRow
+from matchwright.engine.records import KINDS, Kind
+from matchwright.engine.rule_shapes import Day
+from matchwright.engine.runs.subcorpus import gather
+from matchwright.engine.table import ColumnTable
 from matchwright.engine.zones import as_zones, offset_minutes
+from matchwright.kernels.rule_sets import RuleSets
 from matchwright.kernels.types import (
     Bool,
     Float64,
@@ -30,11 +39,22 @@ from matchwright.kernels.types import (
     Int64,
     Predicate,
     Queries,
-    Rules,
     UInt8,
     UInt64,
 )
 
+T = TypeVar("T")
+
+READ: Mapping[Kind, tuple[str, ...]] = {
+    kind: tuple(
+        field.removeprefix(f"{kind}.")
+        for fields in FACET_FIELDS.values()
+        for field in fields
+        if field.startswith(f"{kind}.")
+    )
+    for kind in KINDS
+}
+"""Kind -> the fields of records that vectors are made of."""
 PRINT_BYTES = 16
 PRINT_PERSON = b"mw-question-v1"
 """Personalisation of the hash of a question: names the version of its form."""
@@ -50,7 +70,8 @@ class PreparedBlock:
         key_q: uint64 (Q,).
         q_qd: int16 (Q, D); 0 where there is an error.
         t_q, resolution_q, attainable_q: float64, int32, float64 (Q,), as in a result.
-        rules: predicates of each query.
+        groups: the rule sets.
+        group_q: int32 (Q,), which of them each query is under.
         never_q: bool (Q,), the entity rules out every answer by itself.
         unsure_q: bool (Q,), every eligible row is unverified.
         print_qb: uint8 (Q, 16): equal prints under one generation and policy are one question.
@@ -66,7 +87,8 @@ class PreparedBlock:
     t_q: Float64
     resolution_q: Int32
     attainable_q: Float64
-    rules: list[Rules]
+    groups: RuleSets
+    group_q: Int32
     never_q: Bool
     unsure_q: Bool
     print_qb: UInt8
@@ -80,13 +102,12 @@ class PreparedBlock:
 
     def queries(self, at: Int64) -> Queries:
         """Some of the queries as kernels take them; those that share their rules share a group."""
-        groups: dict[Rules, int] = {}
-        group_q = [groups.setdefault(self.rules[n], len(groups)) for n in at.tolist()]
+        some, group_q = np.unique(self.group_q[at], return_inverse=True)
         return Queries(
             q_qd=self.q_qd[at],
             key_q=self.key_q[at],
-            groups=tuple(groups),
-            group_q=np.array(group_q, dtype=np.int32),
+            groups=self.groups.take(some),
+            group_q=group_q.astype(np.int32),
         )
 
 
@@ -109,47 +130,52 @@ def prepare_block(
     row_q = snapshot.rows_of(kind, names)
     for n in np.flatnonzero(row_q < 0).tolist():
         errors[n] = NotFound(f"there is no {kind} with the id {names[n]!r}", id=names[n], kind=kind)
-    records, at = _records(snapshot, kind, names, errors)
+    whole = policy.rerank is not None  # features are made of whole records
+
+    def read(at: Int64) -> ColumnTable | list[dict[str, Any]]:
+        if whole:
+            return snapshot.rows(kind, [names[n] for n in at.tolist()])
+        return snapshot.table_of(kind, row_q[at], READ[kind])
+
+    records, at = _readable(read, np.flatnonzero(row_q >= 0), errors)
     vectors = snapshot.generation.query(kind, records, policy.facets, as_of)
     made = snapshot.generation.quantise(vectors, kind, policy.weights)
-    compiled = _compiled(snapshot, kind, row_q, key_q, policy, as_of)
-    block = PreparedBlock(
+    compiled = _compiled(snapshot, kind, row_q, policy, as_of)
+    q_qd = _spread(made.q_qd, at, len(names))
+    t_q = _spread(made.t_q, at, len(names))
+    return PreparedBlock(
         kind=kind,
         ids=names,
         key_q=key_q,
-        q_qd=_spread(made.q_qd, at, len(names)),
-        t_q=_spread(made.t_q, at, len(names)),
+        q_qd=q_qd,
+        t_q=t_q,
         resolution_q=_spread(made.resolution_q, at, len(names)),
         attainable_q=_spread(made.attainable_q, at, len(names)),
-        rules=[one.predicates for one in compiled],
-        never_q=np.array([bool(one.never) for one in compiled], dtype=np.bool_),
-        unsure_q=np.array([bool(one.unsure) for one in compiled], dtype=np.bool_),
-        print_qb=np.zeros((len(names), PRINT_BYTES), dtype=np.uint8),
+        groups=compiled.groups,
+        group_q=compiled.group_q,
+        never_q=compiled.never_q,
+        unsure_q=compiled.unsure_q,
+        print_qb=_prints(key_q, t_q, q_qd, compiled),
         errors=errors,
-        seconds=0.0,
-        records={} if policy.rerank is None else dict(zip(at.tolist(), records, strict=True)),
+        records=dict(zip(at.tolist(), records, strict=True)) if isinstance(records, list) else {},
+        seconds=time.perf_counter() - began,
     )
-    _print(block)
-    object.__setattr__(block, "seconds", time.perf_counter() - began)
-    return block
 
 
-def _records(
-    snapshot: SnapshotLike, kind: Kind, names: list[str], errors: dict[int, MatchwrightError]
-) -> tuple[list[dict[str, Any]], Int64]:
-    """(records of those that can be read, their positions); the others get an error."""
-    at = [n for n in range(len(names)) if n not in errors]
+def _readable(
+    read: Callable[[Int64], T], at: Int64, errors: dict[int, MatchwrightError]
+) -> tuple[T, Int64]:
+    """(what is read at the positions that can be, those positions); the others get an error."""
     try:
-        return snapshot.rows(kind, [names[n] for n in at]), np.array(at, dtype=np.int64)
+        return read(at), at
     except MatchwrightError:
-        good: list[int] = []
-        for n in at:  # one of them is unreadable: find out which
+        for n in at.tolist():  # one of them is unreadable: find out which
             try:
-                snapshot.rows(kind, [names[n]])
-                good.append(n)
+                read(np.array([n]))
             except MatchwrightError as error:
                 errors[n] = error
-        return snapshot.rows(kind, [names[n] for n in good]), np.array(good, dtype=np.int64)
+        good = at[[n not in errors for n in at.tolist()]]
+        return read(good), good
 
 
 def _spread(values: Any, at: Int64, n: int) -> Any:
@@ -162,47 +188,35 @@ def _spread(values: Any, at: Int64, n: int) -> Any:
 
 
 def _compiled(
-    snapshot: SnapshotLike,
-    kind: Kind,
-    row_q: Int64,
-    key_q: UInt64,
-    policy: Policy,
-    as_of: int,
-) -> list[Compiled]:
-    """The rules of each row, from the rule columns that it is stored with."""
-    corpus = snapshot.corpus(kind)
+    snapshot: SnapshotLike, kind: Kind, row_q: Int64, policy: Policy, as_of: int
+) -> CompiledBlock:
+    """The rules of each row, from the rule columns that it is stored with; none of row -1."""
     day = Day(as_of, offset_minutes(as_zones(snapshot.generation), as_of))
-    part_q = np.searchsorted(corpus.base, row_q, side="right") - 1
-    local_q = row_q - corpus.base[np.maximum(part_q, 0)]
-    asked = tuple(enabled(policy.rules))
-    compiled = []
-    same: dict[Predicate, Predicate] = {}
-    for part, local, key in zip(part_q.tolist(), local_q.tolist(), key_q.tolist(), strict=True):
-        if part < 0:
-            compiled.append(Compiled(()))
-            continue
-        segment = corpus.parts[part][0]
-        query = QueryRow(kind, segment.scalars, segment.sets, local, key)
-        one = compile_enabled(query, asked, day)
-        shared = tuple(same.setdefault(predicate, predicate) for predicate in one.predicates)
-        compiled.append(Compiled(shared, one.never, one.unsure))
-    return compiled
+    there = np.flatnonzero(row_q >= 0)
+    rows = gather(snapshot.corpus(kind), row_q[there])
+    made = compile_block(kind, rows, tuple(enabled(policy.rules)), day)
+    return made if there.size == row_q.size else made.among(there, row_q.size)
 
 
-def _print(block: PreparedBlock) -> None:
-    """Fill in the prints: q, t, the query's key, and the rules in their canonical form."""
-    shown: dict[int, bytes] = {}
-    for n in range(block.q):
-        state = hashlib.blake2b(digest_size=PRINT_BYTES, person=PRINT_PERSON)
-        state.update(block.key_q[n].astype("<u8").tobytes())
-        state.update(block.t_q[n].astype("<f8").tobytes())
-        state.update(block.q_qd[n].astype("<i2").tobytes())
-        for predicate in block.rules[n]:
-            text = shown.get(id(predicate))  # predicates of a block are shared, and kept by it
-            if text is None:
-                text = shown[id(predicate)] = canonical_predicate(predicate)
-            state.update(text)
-        block.print_qb[n] = np.frombuffer(state.digest(), dtype=np.uint8)
+def _prints(key_q: UInt64, t_q: Float64, q_qd: Int16, compiled: CompiledBlock) -> UInt8:
+    """uint8 (Q, 16): the query's key, t, q, and the rules in their canonical form."""
+    groups = compiled.groups
+    shown = list(map(canonical_predicate, groups.predicates))
+    said = list(map(shown.__getitem__, groups.which_m.tolist()))
+    start = groups.start_g.tolist()
+    rules = [b"".join(said[low:high]) for low, high in itertools.pairwise(start)]
+    form = np.dtype([("key", "<u8"), ("t", "<f8"), ("q", "<i2", q_qd.shape[1:])])
+    asked = np.empty(key_q.size, dtype=form)
+    asked["key"], asked["t"], asked["q"] = key_q, t_q, q_qd
+    written, size = asked.tobytes(), form.itemsize
+    begun = hashlib.blake2b(digest_size=PRINT_BYTES, person=PRINT_PERSON)
+    prints = bytearray()
+    for n, group in enumerate(compiled.group_q.tolist()):
+        state = begun.copy()
+        state.update(written[n * size : (n + 1) * size])
+        state.update(rules[group])
+        prints += state.digest()
+    return np.frombuffer(prints, np.uint8).reshape(-1, PRINT_BYTES)
 
 
 def canonical_predicate(predicate: Predicate) -> bytes:
