@@ -13,9 +13,9 @@ from rule_referee import FREELANCERS, JOBS, SETTINGS, ZONES, segment_of
 
 from matchwright.engine import synthetic
 from matchwright.engine.block_rules import compile_block
-from matchwright.engine.eligibility import RULES, compile_enabled, enabled
+from matchwright.engine.eligibility import KEY, RULES, compile_enabled, enabled
 from matchwright.engine.policy import Policy
-from matchwright.engine.rule_shapes import ASKS, KEY, Day, QueryRow
+from matchwright.engine.rule_shapes import ASKS, Day, QueryRow
 from matchwright.engine.zones import offset_minutes
 
 DAY = Day(synthetic.AS_OF, offset_minutes(ZONES, synthetic.AS_OF))

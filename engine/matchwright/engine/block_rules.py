@@ -12,15 +12,15 @@ Queries whose outcomes are the same objects, for every rule, are one group.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from matchwright.engine.eligibility import Rule
+from matchwright.engine.eligibility import KEY, Rule
 from matchwright.engine.records import Kind
-from matchwright.engine.rule_shapes import KEY, Day, Outcome, QueryRow, Setting, Verdict
+from matchwright.engine.rule_shapes import Day, Outcome, QueryRow, Setting, Verdict
 from matchwright.kernels.rule_sets import RuleSets
 from matchwright.kernels.types import Bool, Int32, Int64, KeyIn, Segment, SetColumn
 
@@ -130,18 +130,22 @@ class _Outcomes:
 
     def __init__(self, q: int) -> None:
         self._told: list[tuple[Outcome, ...]] = [()]  # number 0: nothing is asked
-        self._veto: list[str] = [""]
         self._outcome_rq = [np.zeros(q, dtype=np.int64)]
+        self._verdict_q = {verdict: np.zeros(q, dtype=np.bool_) for verdict in Verdict}
 
     def add(self, outcomes: Sequence[tuple[Outcome, ...]], which_q: Int64, veto: str) -> None:
         """The outcomes of one rule, and which of them is each row's."""
         objects = [tuple(map(id, outcome)) for outcome in outcomes]
         different = dict(zip(objects, outcomes, strict=True))
         number = dict(zip(different, itertools.count(len(self._told)), strict=False))
-        self._told += different.values()
-        self._veto += [veto] * len(different)
         number_u = np.fromiter(map(number.__getitem__, objects), np.int64, len(objects))
         self._outcome_rq.append(number_u[which_q])
+        for verdict, predicates in _VERDICTS.items():
+            alone = (id(verdict),)
+            if alone in different:
+                different[alone] = tuple(form((), veto) for form in predicates)
+                self._verdict_q[verdict] |= self._outcome_rq[-1] == number[alone]
+        self._told += different.values()
 
     def block(self) -> CompiledBlock:
         """All rows, those with the same outcomes as one group."""
@@ -152,28 +156,15 @@ class _Outcomes:
         rows = (numbers.setdefault(written[end - width : end], len(numbers)) for end in ends)
         group_q = np.fromiter(rows, np.int32, len(outcome_qr))
         outcome_gr = outcome_qr[np.unique(group_q, return_index=True)[1]]
-        told, never_o, unsure_o = self._predicates()
-        every = told.take(outcome_gr.ravel())
+        told: list[Any] = self._told  # predicates alone: verdicts have been replaced
+        every = RuleSets.of(told).take(outcome_gr.ravel())
         return CompiledBlock(
             groups=RuleSets(every.predicates, every.which_m, every.start_g[:: outcome_gr.shape[1]]),
             group_q=group_q,
-            never_q=np.any(never_o[outcome_qr], axis=1),
-            unsure_q=np.any(unsure_o[outcome_qr], axis=1),
+            never_q=self._verdict_q[Verdict.NEVER],
+            unsure_q=self._verdict_q[Verdict.UNSURE],
         )
 
-    def _predicates(self) -> tuple[RuleSets, Bool, Bool]:
-        """(the predicates of each outcome, and which of them tell each ``Verdict``)."""
-        outcome_m = np.repeat(np.arange(len(self._told)), list(map(len, self._told)))
-        written: list[Any] = list(itertools.chain.from_iterable(self._told))
-        object_m = np.fromiter(map(id, written), np.int64, len(written))
-        never, unsure = (outcome_m[object_m == id(verdict)] for verdict in Verdict)
-        for m in np.flatnonzero(object_m == id(Verdict.NEVER)).tolist():
-            written[m] = KeyIn((), self._veto[outcome_m[m]])
-            object_m[m] = id(written[m])
-        kept = np.flatnonzero(object_m != id(Verdict.UNSURE))
-        _, first, which_m = np.unique(object_m[kept], return_index=True, return_inverse=True)
-        start_o = np.searchsorted(outcome_m[kept], np.arange(len(self._told) + 1))
-        predicates = [written[m] for m in kept[first].tolist()]
-        some = np.zeros((2, len(self._told)), dtype=np.bool_)
-        some[0, never] = some[1, unsure] = True
-        return RuleSets(predicates, which_m, start_o), some[0], some[1]
+
+_VERDICTS: Mapping[Verdict, Sequence[type[KeyIn]]] = {Verdict.NEVER: (KeyIn,), Verdict.UNSURE: ()}
+"""The predicates of a verdict: one that no row passes, or none."""

@@ -20,7 +20,6 @@ from matchwright.engine.columns import FREELANCER_STATES, JOB_STATES
 from matchwright.engine.records import Kind
 from matchwright.engine.rule_shapes import (
     ASKS,
-    KEY,
     Ceiling,
     Day,
     ExcludesKey,
@@ -40,6 +39,9 @@ from matchwright.engine.rule_shapes import (
     Verdict,
 )
 from matchwright.kernels.types import KeyIn, Predicate, Rules
+
+KEY = "key"
+"""Stands for the key of the entity that asks, among the columns that a rule reads of it."""
 
 
 class VetoClass(enum.StrEnum):

@@ -39,8 +39,6 @@ from matchwright.kernels.types import (
 PERMILLE = 1_000
 DAY_MINUTES = 1_440
 ASKS = "asks_"
-KEY = "key"
-"""Stands for the key of the entity that asks, among the columns that a rule reads of it."""
 LEVEL_UNSTATED = 7
 """Language level that stands for "listed, but at no stated level" in language codes."""
 
@@ -113,7 +111,7 @@ class Setting:
 
 
 class Verdict(enum.Enum):
-    """An outcome that does not depend on the corpus row."""
+    """An outcome that does not depend on the corpus row: it comes alone."""
 
     NEVER = "never"
     """The entity that asks fails the rule against every row."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from matchwright.kernels.best import ROWS_MAX
+from matchwright.kernels.rule_sets import RuleSets
 from matchwright.kernels.types import (
     D_MAX,
     K_MAX,
@@ -39,7 +40,7 @@ def check(corpus: Corpus, queries: Queries, k: int) -> None:
             )
         if alive is not None and alive.shape != (segment.n,):
             raise ValueError(f"alive has shape {alive.shape}, expected {(segment.n,)}")
-    for group in queries.groups:
+    for group in () if isinstance(queries.groups, RuleSets) else queries.groups:
         if isinstance(group, Bitmap):
             _check_bitmap(group, corpus.n)
     _check_groups(queries)

@@ -36,8 +36,8 @@ from matchwright.kernels.device_planner import (
 from matchwright.kernels.numpy_device import pack_bits
 from matchwright.kernels.resident import ROW_EXTRA_BYTES
 from matchwright.kernels.rule_program import Program, compile_program
+from matchwright.kernels.rule_sets import bitmaps_among, rules_among
 from matchwright.kernels.types import (
-    Bitmap,
     Bool,
     Corpus,
     Counted,
@@ -114,7 +114,7 @@ class DeviceSearch:
 
     def _blocks(self) -> Iterator[tuple[Picked, bool]]:
         """(queries ordered by group, whether they are under rules and not under bitmaps)."""
-        mapped_g = np.array([isinstance(group, Bitmap) for group in self.queries.groups])
+        mapped_g = bitmaps_among(self.queries.groups)
         by_group = np.argsort(self.group_q, kind="stable")
         mapped = mapped_g[self.group_q[by_group]]
         for bits in (False, True):
@@ -125,9 +125,8 @@ class DeviceSearch:
     def _plan(self, picked: Picked, ruled: bool) -> _Block:
         """What can be done for a block before its turn."""
         groups, row_q = np.unique(self.group_q[picked], return_inverse=True)
-        rules = [self.queries.groups[g] for g in groups.tolist()] if ruled else []
-        program = compile_program([group for group in rules if not isinstance(group, Bitmap)])
-        return _Block(picked, groups, row_q.astype(np.int32), program if ruled else None)
+        program = compile_program(rules_among(self.queries.groups, groups)) if ruled else None
+        return _Block(picked, groups, row_q.astype(np.int32), program)
 
     def _meanwhile(self) -> None:
         """The host is about to wait: it plans the next block first."""

@@ -4,8 +4,8 @@ A program holds the rules of several groups one after the other, the values that
 one pool, and the columns that they read by slot. It is the same for every segment; where a
 segment's columns lie is said by a table of addresses.
 
-Few rules are written one after the other. Of many, predicates that are one object are written
-once, and the rest column by column: all of a kind at a time, whatever their constants.
+Predicates that are one object are compiled once: a few one after the other, many column by column,
+all of a kind at a time, whatever their constants.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matchwright.kernels import rules
+from matchwright.kernels.rule_sets import RuleSets
 from matchwright.kernels.types import (
     EmptyOrHasAny,
     HasAll,
@@ -76,7 +77,7 @@ class Program:
         needed: those that must be there; the others are not read.
     """
 
-    groups: tuple[Rules, ...]
+    groups: RuleSets
     rule_m8: Int32
     start_g: Int32
     pool: UInt64
@@ -95,7 +96,7 @@ class Program:
         start_g = np.concatenate([[0], np.cumsum(many)]).astype(np.int32)
         rows = np.repeat(first - start_g[:-1], many) + np.arange(start_g[-1])
         return Program(
-            groups=tuple(self.groups[g] for g in some.tolist()),
+            groups=self.groups.take(some),
             rule_m8=self.rule_m8[rows],
             start_g=start_g,
             pool=self.pool,
@@ -117,14 +118,13 @@ class Program:
 
 def compile_program(groups: Sequence[Rules]) -> Program:
     """The program of some rule sets."""
-    written = list(chain.from_iterable(groups))
-    lines = _columnar(written) if len(written) >= MANY else _one_by_one(written)
-    start_g = np.zeros(len(groups) + 1, np.int32)
-    np.fromiter(map(len, groups), np.int32, len(groups)).cumsum(out=start_g[1:])
+    sets = RuleSets.of(groups)
+    few = sets.which_m.size < MANY
+    lines = _one_by_one(sets.predicates) if few else _columnar(sets.predicates)
     return Program(
-        groups=tuple(groups),
-        rule_m8=lines.rule_m8,
-        start_g=start_g,
+        groups=sets,
+        rule_m8=lines.rule_m8.take(sets.which_m, axis=0),
+        start_g=sets.start_g.astype(np.int32),
         pool=lines.pool if lines.pool.size else np.zeros(1, np.uint64),
         slots=lines.slots,
         needed=lines.needed,
@@ -253,24 +253,9 @@ def _within(low: int, high: int) -> tuple[int, int]:
 # ── Column by column ──────────────────────────────────────────────────────────────────────────
 
 
-def _columnar(written: Sequence[Predicate]) -> _Lines:
-    distinct, which_m = _by_identity(written)
-    columns = _Columns(distinct)
-    return _Lines(
-        columns.rule_m8.take(which_m, axis=0),
-        columns.pool,
-        tuple(columns.slots),
-        frozenset(columns.needed),
-    )
-
-
-def _by_identity(written: Sequence[Predicate]) -> tuple[list[Predicate], NDArray[np.intp]]:
-    """(the distinct objects, which of them each rule is)."""
-    ids = np.fromiter(map(id, written), np.int64, len(written))
-    distinct, which_m = np.unique(ids, return_inverse=True)
-    one = np.zeros(distinct.size, np.intp)
-    one[which_m] = np.arange(len(written))
-    return list(map(written.__getitem__, one.tolist())), which_m
+def _columnar(predicates: Sequence[Predicate]) -> _Lines:
+    columns = _Columns(predicates)
+    return _Lines(columns.rule_m8, columns.pool, tuple(columns.slots), frozenset(columns.needed))
 
 
 class _Columns:

@@ -17,7 +17,7 @@ from typing import overload
 
 import numpy as np
 
-from matchwright.kernels.types import Int32, Int64, Predicate, Rules
+from matchwright.kernels.types import Bitmap, Bool, Int32, Int64, Predicate, Rules
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,7 +25,7 @@ class RuleSets(Sequence[Rules]):
     """G rule sets; each is made a tuple where it is asked for.
 
     Attributes:
-        predicates: P of them, each once.
+        predicates: P of them, each one in some set.
         which_m: int64 (M,), the predicates of all sets, one set after the other.
         start_g: int64 (G + 1,), set g owns ``which_m[start_g[g]:start_g[g + 1]]``.
     """
@@ -33,6 +33,21 @@ class RuleSets(Sequence[Rules]):
     predicates: Sequence[Predicate]
     which_m: Int64
     start_g: Int64
+
+    @classmethod
+    def of(cls, sets: Sequence[Rules]) -> RuleSets:
+        """Any rule sets; predicates that are one object have one number, in the order met."""
+        if isinstance(sets, RuleSets):
+            return sets
+        written = list(itertools.chain.from_iterable(sets))
+        object_m = np.fromiter(map(id, written), np.int64, len(written))
+        _, first, which_m = np.unique(object_m, return_index=True, return_inverse=True)
+        start_g = np.zeros(len(sets) + 1, dtype=np.int64)
+        np.fromiter(map(len, sets), np.int64, len(sets)).cumsum(out=start_g[1:])
+        order = np.argsort(first)
+        number_p = np.empty_like(order)
+        number_p[order] = np.arange(order.size)
+        return cls([written[m] for m in first[order].tolist()], number_p[which_m], start_g)
 
     def __len__(self) -> int:
         return int(self.start_g.size) - 1
@@ -67,3 +82,18 @@ class RuleSets(Sequence[Rules]):
         number_p = np.cumsum(used_p) - 1
         predicates = [self.predicates[p] for p in kept]
         return RuleSets(predicates, number_p[which_m], start_g)
+
+
+def bitmaps_among(groups: Sequence[Rules | Bitmap]) -> Bool:
+    """bool (G,): which groups are bitmaps."""
+    if isinstance(groups, RuleSets):
+        return np.zeros(len(groups), dtype=np.bool_)
+    return np.array([isinstance(group, Bitmap) for group in groups], dtype=np.bool_)
+
+
+def rules_among(groups: Sequence[Rules | Bitmap], some: Int32 | Int64) -> Sequence[Rules]:
+    """Some groups, but for bitmaps, in the order given."""
+    if isinstance(groups, RuleSets):
+        return groups.take(some)
+    chosen = (groups[g] for g in some.tolist())
+    return [group for group in chosen if not isinstance(group, Bitmap)]
