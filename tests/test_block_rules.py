@@ -79,6 +79,7 @@ def test_entities_that_nothing_is_asked_for():
     rows = segment_of("job", [{"id": "a"}, {"id": "b"}])
     asked = Policy.load().effective().rules
     block = compile_block("job", rows, enabled(asked), DAY)
+    assert block.among(np.arange(2), 2) is block
     among = block.among(np.array([3, 1]), 5)
     rules = [among.groups[group] for group in among.group_q.tolist()]
     own = [block.groups[group] for group in block.group_q.tolist()]

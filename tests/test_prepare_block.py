@@ -162,3 +162,14 @@ def test_whoever_is_beside_it_changes_nothing(snapshot, kind):
             check(block, at, alone(snapshot, kind, one, policy, as_of))
 
     agree()
+
+
+def test_nobody_is_there(tmp_path):
+    policy = POLICIES["shipped"].effective()
+    with Store.open(tmp_path / "store", mode="w", create=True) as store:
+        block = prepare_block(store.snapshot(), "job", ["a", "b"], policy, synthetic.AS_OF)
+    assert {n: error.details["id"] for n, error in block.errors.items()} == {0: "a", 1: "b"}
+    assert block.key_q.tolist() == store.snapshot().keys(["a", "b"]).tolist()
+    assert [block.groups[group] for group in block.group_q.tolist()] == [(), ()]
+    assert not block.q_qd.any()
+    assert block.print_qb.shape == (2, 16)

@@ -43,6 +43,8 @@ class CompiledBlock:
 
     def among(self, at: Int64, q: int) -> CompiledBlock:
         """The same entities at some positions among q; nothing is asked for the others."""
+        if np.array_equal(at, np.arange(q)):
+            return self
         group_q = np.full(q, len(self.groups), dtype=np.int32)
         never_q, unsure_q = np.zeros((2, q), dtype=np.bool_)
         group_q[at], never_q[at], unsure_q[at] = self.group_q, self.never_q, self.unsure_q
@@ -65,7 +67,7 @@ def compile_block(
     alike, made = _Alike(rows), _Outcomes(rows.n)
     keys = rows.key_n.tolist()
     scalars = {name: column.tolist() for name, column in rows.scalars.items()}
-    for rule, setting in asked:
+    for rule, setting in asked if rows.n else ():
         which_q, first_u = alike.by(rule.reads(kind))
         queries = (QueryRow(kind, scalars, rows.sets, n, keys[n]) for n in first_u.tolist())
         ask, veto = rule.shape.ask, rule.veto
@@ -114,10 +116,12 @@ def _numbered(value_q: Int32 | Int64) -> tuple[Int64, Int64]:
 def _set_numbers(column: SetColumn) -> Int64:
     """int64 (Q,): equal numbers for equal sets, -1 for those that are not known."""
     number_q = np.where(column.known_n, 0, -1)
-    words, start = column.value.astype(np.uint64).tobytes(), (column.start_n * 8).tolist()
-    numbers: dict[bytes, int] = {}
-    for n in np.flatnonzero(column.known_n & (np.diff(column.start_n) > 0)).tolist():
-        number_q[n] = numbers.setdefault(words[start[n] : start[n + 1]], len(numbers) + 1)
+    some = np.flatnonzero(column.known_n & (np.diff(column.start_n) > 0))
+    words, start_n = column.value.astype(np.uint64).tobytes(), column.start_n * 8
+    spans = zip(start_n[some].tolist(), start_n[some + 1].tolist(), strict=True)
+    sets = [words[low:high] for low, high in spans]
+    numbers = dict(zip(dict.fromkeys(sets), itertools.count(1), strict=False))
+    number_q[some] = [*map(numbers.__getitem__, sets)]
     return number_q
 
 

@@ -39,15 +39,12 @@ def hash_keys(ids: Sequence[str], salt: bytes) -> UInt64:
         ids: the external ids.
         salt: the store's salt, 16 bytes.
     """
-    digests = b"".join(
-        hashlib.blake2b(
-            unicodedata.normalize("NFC", text).encode(),
-            digest_size=8,
-            key=salt,
-            person=KEY_PERSON,
-        ).digest()
-        for text in ids
-    )
+    begun = hashlib.blake2b(digest_size=8, key=salt, person=KEY_PERSON)
+    digests = bytearray()
+    for text in ids:
+        state = begun.copy()  # takes half the time of making one
+        state.update(unicodedata.normalize("NFC", text).encode())
+        digests += state.digest()
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 

@@ -40,14 +40,12 @@ class RuleSets(Sequence[Rules]):
         if isinstance(sets, RuleSets):
             return sets
         written = list(itertools.chain.from_iterable(sets))
-        object_m = np.fromiter(map(id, written), np.int64, len(written))
-        _, first, which_m = np.unique(object_m, return_index=True, return_inverse=True)
-        start_g = np.zeros(len(sets) + 1, dtype=np.int64)
-        np.fromiter(map(len, sets), np.int64, len(sets)).cumsum(out=start_g[1:])
-        order = np.argsort(first)
-        number_p = np.empty_like(order)
-        number_p[order] = np.arange(order.size)
-        return cls([written[m] for m in first[order].tolist()], number_p[which_m], start_g)
+        objects = list(map(id, written))
+        distinct = dict(zip(objects, written, strict=True))
+        numbers = dict(zip(distinct, range(len(distinct)), strict=True))
+        which_m = np.fromiter(map(numbers.__getitem__, objects), np.int64, len(objects))
+        start_g = np.cumsum([0, *map(len, sets)], dtype=np.int64)
+        return cls([*distinct.values()], which_m, start_g)
 
     def __len__(self) -> int:
         return int(self.start_g.size) - 1

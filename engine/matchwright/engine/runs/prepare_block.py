@@ -39,6 +39,7 @@ from matchwright.kernels.types import (
     Int64,
     Predicate,
     Queries,
+    Segment,
     UInt8,
     UInt64,
 )
@@ -55,6 +56,7 @@ READ: Mapping[Kind, tuple[str, ...]] = {
     for kind in KINDS
 }
 """Kind -> the fields of records that vectors are made of."""
+NOBODY = Segment(np.zeros((0, 0), np.int8), np.zeros(0, np.uint64))
 PRINT_BYTES = 16
 PRINT_PERSON = b"mw-question-v1"
 """Personalisation of the hash of a question: names the version of its form."""
@@ -125,9 +127,11 @@ def prepare_block(
     """
     began = time.perf_counter()
     names = list(ids)
-    key_q = snapshot.keys(names)
     errors: dict[int, MatchwrightError] = {}
     row_q = snapshot.rows_of(kind, names)
+    there = np.flatnonzero(row_q >= 0)
+    rows = gather(snapshot.corpus(kind), row_q[there]) if there.size else NOBODY
+    key_q = rows.key_n if rows.n == len(names) else snapshot.keys(names)
     for n in np.flatnonzero(row_q < 0).tolist():
         errors[n] = NotFound(f"there is no {kind} with the id {names[n]!r}", id=names[n], kind=kind)
     whole = policy.rerank is not None  # features are made of whole records
@@ -137,10 +141,11 @@ def prepare_block(
             return snapshot.rows(kind, [names[n] for n in at.tolist()])
         return snapshot.table_of(kind, row_q[at], READ[kind])
 
-    records, at = _readable(read, np.flatnonzero(row_q >= 0), errors)
+    records, at = _readable(read, there, errors)
     vectors = snapshot.generation.query(kind, records, policy.facets, as_of)
     made = snapshot.generation.quantise(vectors, kind, policy.weights)
-    compiled = _compiled(snapshot, kind, row_q, policy, as_of)
+    day = Day(as_of, offset_minutes(as_zones(snapshot.generation), as_of))
+    compiled = compile_block(kind, rows, enabled(policy.rules), day).among(there, len(names))
     q_qd = _spread(made.q_qd, at, len(names))
     t_q = _spread(made.t_q, at, len(names))
     return PreparedBlock(
@@ -185,17 +190,6 @@ def _spread(values: Any, at: Int64, n: int) -> Any:
     out = np.zeros((n, *values.shape[1:]), dtype=values.dtype)
     out[at] = values
     return out
-
-
-def _compiled(
-    snapshot: SnapshotLike, kind: Kind, row_q: Int64, policy: Policy, as_of: int
-) -> CompiledBlock:
-    """The rules of each row, from the rule columns that it is stored with; none of row -1."""
-    day = Day(as_of, offset_minutes(as_zones(snapshot.generation), as_of))
-    there = np.flatnonzero(row_q >= 0)
-    rows = gather(snapshot.corpus(kind), row_q[there])
-    made = compile_block(kind, rows, tuple(enabled(policy.rules)), day)
-    return made if there.size == row_q.size else made.among(there, row_q.size)
 
 
 def _prints(key_q: UInt64, t_q: Float64, q_qd: Int16, compiled: CompiledBlock) -> UInt8:
