@@ -68,8 +68,8 @@ def compile_block(
     keys = rows.key_n.tolist()
     scalars = {name: column.tolist() for name, column in rows.scalars.items()}
     for rule, setting in asked if rows.n else ():
-        which_q, first_u = alike.by(rule.reads(kind))
-        queries = (QueryRow(kind, scalars, rows.sets, n, keys[n]) for n in first_u.tolist())
+        which_q, row_u = alike.by(rule.reads(kind))
+        queries = (QueryRow(kind, scalars, rows.sets, n, keys[n]) for n in row_u.tolist())
         ask, veto = rule.shape.ask, rule.veto
         made.add([tuple(ask(query, veto, setting, day)) for query in queries], which_q, veto)
     return made.block()
@@ -93,12 +93,12 @@ class _Alike:
         return self._known[names]
 
     def _several(self, names: tuple[str, ...]) -> tuple[Int64, Int64]:
-        which_q, first_u = np.zeros(self._rows.n, np.int64), np.zeros(1, np.int64)
+        which_q, row_u = np.zeros(self._rows.n, np.int64), np.zeros(1, np.int64)
         for name in names:
             other_q, other_u = self.by((name,))
             if other_u.size > 1:
-                which_q, first_u = _numbered(which_q * other_u.size + other_q)
-        return which_q, first_u[: self._rows.n]
+                which_q, row_u = _numbered(which_q * other_u.size + other_q)
+        return which_q, row_u[: self._rows.n]
 
     def _one(self, name: str) -> tuple[Int64, Int64]:
         if name == KEY:
@@ -109,8 +109,10 @@ class _Alike:
 
 
 def _numbered(value_q: Int32 | Int64) -> tuple[Int64, Int64]:
-    _, first_u, which_q = np.unique(value_q, return_index=True, return_inverse=True)
-    return which_q, first_u
+    different, which_q = np.unique(value_q, return_inverse=True)
+    row_u = np.zeros(different.size, dtype=np.int64)
+    row_u[which_q] = np.arange(which_q.size)
+    return which_q, row_u
 
 
 def _set_numbers(column: SetColumn) -> Int64:
