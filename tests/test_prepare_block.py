@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from functools import cache
 
@@ -15,14 +16,25 @@ from messy_cases import N, messy
 from rerank_cases import policy as reranking
 
 from matchwright.engine import synthetic
+from matchwright.engine.eligibility import Veto
 from matchwright.engine.errors import MatchwrightError
 from matchwright.engine.policy import Policy
 from matchwright.engine.prepare import prepare
 from matchwright.engine.records import FIELDS, SCHEMAS, to_frame
 from matchwright.engine.request import Request
-from matchwright.engine.runs.prepare_block import prepare_block
+from matchwright.engine.runs.prepare_block import canonical_predicate, prepare_block
 from matchwright.engine.runs.referee import question_print
 from matchwright.engine.store import Store
+from matchwright.kernels.types import (
+    EmptyOrHasAny,
+    HasAll,
+    HasNone,
+    HoursOverlap,
+    InRange,
+    KeyIn,
+    OneOf,
+    SubsetOf,
+)
 
 COUNTRIES = ["US", "FR", "DE", "CI"]
 LANGUAGES = ["en", "fr", "de", "es"]
@@ -173,3 +185,29 @@ def test_nobody_is_there(tmp_path):
     assert [block.groups[group] for group in block.group_q.tolist()] == [(), ()]
     assert not block.q_qd.any()
     assert block.print_qb.shape == (2, 16)
+
+
+@pytest.mark.parametrize(
+    "predicate",
+    [
+        InRange("rate", -5, 2**31 - 1, Veto.RATE_ABOVE_BUDGET),
+        InRange("ra\u00e9'te", 0, 1, 'a "name"\n', True),
+        InRange("flag", True, False, "V", 1),
+        OneOf("country", (3, 1), Veto.COUNTRY_DENIED, False, True),
+        HasAll("s", (), "S", True),
+        HasNone("s", (2**64 - 1,), Veto.EXCLUDED_BY_CLIENT),
+        EmptyOrHasAny("s", (0, 1), "S"),
+        SubsetOf("s", tuple(range(2**60, 2**60 + 40)), Veto.SKILL_MISSING),
+        HoursOverlap((0, -600, 345), None, None, 60, Veto.OVERLAP_TOO_SHORT, False),
+        HoursOverlap(tuple(range(500)), 60, 600, None, "H"),
+        KeyIn((), "K"),
+        KeyIn((7,), Veto.NOT_A_CANDIDATE, negate=True),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_the_canonical_form_of_predicates_is_fixed(predicate):
+    """Prints are stored: what they were made of must never look different."""
+    text = f"{predicate!r};".encode()
+    if len(text) > 256:
+        text = hashlib.blake2b(text, digest_size=32, person=b"mw-question-v1").digest()
+    assert canonical_predicate(predicate) == text
