@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,11 @@ def test_sets_are_what_they_were_made_of():
     assert made[-2] == SETS[-2]
     with pytest.raises(IndexError):
         made[len(SETS)]
+    apart = [(RANGES[0],), (LIST, RANGES[1])]
+    same(RuleSets.of(apart), apart)
+    sent = pickle.loads(pickle.dumps(made))
+    assert [*sent] == SETS
+    assert len(set(map(id, sent.predicates))) == len(made.predicates)
     for none in ([], [()], [(), ()]):
         same(RuleSets.of(none), none)
 

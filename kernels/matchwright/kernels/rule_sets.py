@@ -42,9 +42,11 @@ class RuleSets(Sequence[Rules]):
         written = list(itertools.chain.from_iterable(sets))
         objects = list(map(id, written))
         distinct = dict(zip(objects, written, strict=True))
+        start_g = np.cumsum([0, *map(len, sets)], dtype=np.int64)
+        if len(distinct) == len(written):  # none recurs
+            return cls(written, np.arange(len(written)), start_g)
         numbers = dict(zip(distinct, range(len(distinct)), strict=True))
         which_m = np.fromiter(map(numbers.__getitem__, objects), np.int64, len(objects))
-        start_g = np.cumsum([0, *map(len, sets)], dtype=np.int64)
         return cls([*distinct.values()], which_m, start_g)
 
     def __len__(self) -> int:
