@@ -3,64 +3,37 @@ own questions, lost in service, and brought the next epoch while this one answer
 
 from __future__ import annotations
 
-import functools
-import gc
 import json
 import logging
-import threading
-import weakref
-from types import SimpleNamespace
+from concurrent.futures import ThreadPoolExecutor
 
+import device_cases
 import pytest
 import service_cases
-from device_fakes import ILLEGAL, FailingDevice
+from device_cases import ABSENT, THERE
+from device_fakes import ILLEGAL, MEMORY, FailingDevice
+from metrics_cases import PATIENCE_S, config, get, value
 from patience import until
 from service_cases import AS_OF, assert_same, job_id, person_id
 
 from matchwright.clients import Client
 from matchwright.engine import device as engine_device
-from matchwright.engine import synthetic
 from matchwright.engine.cli._run import ExecutorOption, How
 from matchwright.engine.cli._source import Device
 from matchwright.engine.config import ServerConfig
-from matchwright.engine.device import LoadedEpochs, loaded_epochs, make_ready, open_ops
+from matchwright.engine.device import loaded_epochs, make_ready, open_ops
 from matchwright.engine.errors import DependencyUnavailable, InvalidArgument, VerificationFailed
 from matchwright.engine.matcher import Matcher
 from matchwright.engine.policy import Policy
 from matchwright.engine.request import Request
 from matchwright.engine.service import running
-from matchwright.engine.store import Store
-from matchwright.kernels import choice, probe
 from matchwright.kernels.numpy_device import NumpyDevice
-from matchwright.kernels.ops import Ops
-from matchwright.kernels.probe import Absence, Found, Missing
 
 folder = service_cases.folder
 store = service_cases.store
 matcher = service_cases.matcher
-THERE = Found("NVIDIA H100", 90, 80 << 30, 70 << 30, 13_020)
-ABSENT = Missing(Absence.NO_DEVICE, "there is an NVIDIA driver, but no CUDA device")
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """Puts a device into this machine: ``gpu(device)``; or takes it out: ``gpu(ABSENT)``."""
-
-    def put(device):
-        found = device if isinstance(device, Missing) else THERE
-        made = functools.partial(choice.choose, look=lambda: found, make=lambda: device)
-        monkeypatch.setattr(choice, "choose", made)
-        monkeypatch.setattr(probe, "probe", lambda: found)
-        return device
-
-    return put
-
-
-@pytest.fixture(autouse=True)
-def small_checks(monkeypatch):
-    monkeypatch.setattr(engine_device, "SAMPLE_QUERIES", 20)
-    monkeypatch.setattr(engine_device, "CHECK_KS", (1, 30))
-    monkeypatch.setattr(engine_device, "FEW", (1, 12))
+gpu = device_cases.gpu
+small_checks = device_cases.small_checks
 
 
 class Wrong(NumpyDevice):
@@ -316,148 +289,82 @@ def test_nothing_is_done_for_the_cpu(store):
 # ── In service ────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_server_goes_on_when_its_device_is_lost(gpu, folder, matcher, caplog):
-    device = gpu(FailingDevice())
-    config = ServerConfig(stores={"default": folder}, device="gpu", port=0)
+@pytest.fixture
+def served(gpu, folder, monkeypatch, caplog):
+    """(its device, its client, where its metrics are, its address)."""
+    monkeypatch.setattr("matchwright.engine.service.conditions.LOOK_S", 0.05)
+    monkeypatch.setattr(engine_device, "CHECK_KS", (1,))
+    monkeypatch.setattr(engine_device, "SAMPLE_QUERIES", 3)
+    device, asked = gpu(FailingDevice()), config(folder, device="gpu")
     with (
         caplog.at_level(logging.INFO, "matchwright.engine.device"),
-        running(config) as address,
-        Client(address, timeout_s=30.0) as client,
+        running(asked) as address,
+        Client(address, timeout_s=PATIENCE_S) as client,
     ):
         assert f"device: emulated (gpu; {THERE.text})" in caplog.text
         assert "device memory: " in caplog.text
-        first = client.find_freelancers(job_id(1), k=7, as_of=AS_OF)
-        assert first.telemetry.device == "emulated"
-        device.fails, device.since = ILLEGAL, len(device.calls) + 6
-        answers = [client.find_freelancers(job_id(n), k=7, as_of=AS_OF) for n in range(1, 4)]
-        answers.append(client.find_jobs(person_id(5), k=7, as_of=AS_OF))
-        for got in answers:
-            assert "(gpu lost: DeviceFault: status 700" in got.telemetry.device
+        yield device, client, asked.metrics_address, address
+
+
+def ask(client, n):
+    """A job's people, and a person's jobs, in turn."""
+    if n % 2:
+        return client.find_freelancers(job_id(n), k=7, as_of=AS_OF)
+    return client.find_jobs(person_id(n), k=7, as_of=AS_OF)
+
+
+def assert_right(got, matcher, n):
+    kind, name = ("job", job_id(n)) if n % 2 else ("freelancer", person_id(n))
+    wanted = matcher.match(Request(kind=kind, id=name, k=7, as_of=AS_OF, contributions=False))
+    assert_same(got, wanted)
+
+
+def part(at, name="matchwright.device"):
+    told = json.loads(get(at, "/healthz"))
+    assert told["serving"] is True
+    return told["parts"][name]
+
+
+def test_lost_in_the_middle_of_many_calls(served, matcher, run, caplog):
+    device, client, at, address = served
+    assert ask(client, 1).telemetry.device == "emulated"
+    assert part(at) == "ok"
+    assert value(get(at), "matchwright_device_lost") == 0
+    assert value(get(at), "matchwright_device_info", device="emulated") == 1
+    device.fails, device.since = ILLEGAL, len(device.calls) + 40
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda n: ask(client, n), range(24)))
+    for n, got in enumerate(answers):
+        assert_right(got, matcher, n)
+    until(lambda: part(at) != "ok", "the health of a lost device")
+    assert "status 700" in part(at)
+    last = ask(client, 3).telemetry.device
+    assert "(gpu lost: DeviceFault: status 700" in last
+    text = get(at)
+    assert value(text, "matchwright_device_lost") == 1
+    assert value(text, "matchwright_device_info", device=last) == 1
+    assert value(text, "matchwright_device_info", device="emulated") is None
+    assert value(text, "matchwright_device_errors_total", reason="DEVICE_LOST") >= 1
+    assert value(text, "matchwright_device_fallbacks_total", reason="LOST") >= 1
+    assert not value(text, "matchwright_answers_total", marketplace="default", outcome="failed")
+    code, out, _ = run("doctor", "--server", address, "--format", "json")
+    states = {one["check"]: one["state"] for one in json.loads(out)["findings"]}
+    assert (code, states["matchwright.device"], states["server"]) == (0, "degraded", "ok")
     assert "gpu lost" in caplog.text
-    for n, got in zip(range(1, 4), answers, strict=False):
-        request = Request(kind="job", id=job_id(n), k=7, as_of=AS_OF, contributions=False)
-        assert_same(got, matcher.match(request))
 
 
-class Held:
-    """An ``Ops`` whose uploads end when they are let."""
-
-    def __init__(self):
-        self.health = SimpleNamespace(on_device=True)
-        self.go = threading.Event()
-        self.loads = 0
-
-    def load(self, corpora):
-        self.loads += 1
-        return SimpleNamespace(wait=lambda: self.go.wait(60))
-
-
-def epochs(*numbers):
-    """A store whose newest epoch is the last of ``numbers``."""
-    made = SimpleNamespace(numbers=list(numbers), asked=[])
-
-    def snapshot(*, epoch=None, min_epoch=None):
-        made.asked.append((epoch, min_epoch))
-        number = epoch or made.numbers[-1]
-        return SimpleNamespace(epoch=number, corpus=lambda kind: (number, kind))
-
-    made.snapshot = snapshot
-    return made
-
-
-def test_the_epoch_in_force_answers_while_the_next_is_on_its_way():
-    source, ops, now = epochs(1), Held(), [0.0]
-    loaded = LoadedEpochs(source, ops, clock=lambda: now[0])
-    assert loaded.snapshot().epoch == 1
-    assert ops.loads == 0
-    source.numbers.append(2)
-    assert loaded.snapshot().epoch == 1
-    assert loaded.snapshot().epoch == 1
-    ops.go.set()
-    until(lambda: loaded.snapshot().epoch == 2, "the next epoch")
-    assert ops.loads == 1
-
-
-def test_a_change_is_seen_within_a_second_whatever_is_on_its_way():
-    source, ops, now = epochs(1), Held(), [0.0]
-    loaded = LoadedEpochs(source, ops, clock=lambda: now[0])
-    loaded.snapshot()
-    for number in range(2, 6):  # each change comes before the upload of the one before it ends
-        source.numbers.append(number)
-        now[0] = 0.2 * number
-        assert loaded.snapshot().epoch == 1
-    now[0] = 1.5
-    assert loaded.snapshot().epoch == 5
-    ops.go.set()
-
-
-def test_who_names_an_epoch_gets_it():
-    source, ops = epochs(1, 2), Held()
-    loaded = LoadedEpochs(source, ops)
-    loaded.snapshot()
-    source.numbers.append(3)
-    assert loaded.snapshot(min_epoch=3).epoch == 3
-    assert loaded.snapshot(epoch=1).epoch == 1
-    assert loaded.snapshot().epoch == 2
-    ops.health.on_device = False  # the device was lost: nothing is waited for
-    assert loaded.snapshot().epoch == 3
-    ops.go.set()
-
-
-def test_a_lost_device_keeps_no_old_epoch():
-    """Its files could not be let go of: a server may run on for months after the loss."""
-    source, ops = epochs(1), Held()
-    made, kept = source.snapshot, weakref.WeakSet()
-
-    class Snapshot(SimpleNamespace):
-        __hash__ = object.__hash__
-
-    def snapshot(**asked):
-        one = Snapshot(**vars(made(**asked)))
-        kept.add(one)
-        return one
-
-    source.snapshot = snapshot
-    loaded = LoadedEpochs(source, ops)
-    loaded.snapshot()
-    source.numbers.append(2)
-    loaded.snapshot()
-    assert {one.epoch for one in kept} == {1, 2}
-    ops.health.on_device = False
-    ops.go.set()
-    assert loaded.snapshot().epoch == 2
-    loaded._pool.shutdown()
-    gc.collect()
-    assert not kept
-
-
-def test_epochs_that_were_overtaken_are_not_loaded():
-    source, ops, now = epochs(1), Held(), [0.0]
-    loaded = LoadedEpochs(source, ops, clock=lambda: now[0])
-    loaded.snapshot()
-    for number in range(2, 6):
-        source.numbers.append(number)
-        assert loaded.snapshot().epoch == 1
-    ops.go.set()
-    loaded._pool.shutdown()
-    assert ops.loads in (1, 2)  # that which had begun, if it had, and the newest
-    assert loaded.snapshot().epoch == 5
-
-
-def test_a_real_store_changes_while_the_device_answers(gpu, tmp_path):
-    gpu(NumpyDevice(tensor=True))
-    ops, policy = open_ops("gpu"), Policy.load()
-    with Store.open(tmp_path / "s", mode="w", create=True, salt=bytes(16)) as store:
-        store.upsert("job", synthetic.frame("job", 20))
-        store.upsert("freelancer", synthetic.frame("freelancer", 60))
-        store.refit(seed=0, sample=60, as_of=AS_OF)
-        make_ready(ops, store.snapshot(), policy)
-        source = loaded_epochs(store, ops)
-        here, plain = Matcher(source, ops, policy), Matcher(store, Ops(threads=1), policy)
-        for turn in range(3):
-            store.delete("freelancer", [person_id(turn)])
-            epoch = store.snapshot().epoch.number
-            request = Request(kind="job", id=job_id(turn), k=9, as_of=AS_OF, min_epoch=epoch)
-            assert here.match(request).canonical_bytes() == plain.match(request).canonical_bytes()
-        newest = store.snapshot().epoch
-        until(lambda: source.snapshot().epoch == newest, "the newest epoch")
+def test_out_of_memory_for_a_while(served, matcher):
+    device, client, at, _ = served
+    device.fails, device.since = MEMORY, len(device.calls)
+    got = [ask(client, n) for n in (1, 2)]
+    device.fails = None
+    for n, one in zip((1, 2), got, strict=True):
+        assert_right(one, matcher, n)
+    assert "(gpu: out of memory for this batch)" in got[0].telemetry.device
+    assert "(gpu: rests after a lack of memory)" in got[1].telemetry.device
+    text = get(at)
+    assert value(text, "matchwright_device_lost") == 0
+    assert value(text, "matchwright_device_fallbacks_total", reason="OUT_OF_MEMORY") == 1
+    assert value(text, "matchwright_device_fallbacks_total", reason="RESTING") == 1
+    assert value(text, "matchwright_device_info", device="emulated") == 1
+    assert part(at) == "ok"
