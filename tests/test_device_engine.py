@@ -11,7 +11,7 @@ import device_cases
 import pytest
 import service_cases
 from device_cases import ABSENT, THERE
-from device_fakes import ILLEGAL, MEMORY, FailingDevice
+from device_fakes import ILLEGAL, INVALID, MEMORY, FailingDevice
 from metrics_cases import PATIENCE_S, config, get, value
 from patience import until
 from service_cases import AS_OF, assert_same, job_id, person_id
@@ -115,6 +115,39 @@ def test_a_run_on_the_device_has_the_cpu_s_digest(run, gpu, folder, tmp_path):
             assert "device memory: " in err
             assert json.loads(out)["device"] == "emulated"
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    ("status", "told", "device"),
+    [
+        (ILLEGAL, "numkong (gpu lost: DeviceFault: status 700", "calls by the CPU: DEVICE_LOST 1"),
+        (MEMORY, "emulated: out of memory;", "calls by the CPU: OUT_OF_MEMORY 1"),
+        (INVALID, "emulated: a call failed", "emulated; 1 of "),
+    ],
+)
+def test_a_run_says_what_the_cpu_did_for_the_device(
+    run, gpu, folder, tmp_path, monkeypatch, status, told, device
+):
+    """Among its events, which stay lines of JSON, and in run.json; the digest is the same."""
+    monkeypatch.setattr(engine_device, "CHECK_KS", (1,))
+    monkeypatch.setattr(engine_device, "SAMPLE_QUERIES", 3)
+    ready, failing = engine_device.make_ready, gpu(FailingDevice())
+
+    def made_ready(*args, **named):
+        ready(*args, **named)
+        begin = len(failing.calls) + 9
+        failing.fails = dict.fromkeys(range(begin, begin + (40 if status == MEMORY else 1)), status)
+
+    monkeypatch.setattr(engine_device, "make_ready", made_ready)
+    where = ("--store", folder, "--for", "jobs", "-k", "5", "--as-of", "2026-01-01", "--no-report")
+    asked = ("run", "start", *where, "--format", "json")
+    code, out, err = run(*asked, "--device", "gpu", "-o", tmp_path / "gpu")
+    assert code == 0, err
+    notes = [json.loads(line).get("text", "") for line in err.splitlines()]
+    assert len([note for note in notes if told in note]) == 1
+    assert device in json.loads(out)["device"]
+    code, plain, _ = run(*asked, "--device", "cpu", "-o", tmp_path / "cpu")
+    assert json.loads(plain)["digest"] == json.loads(out)["digest"]
 
 
 def test_run_plan_tells_the_memory(run, gpu, folder, tmp_path):

@@ -303,6 +303,19 @@ def test_callers_on_many_threads_all_get_answers_while_it_is_lost():
     assert ops.device_ops is None
 
 
+def test_who_answered_is_told_in_one_line():
+    corpus, queries = problem(queries=1)
+    clock, device = Clock(), Small(100)
+    ops = enduring_ops(device, clock)
+    ops.topk(corpus, queries, 5)
+    assert ops.health.told == "emulated"
+    device.most = 0
+    for _ in range(3):
+        ops.topk(corpus, queries, 5)
+    assert ops.health.told == ("emulated; 3 of 4 calls by the CPU: OUT_OF_MEMORY 1, RESTING 2")
+    assert Ops().health.told == "numpy"
+
+
 def test_joined_answers_name_both_devices():
     corpus, queries = problem(queries=8)
     whole = Ops(costs=Costs()).topk(corpus, queries, 5)

@@ -28,7 +28,7 @@ from matchwright.kernels.cupy_ops import CupyOps, DeviceMismatch
 from matchwright.kernels.device import DeviceError
 from matchwright.kernels.device_check import compare, compare_resident
 from matchwright.kernels.enduring import EnduringOps
-from matchwright.kernels.faults import fault_of
+from matchwright.kernels.faults import Fault, fault_of
 from matchwright.kernels.health import Health
 from matchwright.kernels.memory_plan import MemoryPlan, plan_memory
 from matchwright.kernels.ops import Ops, get_ops
@@ -54,9 +54,12 @@ def open_ops(
     threads: int | None = None,
     memory_bytes: int = 256 << 20,
     device_memory_bytes: int | None = None,
-    say: Say = _log.info,
+    say: Say | None = None,
 ) -> Ops:
     """The backend that is asked for, and one line that says what was chosen and why.
+
+    Args:
+        say: is told that, and of the device's first fault of each kind and its loss; None: the log.
 
     Raises:
         DependencyUnavailable: "gpu" was asked for and there is none; the message says why.
@@ -76,15 +79,40 @@ def open_ops(
         raise DependencyUnavailable(
             f"--device {asked}: {error}; matchwright doctor tells more", why=str(why)
         ) from None
-    say(ops.health.chosen)
+    (say or _log.info)(ops.health.chosen)
     if ops.health.on_device:
-        ops.health.listeners.append(_log_loss)
+        ops.health.listeners.append(_Trouble(say or _log.error))
     return ops
 
 
-def _log_loss(health: Health) -> None:
-    if health.lost is not None and not health.on_device:
-        _log.error("device: %s", health.device)
+_FAULTS = {
+    Fault.MEMORY: "out of memory; calls go in halves, or to the CPU",
+    Fault.CALL: "a call failed and went to the CPU",
+}
+
+
+class _Trouble:
+    """Tells of the first fault of each kind and of the loss, once each."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._told: set[str] = set()
+        self._lock = threading.Lock()
+
+    def __call__(self, health: Health) -> None:
+        if health.lost is not None:
+            self._once(Fault.LOST, health.device)
+            return
+        for fault, words in _FAULTS.items():
+            if health.errors[fault.value]:
+                self._once(fault, f"{health.device}: {words} (told once)")
+
+    def _once(self, fault: Fault, line: str) -> None:
+        with self._lock:
+            new = fault not in self._told
+            self._told.add(fault)
+        if new:
+            self._say(f"device: {line}")
 
 
 def device_plan(ops: Ops, corpora: Mapping[str, Corpus]) -> MemoryPlan:
@@ -154,8 +182,7 @@ def make_ready(
                 f"--device gpu: the device failed at the start: {error}"
             ) from error
         assert isinstance(ops, EnduringOps)
-        ops.give_up(error)
-        say(f"device: {ops.health.device}")
+        ops.give_up(error)  # and so tells whoever ``open_ops`` was told to tell
 
 
 def _device_ops(ops: Ops) -> CupyOps | None:

@@ -38,6 +38,17 @@ class Health:
     listeners: list[Callable[[Health], None]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
+    @property
+    def told(self) -> str:
+        """``device``, and how often the CPU stood in for it, by reason."""
+        with self._lock:
+            by_cpu, batches = dict(self.cpu_batches), self.batches
+        if not by_cpu:
+            return self.device
+        many = sum(by_cpu.values())
+        why = ", ".join(f"{reason} {by_cpu[reason]:,}" for reason in sorted(by_cpu))
+        return f"{self.device}; {many:,} of {many + batches:,} calls by the CPU: {why}"
+
     def answered(self) -> None:
         """The device has answered a call."""
         with self._lock:

@@ -67,7 +67,5 @@ def local(
         snapshot = store.snapshot()
         make_ready(ops, snapshot, loaded, say=told.append)
         yield Local(snapshot, Matcher(snapshot, ops, loaded, rankers))
-    if ops.health.lost is not None:
-        told.append(f"device: {ops.health.device}")
     for each in told:
         say(each)

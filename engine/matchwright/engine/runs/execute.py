@@ -136,7 +136,7 @@ class LocalExecutor:
     def about(self) -> Mapping[str, Any]:
         return {
             "executor": "local",
-            "device": self.ops.health.device,
+            "device": self.ops.health.told,
             "threads": self.ops.threads,
             "memory_bytes": self.ops.memory_bytes,
         }
