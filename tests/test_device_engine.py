@@ -27,6 +27,8 @@ from matchwright.engine.matcher import Matcher
 from matchwright.engine.policy import Policy
 from matchwright.engine.request import Request
 from matchwright.engine.service import running
+from matchwright.kernels import device_planner
+from matchwright.kernels.device_planner import DeviceCosts
 from matchwright.kernels.numpy_device import NumpyDevice
 
 folder = service_cases.folder
@@ -292,6 +294,31 @@ def test_a_device_that_fails_while_it_is_made_ready(gpu, store):
             continue
         make_ready(ops, store.snapshot(), policy, say=said.append)
         assert said[-1].startswith(f"device: {ops.cpu.name} (gpu lost: DeviceFault: status 700")
+
+
+class Timed(FailingDevice):
+    """One that the planner measures."""
+
+    timed = True
+
+
+def test_the_device_is_measured_before_anybody_asks(gpu, store, monkeypatch):
+    measured, policy = [], Policy.load()
+
+    def measure(device, d, memory_bytes, *, rows):
+        measured.append(d)
+        return DeviceCosts(d=d)
+
+    monkeypatch.setattr(device_planner, "_KNOWN", {})
+    monkeypatch.setattr(device_planner, "measure", measure)
+    gpu(Timed())
+    ops = open_ops("auto", say=lambda line: None)
+    assert not measured
+    make_ready(ops, store.snapshot(), policy)
+    d = store.snapshot().corpus("job").parts[0][0].x_nd.shape[1]
+    assert measured == [d]
+    Matcher(store, ops, policy).match(Request(kind="job", id=job_id(1), k=5, as_of=AS_OF))
+    assert measured == [d]
 
 
 def test_a_shard_is_loaded_and_checked_alone(gpu, folder, store):

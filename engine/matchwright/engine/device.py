@@ -24,6 +24,7 @@ from matchwright.engine.prepare import Prepared, SnapshotLike, prepare
 from matchwright.engine.records import KINDS, Kind
 from matchwright.engine.request import Request
 from matchwright.engine.runs.subcorpus import as_corpus, gather, living_rows
+from matchwright.kernels.cuda_search import device_costs
 from matchwright.kernels.cupy_ops import CupyOps, DeviceMismatch
 from matchwright.kernels.device import DeviceError
 from matchwright.kernels.device_check import compare, compare_resident
@@ -142,7 +143,7 @@ def make_ready(
     seed: int = 0,
     say: Say = _log.info,
 ) -> None:
-    """Print the plan, load the rows, compare answers; nothing to do for the CPU.
+    """Print the plan, load the rows, compare answers, measure; nothing to do for the CPU.
 
     Args:
         kinds: who will ask.
@@ -206,6 +207,9 @@ def _load_and_check(
             compare(ops, sample, as_queries(asking), CHECK_KS, f"{len(asking)} {what}")
             for size in FEW:
                 compare(ops, sample, as_queries(asking[:size]), (10,), f"{size} {what}")
+    segments = corpus_segments(list(corpora.values()))
+    for d in {int(segment.x_nd.shape[1]) for segment in segments}:
+        device_costs(ops, d)  # measured now, and not while the first caller waits
 
 
 def _questions(
