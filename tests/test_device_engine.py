@@ -29,7 +29,9 @@ from matchwright.engine.request import Request
 from matchwright.engine.service import running
 from matchwright.kernels import device_planner
 from matchwright.kernels.device_planner import DeviceCosts
+from matchwright.kernels.memory_plan import plan_memory
 from matchwright.kernels.numpy_device import NumpyDevice
+from matchwright.kernels.resident import corpus_segments
 
 folder = service_cases.folder
 store = service_cases.store
@@ -280,6 +282,19 @@ def test_an_epoch_that_does_not_fit(gpu, store):
     assert "shard" in ops.health.chosen
     got = Matcher(store, ops, policy).match(Request(kind="job", id=job_id(1), k=5, as_of=AS_OF))
     assert got.telemetry["device"] == ops.cpu.name
+
+
+def test_rows_that_just_fit_are_there_when_the_first_caller_asks(gpu, store):
+    """The sample of the comparison pushes nothing out."""
+    gpu(NumpyDevice(tensor=True))
+    snapshot, memory = store.snapshot(), 1 << 22
+    corpora = {kind: snapshot.corpus(kind) for kind in ("job", "freelancer")}
+    needed = plan_memory(corpora, temporary_bytes=memory).needed
+    ops = open_ops("gpu", memory_bytes=memory, device_memory_bytes=memory + needed)
+    make_ready(ops, snapshot, Policy.load())
+    resident, segments = ops.device_ops.resident, corpus_segments(list(corpora.values()))
+    assert resident.missing_bytes(segments) == 0
+    assert resident.segments == len(segments)
 
 
 def test_a_device_that_fails_while_it_is_made_ready(gpu, store):

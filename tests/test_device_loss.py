@@ -19,6 +19,7 @@ from matchwright.kernels.enduring import FAILURES_MOST, REST_S, SPLITS_MOST, End
 from matchwright.kernels.faults import DeviceFault, Fault, fault_of
 from matchwright.kernels.ops import Ops
 from matchwright.kernels.planner import Costs
+from matchwright.kernels.resident import resident_bytes
 from matchwright.kernels.types import InRange
 
 NAMES = ("row_qk", "points_qk", "returned_q", "eligible_q", "unverified_q")
@@ -235,6 +236,16 @@ def test_rows_that_do_not_fit_are_the_cpu_s():
     assert got.telemetry["device"] == "numpy (gpu: the rows do not fit its memory)"
     assert_right(got, corpus, queries)
     assert ops.load([corpus]).done
+
+
+def test_rows_that_fit_one_by_one_alone_are_not_loaded_ahead_together():
+    one, other = (problem(seed=seed)[0] for seed in (1, 2))
+    size = sum(resident_bytes(segment) for segment, _ in one.parts)
+    ops = enduring_ops(FailingDevice(), corpus_bytes=size * 3 // 2)
+    ops.load([one, other]).wait()
+    assert ops.device_ops.resident.nbytes <= size * 3 // 2
+    ops.load([one]).wait()
+    assert ops.device_ops.resident.nbytes == size
 
 
 # ── Whose error it is ─────────────────────────────────────────────────────────────────────────

@@ -30,7 +30,7 @@ from matchwright.kernels.health import Health
 from matchwright.kernels.ops import Ops
 from matchwright.kernels.planner import Costs, Plan
 from matchwright.kernels.rank import Rank
-from matchwright.kernels.resident import LOADED, Loading
+from matchwright.kernels.resident import LOADED, Loading, corpus_segments
 from matchwright.kernels.types import (
     Bitmap,
     Bool,
@@ -126,8 +126,8 @@ class EnduringOps(Ops):
     def load(self, corpora: Sequence[Corpus]) -> Loading:
         """Upload what is missing, aside; an upload that fails is met again when it is needed."""
         ops = self.device_ops
-        if ops is None or any(not ops.fits(corpus) for corpus in corpora):
-            return LOADED
+        if ops is None or not ops.resident.fits(corpus_segments(corpora)):
+            return LOADED  # a call brings what it needs, and puts out what is in its way
         try:
             return ops.load(corpora)
         except DeviceError:  # given up meanwhile
