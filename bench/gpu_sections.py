@@ -7,9 +7,13 @@ emulated device; ``exact`` says whether the sampled answers were the reference's
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -274,14 +278,31 @@ def sanitizer(
             *(sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu"),
             *(str(root / "tests" / name) for name in tests),
         ]
-        try:
-            done = subprocess.run(
-                command, cwd=root, env=dict(environment), capture_output=True, text=True,
-                check=False, timeout=timeout_s,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            found[check] = {"exit": None, "tail": f"not done after {timeout_s:.0f} s"}
-            continue
-        found[check] = {"exit": done.returncode, "tail": done.stdout[-2_000:]}
+        code, said = alone(command, root, environment, timeout_s)
+        late = "" if code is not None else f"\nnot done after {timeout_s:.0f} s"
+        found[check] = {"exit": code, "tail": said[-2_000:] + late}
     found["clean"] = all(found[check]["exit"] == 0 for check in ("memcheck", "racecheck"))
     return found
+
+
+def alone(
+    command: Sequence[str], root: Path, environment: Mapping[str, str], timeout_s: float
+) -> tuple[int | None, str]:
+    """(exit code, None where there was no time for it; what it said). Nothing of it stays: what it
+    had started holds the device as it does."""
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        process = subprocess.Popen(
+            command, cwd=root, env=dict(environment), stdout=said, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        code: int | None = None
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # all have ended
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        said.seek(0)
+        return code, said.read()

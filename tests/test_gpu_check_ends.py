@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -258,3 +259,42 @@ def test_tests_end_when_the_check_is_interrupted(gpu_check, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         gpu_check.run_tests(False, 7.0)
     assert ended[0].killed
+
+
+def test_what_is_not_done_in_time_is_ended_with_all_that_it_started(gpu_check, tmp_path):
+    """A process of a process holds the device as well; here, a pipe."""
+    os.mkfifo(tmp_path / "pipe")
+    pipe = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    command = ["sh", "-c", "echo begun; (exec 9>pipe; echo there >&9; exec sleep 600) & wait"]
+    alone = sys.modules["gpu_sections"].alone
+    try:
+        for timeout_s in (0.05, 1.0):
+            code, said = alone(command, tmp_path, os.environ, timeout_s)
+            assert code is None
+            assert said in ("", "begun\n")
+            os.set_blocking(pipe, True)
+            while os.read(pipe, 100):  # until nobody has the other end
+                pass
+    finally:
+        os.close(pipe)
+    assert alone(["sh", "-c", "echo out; echo err >&2; exit 3"], tmp_path, os.environ, 60.0) == (
+        3, "out\nerr\n",
+    )  # fmt: skip
+
+
+def test_a_server_that_does_not_end_is_killed(gpu_check, tmp_path, monkeypatch, capsys):
+    service = sys.modules["gpu_service"]
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    deaf += "print('127.0.0.1:1', flush=True); time.sleep(600)"
+    popen, started = subprocess.Popen, []
+
+    def start(command, **named):
+        started.append(popen([sys.executable, "-c", deaf], **named))
+        return started[0]
+
+    monkeypatch.setattr(service.subprocess, "Popen", start)
+    monkeypatch.setattr(service, "_END_S", 0.01)
+    with service.serving(tmp_path, "cpu", os.environ, tmp_path / "log") as address:
+        assert address == "127.0.0.1:1"
+    assert "the server did not end" in capsys.readouterr().err
+    assert started[0].returncode == -signal.SIGKILL
