@@ -234,5 +234,9 @@ def _form(predicate: type) -> tuple[str, attrgetter[Any]]:
 
 
 _FORMS = {predicate: _form(predicate) for predicate in get_args(Predicate)}
-_shown = lru_cache(maxsize=1 << 14, typed=True)(repr)
+_scalar = lru_cache(maxsize=1 << 14, typed=True)(repr)
 """The same few names, vetoes and numbers are shown again and again."""
+
+
+def _shown(value: object) -> str:
+    return repr(value) if isinstance(value, tuple) else _scalar(value)
