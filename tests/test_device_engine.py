@@ -11,7 +11,7 @@ import device_cases
 import pytest
 import service_cases
 from device_cases import ABSENT, THERE
-from device_fakes import ILLEGAL, INVALID, MEMORY, FailingDevice
+from device_fakes import ILLEGAL, MEMORY, FailingDevice
 from metrics_cases import PATIENCE_S, config, get, value
 from patience import until
 from service_cases import AS_OF, assert_same, job_id, person_id
@@ -126,7 +126,6 @@ def test_a_run_on_the_device_has_the_cpu_s_digest(run, gpu, folder, tmp_path):
     [
         (ILLEGAL, "numkong (gpu lost: DeviceFault: status 700", "calls by the CPU: DEVICE_LOST 1"),
         (MEMORY, "emulated: out of memory;", "calls by the CPU: OUT_OF_MEMORY 1"),
-        (INVALID, "emulated: a call failed", "emulated; 1 of "),
     ],
 )
 def test_a_run_says_what_the_cpu_did_for_the_device(
