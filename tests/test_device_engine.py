@@ -29,6 +29,7 @@ from matchwright.engine.request import Request
 from matchwright.engine.service import running
 from matchwright.kernels import device_planner
 from matchwright.kernels.device_planner import DeviceCosts
+from matchwright.kernels.health import Health
 from matchwright.kernels.memory_plan import plan_memory
 from matchwright.kernels.numpy_device import NumpyDevice
 from matchwright.kernels.resident import corpus_segments
@@ -151,6 +152,21 @@ def test_a_run_says_what_the_cpu_did_for_the_device(
     assert device in json.loads(out)["device"]
     code, plain, _ = run(*asked, "--device", "cpu", "-o", tmp_path / "cpu")
     assert json.loads(plain)["digest"] == json.loads(out)["digest"]
+
+
+def test_each_kind_of_trouble_is_told_once():
+    said, health = [], Health(device="H100", on_device=True)
+    health.listeners.append(engine_device._Trouble(said.append))
+    for _ in range(2):
+        for fault in ("CALL_FAILED", "OUT_OF_MEMORY", "DEVICE_LOST"):
+            health.failed(fault)
+    health.lose("why", "numkong (gpu lost: why)")
+    health.failed("DEVICE_LOST")
+    assert said == [
+        "device: H100: a call failed and went to the CPU (told once)",
+        "device: H100: out of memory; calls go in halves, or to the CPU (told once)",
+        "device: numkong (gpu lost: why)",
+    ]
 
 
 def test_run_plan_tells_the_memory(run, gpu, folder, tmp_path):
