@@ -33,6 +33,7 @@ HOW_TO_GET_ONE = (
 )
 _INSIDE = "lib/python3*/site-packages/pytriton/tritonserver/bin/tritonserver"
 _ATTEMPTS = 3
+_PAUSE_S = 10.0
 _LOG_TAIL = 1_000
 _ALL_WELL = re.compile(r"[+|]|I\d{4} ")
 """Tables of settings, and lines of the level "information"."""
@@ -260,8 +261,11 @@ class LocalServer:
         self._reap()
 
     def pause(self) -> None:
-        """SIGSTOP: it is there, and does nothing."""
+        """SIGSTOP: it is there, and does nothing, once each of its threads has heard of it."""
         signal_process(self.pid, signal.SIGSTOP)
+        until = time.monotonic() + _PAUSE_S
+        while not _all_stopped(self.pid) and time.monotonic() < until:
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """SIGCONT."""
@@ -312,6 +316,15 @@ def _first(found: Found) -> Mapping[str, list[str]]:
         "PATH": [str(found.python.parent)],
         "LD_LIBRARY_PATH": [str(site / "nvidia_pytriton.libs"), lib],
     }
+
+
+def _all_stopped(pid: int) -> bool:
+    """Whether every thread of a process has stopped, or there is none."""
+    try:
+        threads = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:  # one has just ended
+        return False
+    return all(told.rpartition(")")[2].split()[0] in "TtZX" for told in threads)
 
 
 def _backends(found: Found, folder: Path) -> Path:
