@@ -4,33 +4,22 @@ small emulation of CUDA's execution model (``simt.hpp``), both against NumPy, bi
 from __future__ import annotations
 
 import ctypes
-import fcntl
-import shutil
-import subprocess
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import cuda_host_cases
 import numpy as np
 import pytest
+from cuda_host_cases import GXX, a_block, build, copied, sieved, some_entries, some_keys
 
 from matchwright.kernels import device as kernel_device
 from matchwright.kernels import order
-from matchwright.kernels.compile import CUDA_DIR, KERNELS, STEMS, limit, threads_of
-from matchwright.kernels.device import (
-    NOTHING,
-    Array,
-    DeviceError,
-    KernelDevice,
-    QueryBlock,
-    Tile,
-)
+from matchwright.kernels.compile import limit
+from matchwright.kernels.device import NOTHING, Tile
 from matchwright.kernels.numpy_device import NumpyDevice, entry_keys, pack_bits, predecessor
-from matchwright.kernels.ops import Ops, limbs
+from matchwright.kernels.ops import Ops
 
-GXX = shutil.which("g++")
 pytestmark = pytest.mark.skipif(GXX is None, reason="needs g++ to compile CUDA sources as C++")
 
 FUNCTIONS = r"""
@@ -68,111 +57,12 @@ void nothing_n(int n, Entry* out) {
 }
 """
 
-KERNEL_UNIT = """
-#include "simt.hpp"
-#include "{stem}.cu"
-"""
-KERNEL_ENTRY = r"""
-extern "C" int run_{kernel}(unsigned x, unsigned y, unsigned threads, size_t shared,
-                            void** arguments) {{
-    return simt::launch({kernel}, x, y, threads, shared, arguments);
-}}
-"""
-
-
-ROUNDS = (
-    "norms",
-    "points_by_facet",
-    "threshold",
-    "rule_bits",
-    "few_8",
-    "few_16",
-    "few_32",
-    "few_64",
-)
-"""Kernels whose blocks go round a loop over rows, however few there are."""
-
-
-def build(folder: Path, name: str, source: str) -> ctypes.CDLL:
-    path = folder / f"{name}.cpp"
-    path.write_text(source)
-    includes = [f"-I{CUDA_DIR}", f"-I{Path(__file__).parent}"]
-    strict = [
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-Wno-unknown-pragmas",
-        "-Wno-unused-function",
-        "-Wno-clobbered",
-    ]
-    library = path.with_suffix(".so")
-    command = [str(GXX), "-std=c++17", "-O2", "-fPIC", "-shared", *strict, *includes]
-    subprocess.run([*command, str(path), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
-
-
-_WRONG = {1: "a thread waits for ever", 2: "a thread writes beyond its shared memory"}
-
-
-class HostDevice(KernelDevice):
-    """The kernels themselves, on the emulated execution model; only the product is NumPy's."""
-
-    name = "host"
-    xp = np
-    half = False
-
-    def __init__(self, libraries: dict[str, ctypes.CDLL]) -> None:
-        self.libraries = libraries
-        self.tensor = False
-        self.launches: list[str] = []
-
-    def launch(
-        self, kernel: str, grid: tuple[int, int], args: Sequence[Any], shared: int = 0
-    ) -> None:
-        self.launches.append(kernel)
-        held = [np.asarray(np.uint64(a.ctypes.data) if np.ndim(a) else a) for a in args]
-        pointers = (ctypes.c_void_p * len(held))(*(one.ctypes.data for one in held))
-        # A few blocks in x, so that kernels have to go round their loops over rows.
-        x = min(grid[0], 2) if kernel in ROUNDS else grid[0]
-        run = getattr(self.libraries[kernel], f"run_{kernel}")
-        wrong = run(x, grid[1], threads_of(kernel), ctypes.c_size_t(shared), pointers)
-        if wrong:
-            raise DeviceError(f"{kernel}: {_WRONG[wrong]}")
-
-    def product(self, high_qd: Array, x_nd: Array, out_qn: Array) -> None:
-        np.matmul(high_qd, x_nd.astype(np.float32).T, out=out_qn)
+host = cuda_host_cases.host
 
 
 @pytest.fixture(scope="module")
 def functions(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return build(tmp_path_factory.mktemp("functions"), "functions", FUNCTIONS)
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> HostDevice:
-    return hosted(tmp_path_factory, STEMS)
-
-
-def hosted(tmp_path_factory: pytest.TempPathFactory, stems: Sequence[str]) -> HostDevice:
-    """The kernels of some sources, compiled once for all test files and processes of a run."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if base.name.startswith("popen-") else base) / "host_kernels"
-    folder.mkdir(exist_ok=True)
-    kernels = {kernel: stem for kernel, stem in KERNELS.items() if stem in stems}
-    built = {stem: _built(folder, stem) for stem in stems}
-    return HostDevice({kernel: built[stem] for kernel, stem in kernels.items()})
-
-
-def _built(folder: Path, stem: str) -> ctypes.CDLL:
-    with (folder / f"{stem}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = folder / f"{stem}.done"
-        if done.exists():
-            return ctypes.CDLL(str(folder / f"{stem}.so"))
-        entries = (KERNEL_ENTRY.format(kernel=one) for one in KERNELS if KERNELS[one] == stem)
-        library = build(folder, stem, KERNEL_UNIT.format(stem=stem) + "".join(entries))
-        done.touch()
-        return library
 
 
 def call(function: Any, *inputs: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -189,19 +79,6 @@ def some_int32(rng: np.random.Generator, n: int, most: int) -> np.ndarray:
     ends = np.array([-most, most, 0, 1, -1], np.int32)
     kinds = rng.integers(-most, most + 1, n), rng.integers(-3, 4, n), rng.choice(ends, n)
     return np.choose(rng.integers(0, 3, n), kinds).astype(np.int32)
-
-
-def some_keys(rng: np.random.Generator, n: int) -> np.ndarray:
-    ends = np.array([0, 1, 2**32 - 1, 2**32, 2**64 - 1], np.uint64)
-    wide = rng.integers(0, 2**64, n, dtype=np.uint64)
-    return np.where(rng.random(n) < 0.2, rng.choice(ends, n), wide)
-
-
-def some_entries(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Entries many of which share points, or points and mix."""
-    small = rng.integers(-2, 3, (n, 4))
-    wide = rng.integers(-(2**31) + 1, 2**31, (n, 4))
-    return np.where(rng.random((n, 4)) < 0.6, small, wide).astype(np.int32)
 
 
 # ── Device functions ──────────────────────────────────────────────────────────────────────────
@@ -309,30 +186,6 @@ def test_points_by_facet(host, n, offsets):
     np.testing.assert_array_equal(got.sum(axis=1), Ops().points(x_nd, q_d))
 
 
-def a_block(rng: np.random.Generator, q: int, k: int, capacity: int, d: int) -> QueryBlock:
-    high_qd, low_qd = limbs(rng.integers(-40, 41, (q, d)).astype(np.int16))
-    low_qd[0] = 0
-    bound_q4 = some_entries(rng, q) % 100
-    bound_q4[-1] = NOTHING
-    return QueryBlock(
-        high_qd=high_qd.astype(np.float32),
-        low_qd=low_qd,
-        low_norm_q=NumpyDevice().norms(low_qd),
-        key_q=some_keys(rng, q),
-        group_q=rng.integers(0, 3, q).astype(np.int32),
-        bound_q4=bound_q4,
-        top_qk4=np.tile(np.array(NOTHING, np.int32), (q, k, 1)),
-        have_q=np.zeros(q, np.int32),
-        found_qc4=np.zeros((q, capacity, 4), np.int32),
-        count_q=np.zeros(q, np.uint32),
-    )
-
-
-def copied(block: QueryBlock) -> QueryBlock:
-    arrays = {f.name: getattr(block, f.name) for f in fields(block)}
-    return QueryBlock(**{name: None if a is None else a.copy() for name, a in arrays.items()})
-
-
 @pytest.mark.parametrize(
     ("n", "begin", "end"), [(1, 0, 1), (37, 32, 37), (199, 0, 199), (640, 64, 300)]
 )
@@ -395,22 +248,6 @@ def test_select(host, k, count_of):
     np.testing.assert_array_equal(block.bound_q4[:, :3], expected.bound_q4[:, :3])
     for q, have in enumerate(block.have_q):
         np.testing.assert_array_equal(block.top_qk4[q, :have, :3], expected.top_qk4[q, :have, :3])
-
-
-def sieved(q: int, n: int, d: int, capacity: int) -> tuple[QueryBlock, Tile]:
-    """Queries on whose bounds some pairs lie, and rows of very different norms."""
-    rng = np.random.default_rng(n + d)
-    block = a_block(rng, q=q, k=1, capacity=capacity, d=d)
-    block = replace(block, high_qd=rng.integers(-127, 128, (q, d), dtype=np.int8))
-    shrink = np.repeat(rng.integers(1, 100, -(-n // 32)), 32)[:n]  # a warp's rows are alike
-    x_nd = rng.integers(-127, 128, (n, d)) // shrink[:, None]
-    rows = NumpyDevice().segment(x_nd.astype(np.int8), some_keys(rng, n))
-    bits = pack_bits(list(rng.random((3, n)) < np.array([[0.02], [0.5], [1.0]])))
-    first = block.high_qd.astype(np.int64) @ rows.x_nd.astype(np.int64).T
-    chosen = first[np.arange(q), rng.integers(0, n, q)]
-    block.bound_q4[:, 0] = 128 * chosen + rng.integers(-2_000, 2_000, q)
-    block.bound_q4[-1] = NOTHING
-    return block, Tile(None, rows, 1_000, bits)
 
 
 @pytest.fixture(params=["sieve", "few", "wide"])

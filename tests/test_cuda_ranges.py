@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import cuda_host_cases
 import kernel_cases as cases
 import numpy as np
 import pytest
-import test_cuda_host
+from cuda_host_cases import GXX, copied, sieved
 from cupy_cases import a_corpus, some_queries
-from test_cuda_host import GXX, copied, sieved
 from test_cupy_ops import assert_same
 
 from matchwright.kernels import cuda_scan
@@ -23,7 +23,7 @@ from matchwright.kernels.numpy_device import NumpyDevice
 from matchwright.kernels.ops import Ops
 from matchwright.kernels.types import Bitmap, Corpus, InRange, Queries, Segment
 
-host = test_cuda_host.host
+host = cuda_host_cases.host
 needs_gxx = pytest.mark.skipif(GXX is None, reason="needs g++ to compile CUDA sources as C++")
 
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 import ctypes
 from dataclasses import replace
 
+import cuda_host_cases
 import kernel_cases as cases
 import numpy as np
 import pytest
-import test_cuda_host
+from cuda_host_cases import GXX, build, copied, sieved
 from cupy_cases import NO_DEVICE, a_corpus
-from test_cuda_host import GXX, build, copied, sieved
 
 from matchwright.kernels import cuda_scan, cuda_search, rules
 from matchwright.kernels.cuda_device import CudaDevice
@@ -38,7 +38,7 @@ from matchwright.kernels.types import (
     SetColumn,
 )
 
-host = test_cuda_host.host
+host = cuda_host_cases.host
 needs_gxx = pytest.mark.skipif(GXX is None, reason="needs g++ to compile CUDA sources as C++")
 ON_DEVICE = (pytest.mark.skipif(NO_DEVICE is not None, reason=NO_DEVICE or ""), pytest.mark.gpu)
 

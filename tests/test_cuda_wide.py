@@ -8,8 +8,8 @@ from dataclasses import replace
 import kernel_cases as cases
 import numpy as np
 import pytest
+from cuda_host_cases import GXX, build, copied, hosted, sieved
 from cupy_cases import NO_DEVICE, a_corpus, some_groups, some_queries
-from test_cuda_host import GXX, build, copied, hosted, sieved
 from test_cuda_rules import on_host
 from test_cupy_ops import assert_same
 
