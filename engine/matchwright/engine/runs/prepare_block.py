@@ -51,7 +51,7 @@ T = TypeVar("T")
 READ: Mapping[Kind, tuple[str, ...]] = {
     kind: tuple(
         field.removeprefix(f"{kind}.")
-        for field in itertools.chain(*FACET_FIELDS.values())
+        for field in dict.fromkeys(itertools.chain(*FACET_FIELDS.values()))
         if field.startswith(f"{kind}.")
     )
     for kind in KINDS
