@@ -14,10 +14,8 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import lru_cache
-from operator import attrgetter
-from typing import Any, TypeVar, get_args
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -219,24 +217,7 @@ def canonical_predicate(predicate: Predicate) -> bytes:
 
     Long ones (lists of keys, offsets of zones) by their hash, so that a print stays cheap.
     """
-    form, fields_of = _FORMS[type(predicate)]
-    text = (form % tuple(map(_shown, fields_of(predicate)))).encode()
+    text = f"{predicate!r};".encode()
     if len(text) <= 256:
         return text
     return hashlib.blake2b(text, digest_size=32, person=PRINT_PERSON).digest()
-
-
-def _form(predicate: type) -> tuple[str, attrgetter[Any]]:
-    """("Name(field=%s, ...);", what gives the fields)."""
-    names = [one.name for one in fields(predicate)]
-    shown = ", ".join(f"{name}=%s" for name in names)
-    return f"{predicate.__name__}({shown});", attrgetter(*names)
-
-
-_FORMS = {predicate: _form(predicate) for predicate in get_args(Predicate)}
-_scalar = lru_cache(maxsize=1 << 14, typed=True)(repr)
-"""The same few names, vetoes and numbers are shown again and again."""
-
-
-def _shown(value: object) -> str:
-    return repr(value) if isinstance(value, tuple) else _scalar(value)
