@@ -24,7 +24,7 @@ demo: $(VENV)/.engine .triton  ## Make a marketplace, serve it with models, matc
 test: $(VENV)/.dev .chromium .triton  ## All tests, large counts reduced: under ten minutes on two cores
 	@# One worker more than cores: many tests wait for the servers that they have started.
 	n=$$(($$(getconf _NPROCESSORS_ONLN) + 1)); \
-	$(BIN)/python -m pytest --numprocesses $$((n > 4 ? 4 : n)) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $$((n > 4 ? 4 : n)) --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev  ## Lint, types, proto drift, then the tests: what CI runs
 	@$(MAKE) --no-print-directory lint types drift

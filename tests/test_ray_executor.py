@@ -278,7 +278,7 @@ def test_an_actor_that_is_killed_is_replaced(
     plan, snapshot, store_folder, expected, connected, tmp_path, count, capsys
 ):
     """SIGKILL to one process after the first unit, and to another one later."""
-    for workers in (4, 2)[: count(reduced=1, full=2)]:
+    for workers in (2, 4)[: count(reduced=1, full=2)]:
         said = []
         executor = executor_of(plan, snapshot, store_folder, workers, say=said.append)
         folder = Output(tmp_path / str(workers)).folder(plan.run_id)

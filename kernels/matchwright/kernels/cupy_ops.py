@@ -183,7 +183,7 @@ def verify_device(ops: CupyOps) -> None:
         DeviceMismatch: they differ; the message says in which sample.
     """
     reference = Ops(threads=ops.threads, memory_bytes=ops.memory_bytes)
-    for name, corpus, queries in _samples():
+    for name, corpus, queries in _samples(ops.device.wide):
         got, expected = (one.topk(corpus, queries, 37) for one in (ops, reference))
         x_nd, q_d = corpus.parts[0][0].x_nd, queries.q_qd[0]
         offsets = (0, 1, x_nd.shape[1] // 2, x_nd.shape[1])
@@ -201,9 +201,10 @@ def verify_device(ops: CupyOps) -> None:
             )
 
 
-def _samples() -> list[tuple[str, Corpus, Queries]]:
+def _samples(wide: bool) -> list[tuple[str, Corpus, Queries]]:
     generator = np.random.default_rng(7)
-    n, d, q = 20_011, 96, 33  # wide enough for a full tile
+    n, d = 20_011, 96  # wide enough for a full tile
+    q = limit("TILE") + 33 if wide else 33
     x_nd = generator.integers(-127, 128, (n, d), dtype=np.int8)
     q_qd = generator.integers(-16_255, 16_256, (q, d), dtype=np.int16)
     return [
