@@ -35,6 +35,8 @@ REFIT = {"seed": 0, "sample": 1_000, "as_of": AS_OF, "encoder": "served"}
 TIMEOUT_MS = 1_000
 DEADLINE_S = 4.0
 """Of each call: long beside the policy's time, since tests share the machine."""
+REST_S = 0.0 if PATIENCE == 1 else 0.02
+"""Between two calls of a caller; none with full counts. Other tests share the machine otherwise."""
 
 
 def config(repo, triton):
@@ -201,6 +203,7 @@ class Load:
                 continue
             seconds = time.monotonic() - began
             self.told += [Told(time.monotonic(), seconds, one, n) for one in answers]
+            await asyncio.sleep(REST_S)
 
     async def _one(self, n):
         jobs, people = self.asking

@@ -138,13 +138,28 @@ def s3_server() -> Iterator[Wire]:
     pytest.importorskip("s3fs", reason="needs s3fs (pip install s3fs)")
     moto = pytest.importorskip("moto.server", reason="needs moto and flask (pip install moto[s3])")
     server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    wire = Wire(server.get_host_and_port())
-    try:
-        yield wire
-    finally:
-        wire.close()
-        server.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        _one_object_at_a_time(patch)
+        server.start()
+        wire = Wire(server.get_host_and_port())
+        try:
+            yield wire
+        finally:
+            wire.close()
+            server.stop()
+
+
+def _one_object_at_a_time(patch):
+    """moto closes the old bytes of an object while another PUT of it is being answered."""
+    from moto.s3.responses import S3Response
+
+    answer, lock = S3Response.key_response, threading.Lock()
+
+    def answer_alone(*args, **kwargs):
+        with lock:
+            return answer(*args, **kwargs)
+
+    patch.setattr(S3Response, "key_response", answer_alone)
 
 
 def environment(wire) -> dict[str, str]:

@@ -158,7 +158,7 @@ def device(request):
 def test_whole_searches(device, monkeypatch, way):
     """Two segments, dead rows, groups of rules, overflowing buffers: the reference's answers."""
     rng = np.random.default_rng(3)
-    corpus = a_corpus(rng, (700, 300), 48)
+    corpus = a_corpus(rng, (260, 140), 48)
     groups = [(InRange("rate", low, 90, "RATE"),) for low in (5, 80)]
     queries = some_queries(rng, corpus, 140, 48, groups=groups)
     ops = CupyOps(memory_bytes=16 << 20, device=device, device_costs=FORCED[way], verify=False)
