@@ -5,7 +5,7 @@
 // tiles of MW_TILE rows, of which only those count in which some query has an eligible row. Its
 // four warpgroups multiply 64 queries each by all rows of a tile, the four of a warpgroup 16 each:
 //
-//   shared memory, from a multiple of 512 on; lines are placed as warpgroup.cuh has it
+//   shared memory, from a multiple of 1,024 on; lines are placed as warpgroup.cuh has it
 //     queries   width / 64 (rounded up) times   256 lines x 64 bytes
 //     ring      MW_WIDE_STAGES times            128 lines x 64 bytes
 //     list      MW_WIDE_LISTED pairs
@@ -219,6 +219,7 @@ extern "C" __global__ void __launch_bounds__(MW_WIDE_THREADS, 1)
             products_end();
         }
         products_done<0>();
+        sums_are_read(sum);
 
         norm = __reduce_max_sync(MW_WARP, norm);
         u32 near[2] = {0u, 0u};
@@ -266,8 +267,8 @@ extern "C" __global__ void __launch_bounds__(MW_WIDE_THREADS, 1)
                     const u32 slot = atomicAdd(&listed_s, 1u);
                     full |= slot >= MW_WIDE_LISTED / 2;
                     if (slot >= MW_WIDE_LISTED) break;
-                    const int j = __ffs((int)left) - 1;
-                    list[slot] = line << MW_WIDE_COLUMNS_LOG | (tile * MW_TILE + column_of_bit(lane, j));
+                    const int at = tile * MW_TILE + column_of_bit(lane, __ffs((int)left) - 1);
+                    list[slot] = line << MW_WIDE_COLUMNS_LOG | at;
                     near[i] &= near[i] - 1u;
                 }
             }

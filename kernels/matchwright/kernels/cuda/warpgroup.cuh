@@ -68,6 +68,13 @@ MW_FN void products_done() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Behind) : "memory");
 }
 
+// After all products are done: what reads c comes after this, and so after them. (The compiler
+// sees no other reason to wait: to it c was there when the product had begun.)
+MW_FN void sums_are_read(i32 (&c)[64]) {
+    asm volatile("" : MW_8(c, 0), MW_8(c, 8), MW_8(c, 16), MW_8(c, 24), MW_8(c, 32), MW_8(c, 40),
+                      MW_8(c, 48), MW_8(c, 56)::"memory");
+}
+
 // What this thread has copied becomes visible to the tensor cores.
 MW_FN void show_to_products() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
