@@ -13,7 +13,7 @@ PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3 python3.14; 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check prove gpu-check protos lint types drift clean .chromium .triton
+.PHONY: help demo test check prove gpu-check protos lint types drift clean .all .chromium .triton
 
 help:  ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -21,12 +21,12 @@ help:  ## Show what can be made
 demo: $(VENV)/.engine .triton  ## Make a marketplace, serve it with models, match over gRPC: about a minute
 	$(BIN)/matchwright demo
 
-test: $(VENV)/.dev .chromium .triton  ## All tests, large counts reduced: under ten minutes on two cores
+test: .all  ## All tests, large counts reduced: under ten minutes on two cores
 	@# One worker more than cores: many tests wait for the servers that they have started.
 	n=$$(($$(getconf _NPROCESSORS_ONLN) + 1)); \
 	$(BIN)/python -m pytest --numprocesses $$((n > 4 ? 4 : n)) --dist loadfile --no-loadscope-reorder
 
-check: $(VENV)/.dev  ## Lint, types, proto drift, then the tests: what CI runs
+check: .all  ## Lint, types, proto drift, then the tests: what CI runs
 	@$(MAKE) --no-print-directory lint types drift
 	@$(MAKE) --no-print-directory test
 
@@ -51,6 +51,10 @@ lint: $(VENV)/.dev  ## Ruff, and the guard against stray __init__.py files
 
 types: $(VENV)/.dev  ## mypy --strict
 	$(BIN)/mypy
+
+# Whatever the tests need, side by side.
+.all: | $(BIN)/python
+	@$(MAKE) --no-print-directory -j3 $(VENV)/.dev .chromium .triton
 
 # Debian's browser, which the report of a run is looked at in. Where it cannot be installed, those
 # tests are skipped and say so.

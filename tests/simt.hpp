@@ -11,9 +11,11 @@
 // thread waits for ever, or that writes beyond its shared memory, is reported.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -46,7 +48,7 @@ struct Index {
 
 struct Meeting {  // where `size` threads wait for one another
     unsigned size = 0, arrived = 0, generation = 0;
-    int values[32] = {};
+    std::array<int, 32> values = {};
 };
 
 // Groups of what one thread has begun; the last one is still open.
@@ -71,13 +73,15 @@ struct Fiber {
     Begun copies, products;
     Meeting* warp = nullptr;
     Meeting* all = nullptr;
-    ucontext_t context;
+    ucontext_t context;  // where it begins
+    jmp_buf place;       // where it waits; unlike swapcontext, no call to the system
+    bool begun = false;
     std::vector<char> stack;
     bool done = false;
 };
 
 inline Fiber* self = nullptr;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline bool progress = false;
 inline bool backwards = false;
 inline bool warpwise = false;
@@ -85,6 +89,20 @@ inline unsigned turns = 0;  // blocks that have run
 inline signed char* window = nullptr;  // shared memory: address 0, a multiple of 1024
 
 constexpr size_t GUARD = 4096, SKEW = 16;
+
+// Goes on with a fiber, until it waits or has ended.
+inline void resume(Fiber& fiber) {
+    self = &fiber;
+    if (_setjmp(scheduler) != 0) return;
+    if (fiber.begun) _longjmp(fiber.place, 1);
+    fiber.begun = true;
+    setcontext(&fiber.context);
+}
+
+// Lets others go on.
+inline void yield() {
+    if (_setjmp(self->place) == 0) _longjmp(scheduler, 1);
+}
 
 inline void wait(Meeting& meeting) {
     progress = true;
@@ -95,17 +113,19 @@ inline void wait(Meeting& meeting) {
         return;
     }
     while (meeting.generation == generation) {
-        swapcontext(&self->context, &scheduler);
+        yield();
         if (meeting.generation != generation) progress = true;
     }
 }
 
+using Lanes = std::array<int, 32>;
+
 // Every lane's value, seen by every lane.
-inline std::vector<int> exchange(int value) {
+inline Lanes exchange(int value) {
     Meeting& warp = *self->warp;
     warp.values[self->thread.x % 32] = value;
     wait(warp);
-    std::vector<int> values(warp.values, warp.values + 32);
+    const Lanes values = warp.values;
     wait(warp);
     return values;
 }
@@ -118,7 +138,7 @@ struct Call {
         std::apply(kernel, *arguments);
         self->done = true;
         progress = true;
-        swapcontext(&self->context, &scheduler);
+        _longjmp(scheduler, 1);
     }
 };
 
@@ -128,8 +148,7 @@ inline size_t turn(std::vector<std::unique_ptr<Fiber>>& fibers, size_t begin, si
     for (size_t t = begin; t < end; ++t) {
         Fiber& fiber = *fibers[backwards ? fibers.size() - 1 - t : t];
         if (fiber.done) continue;
-        self = &fiber;
-        swapcontext(&scheduler, &fiber.context);
+        resume(fiber);
         left += fiber.done ? 0 : 1;
     }
     return left;
@@ -185,7 +204,7 @@ int launch(void (*kernel)(Parameters...), Index grid, unsigned threads, size_t s
             fiber.grid = grid;
             fiber.warp = &warps[t / 32];
             fiber.all = &all;
-            fiber.done = false;
+            fiber.done = fiber.begun = false;
             fiber.copies = fiber.products = Begun();
             fiber.copies.late = backwards != warpwise;
             fiber.products.late = turns / 4 % 2 != 0;
@@ -219,7 +238,7 @@ inline void __syncwarp() { simt::wait(*simt::self->warp); }
 
 inline unsigned __ballot_sync(unsigned, bool predicate) {
     unsigned mask = 0;
-    const std::vector<int> values = simt::exchange(predicate ? 1 : 0);
+    const simt::Lanes values = simt::exchange(predicate ? 1 : 0);
     for (int lane = 0; lane < 32; ++lane) mask |= (unsigned)values[lane] << lane;
     return mask;
 }
@@ -263,7 +282,7 @@ inline int __syncthreads_or(int predicate) {
 // ── What tensor.cuh asks of the tensor cores, by the definitions in the PTX ISA ────────────────
 
 inline void multiply(int (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    std::vector<int> a_of[4], b_of[2];
+    simt::Lanes a_of[4], b_of[2];
     for (int i = 0; i < 4; ++i) a_of[i] = simt::exchange((int)a[i]);
     b_of[0] = simt::exchange((int)b0);
     b_of[1] = simt::exchange((int)b1);
@@ -281,7 +300,7 @@ inline void multiply(int (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned 
 
 inline void load_matrices(unsigned (&out)[4], const signed char* base, int offset) {
     const int lane = (int)simt::self->thread.x % 32;
-    const std::vector<int> offsets = simt::exchange(offset);
+    const simt::Lanes offsets = simt::exchange(offset);
     for (int j = 0; j < 4; ++j)
         std::memcpy(&out[j], base + offsets[8 * j + lane / 4] + lane % 4 * 4, 4);
 }
@@ -325,7 +344,7 @@ inline int operand_byte(unsigned long long descriptor, int line, int k) {
 
 inline void begin_product(int (&c)[64], unsigned long long a, unsigned long long b, bool add) {
     for (const unsigned long long one : {a, b}) {  // one descriptor a warp; mode 2, no base offset
-        const std::vector<int> low = simt::exchange((int)one), high = simt::exchange(one >> 32);
+        const simt::Lanes low = simt::exchange((int)one), high = simt::exchange(one >> 32);
         for (int lane = 0; lane < 32; ++lane)
             if (low[lane] != low[0] || high[lane] != high[0]) std::abort();
         if (one >> 62 != 2 || (one >> 49 & 7) != 0) std::abort();
