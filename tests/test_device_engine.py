@@ -241,18 +241,20 @@ def test_a_resume_is_told_the_same_bound():
 
 
 def test_doctor_tells_every_array(run, gpu, folder):
+    def doctor():
+        code, out, _ = run("doctor", "--device", "--store", folder, "--format", "json")
+        return code, {one["check"]: one for one in json.loads(out)["findings"]}
+
     gpu(ABSENT)
-    code, out, _ = run("doctor", "--device", "--store", folder, "--format", "json")
+    code, findings = doctor()
     assert code == 0
-    findings = {one["check"]: one for one in json.loads(out)["findings"]}
     assert findings["gpu"]["state"] == "absent"
     assert "400 rows: x " in findings["freelancers segment 0"]["detail"]
     assert "skills" in findings["freelancers segment 0"]["detail"]
     assert findings["device memory"]["detail"].startswith("device memory: ")
     gpu(Untrue(tensor=True))
-    code, out, _ = run("doctor", "--device", "--store", folder, "--format", "json")
+    code, findings = doctor()
     assert code == 5
-    findings = {one["check"]: one for one in json.loads(out)["findings"]}
     assert findings["gpu"]["state"] == "failed"
     assert "disagree on the sample" in findings["gpu"]["detail"]
     assert "400 rows: x " in findings["freelancers segment 0"]["detail"]

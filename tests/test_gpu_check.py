@@ -296,4 +296,7 @@ def test_the_sanitizer_is_asked_where_it_is(gpu_check, tmp_path, monkeypatch):
 
 def test_the_tests_for_the_sanitizer_have_cases_on_a_device(gpu_check, repo_root):
     for name in gpu_check.gpu_sections.SANITIZED:
-        assert "pytest.mark.gpu" in (repo_root / "tests" / name).read_text("utf-8")
+        file, _, test = name.partition("::")
+        text = (repo_root / "tests" / file).read_text("utf-8")
+        assert "pytest.mark.gpu" in text
+        assert f"def {test}" in text
